@@ -27,9 +27,9 @@ func (t Tree) Acquire() (*Held, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the lock file: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, wholeFile()); err != nil {
 		defer f.Close()
-		if !errors.Is(err, unix.EWOULDBLOCK) {
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
 			return nil, fmt.Errorf("locking %s: %w", t.Lock(), err)
 		}
 		holder := readPID(f)
@@ -53,7 +53,7 @@ func (h *Held) Release() error {
 // Holder returns the pid of the process that holds the lock, or 0 when nobody
 // does. A missing data directory counts as nobody.
 func (t Tree) Holder() (int, error) {
-	f, err := os.OpenFile(t.Lock(), os.O_RDWR|unix.O_CLOEXEC, 0)
+	f, err := os.OpenFile(t.Lock(), os.O_RDONLY|unix.O_CLOEXEC, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return 0, nil
 	}
@@ -61,18 +61,24 @@ func (t Tree) Holder() (int, error) {
 		return 0, fmt.Errorf("opening the lock file: %w", err)
 	}
 	defer f.Close()
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if err == nil {
-		return 0, nil
-	}
-	if !errors.Is(err, unix.EWOULDBLOCK) {
+	lock := wholeFile()
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, lock); err != nil {
 		return 0, fmt.Errorf("probing the lock %s: %w", t.Lock(), err)
+	}
+	if lock.Type == unix.F_UNLCK {
+		return 0, nil
 	}
 	pid, err := strconv.Atoi(readPID(f))
 	if err != nil {
 		return 0, fmt.Errorf("reading the holder of %s: %w", t.Lock(), err)
 	}
 	return pid, nil
+}
+
+// wholeFile is an exclusive lock on a file. It belongs to the open file, not to
+// the process, so that Holder can look without disturbing anybody.
+func wholeFile() *unix.Flock_t {
+	return &unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
 }
 
 // readPID returns the first line of f, or "?" when there is none.
