@@ -1,0 +1,151 @@
+/*
+ * exec: the last step between guest init and a container's process.
+ *
+ * Guest init (Go) forks this program into the container's cgroup and namespaces with a compiled
+ * program on descriptor 3 (a memfd) and a pipe on descriptor 4. It maps the program at a fixed
+ * address, runs its operations (raw system calls, in order) and, as the last of them, execs the
+ * user's command. When an operation fails it writes {step, errno} to the pipe and exits. Starting
+ * a second copy of the Go binary instead would cost tens of milliseconds under emulation.
+ *
+ * It is not a security boundary: whoever writes the program may do anything. The format is defined
+ * together with internal/guest/program, which is the only writer; both must change together.
+ *
+ * No libc, no allocation, no writable globals. Linux, x86-64.
+ */
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long u64;
+
+#define BASE 0x100000000UL /* where the program is mapped; program.Base in Go */
+#define MAGIC 0x31585441u  /* "ATX1" */
+#define PROGRAM_FD 3
+#define ERROR_FD 4
+
+enum { NR_WRITE = 1, NR_MMAP = 9, NR_EXIT_GROUP = 231, NR_FSTAT = 5 };
+
+/* Operations that are not system calls. */
+enum {
+	OP_FAIL = 0xf000,    /* fail with errno a[0] */
+	OP_STORE32 = 0xf001, /* *(u32 *)a[0] = a[1] */
+	OP_FAIL_LAST = 0xf002, /* fail with the last tolerated errno */
+};
+
+enum {
+	F_OK_JUMP = 1,  /* on success go to target */
+	F_ERR_JUMP = 2, /* on a tolerated error go to target */
+	F_ANY_ERR = 4,  /* tolerate every error */
+};
+
+struct op {
+	u16 nr;     /* system call or OP_* */
+	u16 step;   /* reported when it fails */
+	u8 save;    /* register for the result, 0: none */
+	u8 regs;    /* bit i: a[i] is the number of a register */
+	u8 flags;
+	u8 pad;
+	u32 target; /* index of an operation */
+	u8 err[4];  /* tolerated errno values */
+	u64 a[6];
+};
+
+struct header {
+	u32 magic;
+	u32 count;
+	u32 entry; /* offset of the first operation */
+	u32 size;  /* of the whole program */
+};
+
+static long sys(u64 nr, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
+{
+	long ret;
+	register u64 r10 __asm__("r10") = d;
+	register u64 r8 __asm__("r8") = e;
+	register u64 r9 __asm__("r9") = f;
+	__asm__ volatile("syscall"
+			 : "=a"(ret)
+			 : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
+	return ret;
+}
+
+static void __attribute__((noreturn)) leave(int code)
+{
+	for (;;)
+		sys(NR_EXIT_GROUP, code, 0, 0, 0, 0, 0);
+}
+
+static void __attribute__((noreturn)) fail(u32 step, u32 err)
+{
+	u32 report[2] = { step, err };
+	sys(NR_WRITE, ERROR_FD, (u64)report, sizeof(report), 0, 0, 0);
+	leave(125);
+}
+
+static int tolerated(const struct op *o, u32 err)
+{
+	if (o->flags & F_ANY_ERR)
+		return 1;
+	return err == o->err[0] || err == o->err[1] || err == o->err[2] || err == o->err[3];
+}
+
+static void __attribute__((noreturn)) run(const struct op *ops, u32 count)
+{
+	u64 reg[256];
+	u32 last = 0;
+
+	for (int i = 0; i < 256; i++)
+		reg[i] = 0;
+	for (u32 pc = 0; pc < count;) {
+		const struct op *o = &ops[pc];
+		u64 a[6];
+		long ret;
+
+		for (int i = 0; i < 6; i++)
+			a[i] = (o->regs >> i & 1) ? reg[o->a[i] & 255] : o->a[i];
+		pc++;
+		switch (o->nr) {
+		case OP_FAIL:
+			fail(o->step, a[0]);
+		case OP_FAIL_LAST:
+			fail(o->step, last);
+		case OP_STORE32:
+			*(u32 *)a[0] = a[1];
+			continue;
+		}
+		ret = sys(o->nr, a[0], a[1], a[2], a[3], a[4], a[5]);
+		if (ret < 0 && ret > -4096) {
+			if (!tolerated(o, -ret))
+				fail(o->step, -ret);
+			last = -ret;
+			if (o->flags & F_ERR_JUMP)
+				pc = o->target;
+			continue;
+		}
+		if (o->save)
+			reg[o->save] = ret;
+		if (o->flags & F_OK_JUMP)
+			pc = o->target;
+	}
+	leave(0);
+}
+
+void __attribute__((noreturn, used)) entry(void)
+{
+	u64 stat[18]; /* struct stat; st_size is at byte 48 */
+	const struct header *h = (const struct header *)BASE;
+
+	/* Without a program there is nothing to do: the warm-up runs it like this. */
+	if (sys(NR_FSTAT, PROGRAM_FD, (u64)stat, 0, 0, 0, 0) < 0)
+		leave(0);
+	/* PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_FIXED|MAP_POPULATE */
+	if (sys(NR_MMAP, BASE, stat[6], 3, 0x8012, PROGRAM_FD, 0) != (long)BASE)
+		fail(0, 12);
+	if (h->magic != MAGIC || h->size != stat[6])
+		fail(0, 8);
+	run((const struct op *)(BASE + h->entry), h->count);
+}
+
+/* The stack pointer is 16-byte aligned at process entry; a call keeps the ABI's promise. */
+__asm__(".globl _start\n_start:\n\txor %ebp, %ebp\n\tcall entry\n");
