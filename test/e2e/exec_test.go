@@ -1,0 +1,174 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestExec(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(sleeper)
+	n.ready("box")
+	equal(t, "stdout", n.exec("box", "echo", "a b"), "a b")
+
+	cmd := kubectlCommand(t.Context(), "-n", n.name, "exec", "box", "--", "sh", "-c", "echo to stderr >&2; exit 42")
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 42 {
+		t.Fatalf("exit code of the command: got %v", err)
+	}
+	contains(t, string(out), "to stderr")
+
+	if out, err := n.try("exec", "box", "--", "no-such-program"); err == nil || !strings.Contains(out, "no-such-program") {
+		t.Fatalf("a missing program: %v %s", err, out)
+	}
+}
+
+func TestExecWithTerminal(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(sleeper)
+	n.ready("box")
+	// script(1) gives kubectl the terminal that it insists on.
+	inner := strings.Join(append([]string{suite.atoll, "kubectl", "--kubeconfig", suite.dataDir + "/admin.kubeconfig", "-n", n.name}, "exec", "-it", "box", "--", "sh", "-c", "'tty; stty size; exit 5'"), " ")
+	cmd := exec.CommandContext(t.Context(), "script", "-qec", "stty rows 33 cols 99; "+inner, "/dev/null")
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 5 {
+		t.Fatalf("exit code: %v\n%s", err, out)
+	}
+	contains(t, string(out), "/dev/pts/")
+	contains(t, string(out), "33 99")
+}
+
+// TestExecStdin sends 100 MB through exec and compares what arrived.
+func TestExecStdin(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(sleeper)
+	n.ready("box")
+	const size = 100 << 20
+	hash := sha256.New()
+	source := io.TeeReader(io.LimitReader(rand.NewChaCha8([32]byte{1}), size), hash)
+	got := feed(t, source, "-n", n.name, "exec", "-i", "box", "--", "sha256sum")
+	equal(t, "sha256 of stdin", strings.Fields(got)[0], hex.EncodeToString(hash.Sum(nil)))
+}
+
+func TestAttach(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: echo}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  containers:
+    - {name: main, image: busybox, imagePullPolicy: IfNotPresent, stdin: true, stdinOnce: true, command: [sh, -c, "while read line; do echo got $line; done"]}
+`)
+	n.ready("echo")
+	got := feed(t, strings.NewReader("one\ntwo\n"), "-n", n.name, "attach", "-i", "echo", "-q")
+	contains(t, got, "got two")
+	equal(t, "phase", n.ended("echo"), "Succeeded")
+}
+
+func TestCopy(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(sleeper)
+	n.ready("box")
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, []byte(strings.Repeat("0123456789", 200000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.kubectl("cp", file, "box:/tmp/there")
+	n.kubectl("cp", "box:/tmp/there", filepath.Join(dir, "back"))
+	want, _ := os.ReadFile(file)
+	got, err := os.ReadFile(filepath.Join(dir, "back"))
+	if err != nil || string(got) != string(want) {
+		t.Fatalf("the copy differs: %d bytes, %v", len(got), err)
+	}
+}
+
+func TestPortForward(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: web}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - {name: web, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, "mkdir /w; echo forwarded > /w/index.html; exec httpd -f -p 127.0.0.1:8080 -h /w"]}
+`)
+	n.ready("web")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	forward := kubectlCommand(ctx, "-n", n.name, "port-forward", "pod/web", ":8080")
+	out, err := forward.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := forward.Start(); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 256)
+	k, err := out.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var port int
+	if _, err := fmt.Sscanf(string(buf[:k]), "Forwarding from 127.0.0.1:%d", &port); err != nil {
+		t.Fatalf("%v in %q", err, buf[:k])
+	}
+	eventually(t, "the forwarded port", func() error {
+		body, err := exec.Command("curl", "-fsS", fmt.Sprintf("http://127.0.0.1:%d/", port)).CombinedOutput()
+		if err == nil && string(body) != "forwarded\n" {
+			err = fmt.Errorf("got %q", body)
+		}
+		return err
+	})
+}
+
+func TestEphemeralDebugContainer(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(sleeper)
+	n.ready("box")
+	n.kubectl("debug", "box", "--image=busybox", "--image-pull-policy=IfNotPresent", "--target=box", "-c", "debugger", "--", "sh", "-c", "ps; echo debugged")
+	eventually(t, "the debugger's output", func() error {
+		out, err := n.try("logs", "box", "-c", "debugger")
+		if err == nil && !(strings.Contains(out, "debugged") && strings.Contains(out, "sleep 100000")) {
+			err = fmt.Errorf("got %q", out)
+		}
+		return err
+	})
+}
+
+// TestManyLogLines writes faster than anyone reads and counts every line.
+func TestManyLogLines(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(script("chatty", "seq 1 50000"))
+	equal(t, "phase", n.ended("chatty"), "Succeeded")
+	lines := strings.Split(strings.TrimSpace(n.kubectl("logs", "chatty")), "\n")
+	if len(lines) != 50000 || lines[49999] != "50000" {
+		t.Fatalf("%d lines, the last %q", len(lines), lines[len(lines)-1])
+	}
+}

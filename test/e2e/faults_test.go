@@ -1,0 +1,149 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// status is what `atoll status -o json` says, as far as the tests need it.
+type status struct {
+	Services []struct {
+		Name  string `json:"name"`
+		State string `json:"state"`
+		PID   int    `json:"pid"`
+	} `json:"services"`
+}
+
+func servicePID(t *testing.T, name string) int {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), suite.atoll, "status", "-o", "json", "--data-dir", suite.dataDir).Output()
+	if err != nil {
+		return 0
+	}
+	var s status
+	if err := json.Unmarshal(out, &s); err != nil {
+		t.Fatalf("reading atoll status: %v\n%s", err, out)
+	}
+	for _, service := range s.Services {
+		if service.Name == name {
+			return service.PID
+		}
+	}
+	return 0
+}
+
+// pidsMatching lists the processes whose command line contains a pattern.
+func pidsMatching(t *testing.T, pattern string) []int {
+	t.Helper()
+	out, _ := exec.CommandContext(t.Context(), "pgrep", "-f", pattern).Output()
+	var pids []int
+	for _, field := range strings.Fields(string(out)) {
+		pid, err := strconv.Atoi(field)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+// TestKilledServices kills each service in turn; pods must run on and the API must come back.
+func TestKilledServices(t *testing.T) {
+	n := newNamespace(t)
+	n.apply(sleeper)
+	n.ready("box")
+	started := n.exec("box", "stat", "-c", "%Y", "/proc/1")
+	for _, service := range []string{"agent", "pool", "containerd", "server"} {
+		pid := servicePID(t, service)
+		if pid == 0 {
+			t.Fatalf("atoll status names no process of %s", service)
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, service+" to come back", func() error {
+			if now := servicePID(t, service); now == 0 || now == pid {
+				return fmt.Errorf("pid is %d, was %d", now, pid)
+			}
+			return nil
+		})
+		eventually(t, "exec after the death of "+service, func() error {
+			out, err := n.try("exec", "box", "--", "stat", "-c", "%Y", "/proc/1")
+			if err == nil && out != started {
+				t.Fatalf("the pod was restarted when %s died", service)
+			}
+			return err
+		})
+		n.apply(script("after-"+service, "echo fine"))
+		equal(t, "a new pod after the death of "+service, n.ended("after-"+service), "Succeeded")
+	}
+	equal(t, "restarts", n.field("pod/box", ".status.containerStatuses[0].restartCount"), "0")
+}
+
+// TestKilledMachine kills the QEMU and then the shim of a pod; the kubelet must make it anew.
+func TestKilledMachine(t *testing.T) {
+	n := newNamespace(t)
+	n.apply(sleeper)
+	n.ready("box")
+	for i, pattern := range []string{"qemu-system", "shim-daemon"} {
+		pid := pidOfPod(t, n, "box", pattern)
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the restart after the death of "+pattern, func() error {
+			count, _ := n.try("get", "pod", "box", "-o", "jsonpath={.status.containerStatuses[0].restartCount}")
+			if got, _ := strconv.Atoi(count); got <= i {
+				return fmt.Errorf("restart count is %s", count)
+			}
+			return nil
+		})
+		n.ready("box")
+		eventually(t, "exec", func() error {
+			_, err := n.try("exec", "box", "--", "true")
+			return err
+		})
+	}
+}
+
+// pidOfPod finds the process of a pod by the pod's cgroup.
+func pidOfPod(t *testing.T, n *namespace, pod, pattern string) int {
+	t.Helper()
+	uid := n.field("pod/"+pod, ".metadata.uid")
+	for _, pid := range pidsMatching(t, pattern) {
+		out, _ := exec.Command("cat", fmt.Sprintf("/proc/%d/cgroup", pid)).Output()
+		if strings.Contains(string(out), uid) {
+			return pid
+		}
+	}
+	t.Fatalf("no process %q in the cgroup of pod %s (%s)", pattern, pod, uid)
+	return 0
+}
+
+// TestDownAndUp stops the whole supervisor and starts it again; objects and volumes of the API are as before.
+func TestDownAndUp(t *testing.T) {
+	if !suite.own {
+		t.Skip("the supervisor belongs to somebody else")
+	}
+	n := newNamespace(t)
+	n.kubectl("create", "configmap", "kept", "--from-literal=key=value")
+	n.apply(sleeper)
+	n.ready("box")
+	if err := command("down"); err != nil {
+		t.Fatal(err)
+	}
+	if left := pidsMatching(t, suite.dataDir); len(left) > 0 {
+		t.Fatalf("processes after down: %v", left)
+	}
+	if err := command("up", "--detach"); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "configmap", n.field("configmap/kept", ".data.key"), "value")
+	n.ready("box")
+}

@@ -1,0 +1,190 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// patience bounds every wait for a condition; emulated hosts are slow.
+const patience = 4 * time.Minute
+
+// namespace is a test's own corner of the cluster.
+type namespace struct {
+	t    *testing.T
+	name string
+}
+
+// newNamespace makes a namespace that goes with the test. Labels are name=value.
+func newNamespace(t *testing.T, labels ...string) *namespace {
+	t.Helper()
+	name := strings.ToLower(strings.NewReplacer("_", "-", "/", "-").Replace(strings.TrimPrefix(t.Name(), "Test")))
+	if len(name) > 50 {
+		name = name[:50]
+	}
+	n := &namespace{t: t, name: name}
+	run(t, "", "create", "namespace", name)
+	t.Cleanup(func() {
+		if t.Failed() {
+			n.describe()
+		}
+		out, err := kubectl(context.Background(), "", "delete", "namespace", name, "--wait=true", "--timeout=180s")
+		if err != nil {
+			t.Errorf("deleting the namespace: %v\n%s", err, out)
+		}
+	})
+	if len(labels) > 0 {
+		run(t, "", append([]string{"label", "namespace", name}, labels...)...)
+	}
+	eventually(t, "default service account", func() error {
+		_, err := kubectl(t.Context(), "", "-n", name, "get", "serviceaccount", "default")
+		return err
+	})
+	return n
+}
+
+// kubectl runs one command and returns both outputs together.
+func kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
+	cmd := kubectlCommand(ctx, args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	if err != nil {
+		err = fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(out.String()))
+	}
+	return out.String(), err
+}
+
+func kubectlCommand(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, suite.atoll, append([]string{"kubectl", "--kubeconfig", suite.dataDir + "/admin.kubeconfig"}, args...)...)
+}
+
+// run is kubectl for commands that must succeed.
+func run(t *testing.T, stdin string, args ...string) string {
+	t.Helper()
+	out, err := kubectl(t.Context(), stdin, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func (n *namespace) kubectl(args ...string) string {
+	n.t.Helper()
+	return run(n.t, "", append([]string{"-n", n.name}, args...)...)
+}
+
+// try is kubectl for commands that may fail.
+func (n *namespace) try(args ...string) (string, error) {
+	return kubectl(n.t.Context(), "", append([]string{"-n", n.name}, args...)...)
+}
+
+func (n *namespace) apply(yaml string) {
+	n.t.Helper()
+	run(n.t, yaml, "-n", n.name, "apply", "-f", "-")
+}
+
+// refused applies what must be refused and returns the message.
+func (n *namespace) refused(yaml string) string {
+	n.t.Helper()
+	out, err := kubectl(n.t.Context(), yaml, "-n", n.name, "apply", "-f", "-")
+	if err == nil {
+		n.t.Fatalf("accepted, but should have been refused:\n%s", yaml)
+	}
+	return out
+}
+
+// exec runs a command in a pod and returns its output.
+func (n *namespace) exec(pod string, command ...string) string {
+	n.t.Helper()
+	return n.kubectl(append([]string{"exec", pod, "--"}, command...)...)
+}
+
+// field reads one JSONPath of an object.
+func (n *namespace) field(object, path string) string {
+	n.t.Helper()
+	return n.kubectl("get", object, "-o", "jsonpath={"+path+"}")
+}
+
+// ready waits until the pod is Ready.
+func (n *namespace) ready(pod string) {
+	n.t.Helper()
+	n.kubectl("wait", "--for=condition=Ready", "pod/"+pod, fmt.Sprintf("--timeout=%s", patience))
+}
+
+// ended waits until the pod has succeeded or failed and returns its phase.
+func (n *namespace) ended(pod string) string {
+	n.t.Helper()
+	var phase string
+	eventually(n.t, "end of pod "+pod, func() error {
+		phase = n.field("pod/"+pod, ".status.phase")
+		if phase == "Succeeded" || phase == "Failed" {
+			return nil
+		}
+		return fmt.Errorf("phase is %s", phase)
+	})
+	return phase
+}
+
+// describe prints what a person would look at after a failure.
+func (n *namespace) describe() {
+	for _, args := range [][]string{{"get", "pods", "-o", "wide"}, {"describe", "pods"}, {"get", "events", "--sort-by=.lastTimestamp"}} {
+		out, _ := kubectl(context.Background(), "", append([]string{"-n", n.name}, args...)...)
+		n.t.Logf("kubectl %s\n%s", strings.Join(args, " "), out)
+	}
+}
+
+// eventually waits for a condition, never for time.
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("waiting for %s: %v", what, err)
+		}
+		select {
+		case <-t.Context().Done():
+			t.Fatalf("waiting for %s: %v", what, err)
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
+}
+
+func contains(t *testing.T, got, want string) {
+	t.Helper()
+	if !strings.Contains(got, want) {
+		t.Fatalf("want %q in:\n%s", want, got)
+	}
+}
+
+func equal(t *testing.T, what, got, want string) {
+	t.Helper()
+	if strings.TrimSpace(got) != want {
+		t.Fatalf("%s: got %q, want %q", what, strings.TrimSpace(got), want)
+	}
+}
+
+// feed runs a kubectl command with a stream as its input.
+func feed(t *testing.T, in io.Reader, args ...string) string {
+	t.Helper()
+	cmd := kubectlCommand(t.Context(), args...)
+	cmd.Stdin = in
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("kubectl %s: %v: %s", strings.Join(args, " "), err, stderr.String())
+	}
+	return stdout.String()
+}

@@ -1,0 +1,106 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestSecurityContext(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: secure}
+spec:
+  terminationGracePeriodSeconds: 1
+  securityContext:
+    runAsUser: 1000
+    runAsGroup: 2000
+    supplementalGroups: [3000]
+    seccompProfile: {type: RuntimeDefault}
+    sysctls: [{name: net.ipv4.ip_unprivileged_port_start, value: "80"}]
+  containers:
+    - name: main
+      image: busybox
+      imagePullPolicy: IfNotPresent
+      command: [sleep, "100000"]
+      securityContext:
+        allowPrivilegeEscalation: false
+        readOnlyRootFilesystem: true
+        capabilities: {drop: [ALL]}
+`)
+	n.ready("secure")
+	contains(t, n.exec("secure", "id"), "uid=1000 gid=2000 groups=2000,3000")
+	status := n.exec("secure", "cat", "/proc/self/status")
+	for _, want := range []string{"NoNewPrivs:\t1", "Seccomp:\t2", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000"} {
+		contains(t, status, want)
+	}
+	if out, err := n.try("exec", "secure", "--", "touch", "/file"); err == nil || !strings.Contains(out, "Read-only file system") {
+		t.Fatalf("writing a read-only root file system: %v %s", err, out)
+	}
+	equal(t, "sysctl", n.exec("secure", "cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start"), "80")
+	if out, err := n.try("exec", "secure", "--", "sh", "-c", "echo 1 > /proc/sys/kernel/panic"); err == nil {
+		t.Fatalf("changed a kernel setting: %s", out)
+	}
+}
+
+func TestCapabilities(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: caps}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - {name: plain, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, "100000"]}
+    - {name: more, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, "100000"], securityContext: {capabilities: {add: [NET_ADMIN], drop: [CHOWN]}}}
+`)
+	n.ready("caps")
+	contains(t, n.kubectl("exec", "caps", "-c", "plain", "--", "grep", "CapEff", "/proc/self/status"), "00000000a80425fb")
+	contains(t, n.kubectl("exec", "caps", "-c", "more", "--", "grep", "CapEff", "/proc/self/status"), "00000000a80435fa")
+	if out, err := n.try("exec", "caps", "-c", "plain", "--", "ip", "link", "add", "d0", "type", "dummy"); err == nil {
+		t.Fatalf("made a link without NET_ADMIN: %s", out)
+	}
+}
+
+// TestHostAccess: pods that need the host run under runc only where an administrator allowed it.
+func TestHostAccess(t *testing.T) {
+	t.Parallel()
+	pod := `
+apiVersion: v1
+kind: Pod
+metadata: {name: host}
+spec:
+  hostNetwork: true
+  restartPolicy: Never
+  containers: [{name: main, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, "uname -r"]}]
+`
+	denied := newNamespace(t)
+	message := denied.refused(pod)
+	contains(t, message, "hostNetwork")
+	contains(t, message, "atoll.dev/host-access=allowed")
+	contains(t, denied.refused(strings.Replace(pod, "hostNetwork: true", "runtimeClassName: runc", 1)), "atoll.dev/host-access=allowed")
+}
+
+func TestHostAccessAllowed(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t, "atoll.dev/host-access=allowed")
+	n.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: host}
+spec:
+  hostNetwork: true
+  restartPolicy: Never
+  containers: [{name: main, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, "ip link; cat /host/hostname"], volumeMounts: [{name: v, mountPath: /host}]}]
+  volumes: [{name: v, hostPath: {path: /etc}}]
+`)
+	equal(t, "runtime class", n.field("pod/host", ".spec.runtimeClassName"), "runc")
+	equal(t, "phase", n.ended("host"), "Succeeded")
+	contains(t, n.kubectl("logs", "host"), "atoll0")
+}
