@@ -1,0 +1,60 @@
+package vm
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Errors to tell apart with errors.Is. Every error of this package that has one of these causes
+// wraps it.
+var (
+	// ErrQEMU: QEMU is missing or cannot be started at all.
+	ErrQEMU = errors.New("qemu cannot run")
+	// ErrKernel: the kernel or initramfs is unreadable, no kernel, or did not reach the barrier in
+	// time. Rebuild or refetch the guest artefacts.
+	ErrKernel = errors.New("guest kernel does not boot")
+	// ErrTemplate: the template cannot be cloned: damaged, not sealed, or made by another QEMU.
+	// Build it again.
+	ErrTemplate = errors.New("template is not usable")
+	// ErrExited: the machine has ended.
+	ErrExited = errors.New("machine has ended")
+	// ErrBusy: the image slot is in use, or nothing is attached to it.
+	ErrBusy = errors.New("image slot is not in the needed state")
+	// ErrLimit: the template has no room for that much memory, that many CPUs or disks.
+	ErrLimit = errors.New("beyond what the template allows")
+)
+
+// withOutput adds what QEMU and the guest printed last, which nearly always names the cause.
+func withOutput(err error, stderr string, console []byte) error {
+	if s := strings.TrimSpace(stderr); s != "" {
+		err = fmt.Errorf("%w; qemu: %s", err, s)
+	}
+	if s := lastLines(string(console), 5); s != "" {
+		err = fmt.Errorf("%w; console: %s", err, s)
+	}
+	return err
+}
+
+// lastLines returns the last n non-empty lines joined by " | ", with control characters removed:
+// the guest wrote them.
+func lastLines(s string, n int) string {
+	var lines []string
+	for line := range strings.Lines(s) {
+		line = strings.TrimSpace(strings.Map(printable, line))
+		if line != "" {
+			lines = append(lines, line)
+		}
+	}
+	if len(lines) > n {
+		lines = lines[len(lines)-n:]
+	}
+	return strings.Join(lines, " | ")
+}
+
+func printable(r rune) rune {
+	if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
+		return ' '
+	}
+	return r
+}

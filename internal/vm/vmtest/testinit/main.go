@@ -1,0 +1,252 @@
+// Testinit is the init of the micro-VMs that the tests of package vm run. It keeps the barrier
+// handshake on the control port and then answers one line per line it reads:
+//
+//	echo TEXT              TEXT
+//	slot SERIAL OFF N      hex of N bytes at OFF of the virtio disk with that serial
+//	lun N OFF LEN          the same of the SCSI disk 0:0:0:N
+//	write N OFF HEX        writes to that SCSI disk and flushes it
+//	scratch OFF HEX        writes to the scratch disk and flushes it
+//	erofs SERIAL PATH      mounts the disk, answers the content of PATH, unmounts it
+//	ext4 SERIAL            mounts the disk writable with project quota, writes a file, unmounts it
+//	random                 hex of 16 random bytes
+//	memory                 bytes of memory in use by the kernel, after onlining what was added
+//	cpus                   number of CPUs online, after onlining what was added
+//	cmdline, dmesg, clocksource
+//	poweroff, panic
+//
+// An error is answered as "error: TEXT". It is no part of the product.
+package main
+
+import (
+	"bufio"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "testinit:", err)
+	}
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}
+
+func run() error {
+	for _, m := range [][3]string{{"proc", "/proc", "proc"}, {"sysfs", "/sys", "sysfs"}, {"devtmpfs", "/dev", "devtmpfs"}, {"tmpfs", "/mnt", "tmpfs"}} {
+		_ = os.Mkdir(m[1], 0o755)
+		if err := unix.Mount(m[0], m[1], m[2], 0, ""); err != nil {
+			return fmt.Errorf("mounting %s: %w", m[1], err)
+		}
+	}
+	port, err := openPort("atoll.ctl")
+	if err != nil {
+		return err
+	}
+	if _, err := io.WriteString(port, "ATOLLRDY"); err != nil {
+		return err
+	}
+	in := bufio.NewReader(port)
+	line, err := in.ReadString('\n')
+	if err != nil || line != "ATOLLGO\n" {
+		return fmt.Errorf("host said %q, %w", line, err)
+	}
+	for {
+		line, err := in.ReadString('\n')
+		if err != nil {
+			return err
+		}
+		answer, err := handle(strings.Fields(line))
+		if err != nil {
+			answer = "error: " + strings.ReplaceAll(err.Error(), "\n", " ")
+		}
+		if _, err := io.WriteString(port, answer+"\n"); err != nil {
+			return err
+		}
+	}
+}
+
+// openPort finds a virtio-serial port by name.
+func openPort(name string) (*os.File, error) {
+	for range 500 {
+		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
+		for _, p := range names {
+			if data, _ := os.ReadFile(p); strings.TrimSpace(string(data)) == name {
+				fd, err := unix.Open("/dev/"+filepath.Base(filepath.Dir(p)), unix.O_RDWR|unix.O_CLOEXEC, 0)
+				if err != nil {
+					return nil, err
+				}
+				return os.NewFile(uintptr(fd), name), nil
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return nil, errors.New("no port " + name)
+}
+
+func handle(w []string) (string, error) {
+	if len(w) == 0 {
+		return "", nil
+	}
+	arg := func(i int) string {
+		if i < len(w) {
+			return w[i]
+		}
+		return ""
+	}
+	switch w[0] {
+	case "echo":
+		return strings.Join(w[1:], " "), nil
+	case "slot":
+		dev, err := bySerial(arg(1))
+		if err != nil {
+			return "", err
+		}
+		return read(dev, arg(2), arg(3))
+	case "lun":
+		dev, err := byLUN(arg(1))
+		if err != nil {
+			return "", err
+		}
+		return read(dev, arg(2), arg(3))
+	case "write":
+		dev, err := byLUN(arg(1))
+		if err != nil {
+			return "", err
+		}
+		return "ok", write(dev, arg(2), arg(3))
+	case "scratch":
+		dev, err := bySerial("scratch")
+		if err != nil {
+			return "", err
+		}
+		return "ok", write(dev, arg(1), arg(2))
+	case "erofs":
+		return erofs(arg(1), arg(2))
+	case "ext4":
+		return "ok", ext4(arg(1))
+	case "random":
+		var b [16]byte
+		_, err := unix.Getrandom(b[:], 0)
+		return hex.EncodeToString(b[:]), err
+	case "memory":
+		online("/sys/devices/system/memory/memory*/state", "online")
+		var si unix.Sysinfo_t
+		err := unix.Sysinfo(&si)
+		return strconv.FormatUint(si.Totalram*uint64(si.Unit), 10), err
+	case "cpus":
+		online("/sys/devices/system/cpu/cpu*/online", "1")
+		data, err := os.ReadFile("/proc/cpuinfo")
+		return strconv.Itoa(strings.Count(string(data), "processor\t")), err
+	case "cmdline":
+		data, err := os.ReadFile("/proc/cmdline")
+		return strings.TrimSpace(string(data)), err
+	case "clocksource":
+		data, err := os.ReadFile("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+		return strings.TrimSpace(string(data)), err
+	case "dmesg":
+		buf := make([]byte, 1<<18)
+		n, err := unix.Klogctl(unix.SYSLOG_ACTION_READ_ALL, buf)
+		return strconv.Quote(string(buf[:max(n, 0)])), err
+	case "poweroff":
+		return "", unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	case "panic":
+		return "", os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
+	}
+	return "", errors.New("unknown command " + w[0])
+}
+
+// online brings hot-added parts into use; parts that are in use already refuse, which is fine.
+func online(pattern, value string) {
+	for range 200 {
+		names, _ := filepath.Glob(pattern)
+		for _, n := range names {
+			_ = os.WriteFile(n, []byte(value), 0)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func bySerial(serial string) (string, error) {
+	names, _ := filepath.Glob("/sys/block/vd*/serial")
+	for _, n := range names {
+		if data, _ := os.ReadFile(n); strings.TrimSpace(string(data)) == serial {
+			return "/dev/" + filepath.Base(filepath.Dir(n)), nil
+		}
+	}
+	return "", errors.New("no disk " + serial)
+}
+
+func byLUN(lun string) (string, error) {
+	for range 500 {
+		names, _ := filepath.Glob("/sys/class/scsi_device/*:0:0:" + lun + "/device/block/*")
+		if len(names) == 1 {
+			return "/dev/" + filepath.Base(names[0]), nil
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	return "", errors.New("no disk at lun " + lun)
+}
+
+func read(dev, off, n string) (string, error) {
+	o, err1 := strconv.ParseInt(off, 10, 64)
+	size, err2 := strconv.Atoi(n)
+	if err := errors.Join(err1, err2); err != nil {
+		return "", err
+	}
+	f, err := os.Open(dev)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	buf := make([]byte, size)
+	_, err = f.ReadAt(buf, o)
+	return hex.EncodeToString(buf), err
+}
+
+func write(dev, off, data string) error {
+	o, err1 := strconv.ParseInt(off, 10, 64)
+	buf, err2 := hex.DecodeString(data)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(dev, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(buf, o)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func erofs(serial, name string) (string, error) {
+	dev, err := bySerial(serial)
+	if err != nil {
+		return "", err
+	}
+	_ = os.Mkdir("/mnt/e", 0o755)
+	if err := unix.Mount(dev, "/mnt/e", "erofs", unix.MS_RDONLY, ""); err != nil {
+		return "", fmt.Errorf("mounting: %w", err)
+	}
+	data, err := os.ReadFile("/mnt/e/" + name)
+	return strings.TrimSpace(string(data)), errors.Join(err, unix.Unmount("/mnt/e", 0))
+}
+
+func ext4(serial string) error {
+	dev, err := bySerial(serial)
+	if err != nil {
+		return err
+	}
+	_ = os.Mkdir("/mnt/s", 0o755)
+	if err := unix.Mount(dev, "/mnt/s", "ext4", 0, "prjquota,discard"); err != nil {
+		return fmt.Errorf("mounting: %w", err)
+	}
+	err = os.WriteFile("/mnt/s/file", make([]byte, 1<<20), 0o600)
+	return errors.Join(err, unix.Unmount("/mnt/s", 0))
+}

@@ -1,0 +1,114 @@
+// Package vmtest starts micro-VMs in tests: it builds the test init, finds the kernel, and talks to
+// the machines. Only tests import it. Its users need root, QEMU and a pod kernel, whose path is in
+// the environment variable ATOLL_TEST_KERNEL; without them a test fails.
+package vmtest
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"atoll.dev/atoll/internal/vm"
+	"atoll.dev/atoll/internal/vm/initramfs"
+)
+
+// KernelEnv is the environment variable with the path of the kernel to test with.
+const KernelEnv = "ATOLL_TEST_KERNEL"
+
+// UID is the first of the user ids that test machines run as.
+const UID = 790000
+
+// Kernel is the path of the kernel to test with.
+func Kernel(t testing.TB) string {
+	t.Helper()
+	k := os.Getenv(KernelEnv)
+	if k == "" {
+		t.Fatalf("%s must name a pod kernel", KernelEnv)
+	}
+	return k
+}
+
+// Initramfs builds the test init and returns an initramfs of it.
+func Initramfs(t testing.TB) []initramfs.Entry {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "testinit")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, "atoll.dev/atoll/internal/vm/vmtest/testinit")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("building the test init: %v\n%s", err, msg)
+	}
+	return []initramfs.Entry{
+		{Path: "/init", Mode: 0o755, File: out},
+		{Path: "/dev/console", Mode: 0o600, Device: &initramfs.Device{Major: 5, Minor: 1}},
+	}
+}
+
+// Guest talks to the test init of one machine.
+type Guest struct {
+	conn net.Conn
+	in   *bufio.Reader
+}
+
+// NewGuest talks to m, which must run.
+func NewGuest(m *vm.Machine) *Guest {
+	return &Guest{conn: m.Channel(), in: bufio.NewReaderSize(m.Channel(), 1<<16)}
+}
+
+// Send sends a command without waiting for the answer.
+func (g *Guest) Send(t testing.TB, format string, args ...any) {
+	t.Helper()
+	if _, err := fmt.Fprintf(g.conn, format+"\n", args...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Receive waits for one answer.
+func (g *Guest) Receive(t testing.TB) string {
+	t.Helper()
+	_ = g.conn.SetReadDeadline(time.Now().Add(time.Minute))
+	line, err := g.in.ReadString('\n')
+	if err != nil {
+		t.Fatalf("reading from the guest: %v", err)
+	}
+	return strings.TrimSuffix(line, "\n")
+}
+
+// Ask sends a command and returns the answer.
+func (g *Guest) Ask(t testing.TB, format string, args ...any) string {
+	t.Helper()
+	g.Send(t, format, args...)
+	return g.Receive(t)
+}
+
+// Want sends a command and fails unless the answer is want.
+func (g *Guest) Want(t testing.TB, want, format string, args ...any) {
+	t.Helper()
+	if got := g.Ask(t, format, args...); got != want {
+		t.Fatalf("%s: guest answered %q, want %q", fmt.Sprintf(format, args...), got, want)
+	}
+}
+
+// Clone clones and closes the machine at the end of the test.
+func Clone(t testing.TB, tmpl *vm.Template, cfg vm.CloneConfig) *vm.Machine {
+	t.Helper()
+	if cfg.UID == 0 {
+		cfg.UID, cfg.GID = UID, UID
+	}
+	m, err := tmpl.Clone(context.Background(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
