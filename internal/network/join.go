@@ -8,10 +8,10 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
-	vnetns "github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"atoll.dev/atoll/internal/linux/netns"
+	"atoll.dev/atoll/internal/linux/rtnl"
 )
 
 const (
@@ -55,7 +55,7 @@ func JoinTap(netnsPath string, tap Tap) (Guest, error) {
 }
 
 func joinTap(netnsPath string, tap Tap) (Guest, error) {
-	pod, err := openNS(netnsPath)
+	pod, err := openPod(netnsPath)
 	if err != nil {
 		return Guest{}, err
 	}
@@ -80,42 +80,38 @@ func joinTap(netnsPath string, tap Tap) (Guest, error) {
 	return g, nil
 }
 
-// nsHandle is a route netlink socket inside a namespace.
-type nsHandle struct {
-	*netlink.Handle
+// podNS is an open namespace of a pod and a socket in it.
+type podNS struct {
+	*rtnl.Socket
 	ns *netns.NS
 }
 
-func openNS(path string) (*nsHandle, error) {
+func openPod(path string) (*podNS, error) {
 	ns, err := netns.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	h := &nsHandle{ns: ns}
-	err = ns.Do(func() error {
-		h.Handle, err = netlink.NewHandle(unix.NETLINK_ROUTE)
-		return err
-	})
+	s, err := rtnl.OpenAt(ns)
 	if err != nil {
 		_ = ns.Close()
-		return nil, fmt.Errorf("opening netlink socket: %w", err)
+		return nil, err
 	}
-	return h, nil
+	return &podNS{Socket: s, ns: ns}, nil
 }
 
-func (h *nsHandle) close() {
-	h.Close()
-	_ = h.ns.Close()
+func (p *podNS) close() {
+	p.Close()
+	_ = p.ns.Close()
 }
 
 // guest reads the identity of eth0 and its index.
-func (h *nsHandle) guest() (Guest, int, error) {
-	link, err := h.LinkByName(PodInterface)
+func (p *podNS) guest() (Guest, int, error) {
+	link, err := p.LinkByName(PodInterface)
 	if err != nil {
 		return Guest{}, 0, fmt.Errorf("finding %s: %w", PodInterface, err)
 	}
 	g := Guest{MAC: link.Attrs().HardwareAddr, MTU: link.Attrs().MTU}
-	addrs, err := h.AddrList(link, unix.AF_UNSPEC)
+	addrs, err := p.AddrList(link, unix.AF_UNSPEC)
 	if err != nil {
 		return Guest{}, 0, fmt.Errorf("listing addresses of %s: %w", PodInterface, err)
 	}
@@ -123,11 +119,11 @@ func (h *nsHandle) guest() (Guest, int, error) {
 		if a.Scope == unix.RT_SCOPE_LINK {
 			continue // the guest makes its own link-local address
 		}
-		if p, ok := prefixOf(a.IPNet); ok {
-			g.Addresses = append(g.Addresses, p)
+		if prefix, ok := prefixOf(a.IPNet); ok {
+			g.Addresses = append(g.Addresses, prefix)
 		}
 	}
-	routes, err := h.RouteList(link, unix.AF_UNSPEC)
+	routes, err := p.RouteList(link, unix.AF_UNSPEC)
 	if err != nil {
 		return Guest{}, 0, fmt.Errorf("listing routes of %s: %w", PodInterface, err)
 	}
@@ -184,25 +180,25 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 // grace periods again.
 func moveTap(tap Tap, pod *netns.NS, mtu int) error {
 	return netns.Do(tap.PoolNetns, func() error {
-		sock, err := nl.GetNetlinkSocketAt(vnetns.None(), vnetns.None(), unix.NETLINK_ROUTE)
+		s, err := rtnl.Open()
 		if err != nil {
-			return fmt.Errorf("opening netlink socket: %w", err)
+			return err
 		}
-		defer sock.Close()
-		iface, err := net.InterfaceByName(tap.Name)
+		defer s.Close()
+		index, err := rtnl.Index(tap.Name)
 		if err != nil {
-			return fmt.Errorf("finding tap: %w", err)
+			return err
 		}
-		req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
-		req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: sock}}
 		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-		msg.Index = int32(iface.Index)
+		msg.Index = int32(index)
 		msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
-		req.AddData(msg)
-		req.AddData(nl.NewRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(pod.FD()))))
-		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(PodTap)))
-		req.AddData(nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu))))
-		if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		err = s.Send(
+			unix.RTM_SETLINK, 0, msg,
+			nl.NewRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(pod.FD()))),
+			nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(PodTap)),
+			nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu))),
+		)
+		if err != nil {
 			return fmt.Errorf("moving tap: %w", err)
 		}
 		return nil
@@ -210,23 +206,23 @@ func moveTap(tap Tap, pod *netns.NS, mtu int) error {
 }
 
 // redirect sends every frame that arrives on one interface out of the other.
-func (h *nsHandle) redirect(from, to int) error {
+func (p *podNS) redirect(from, to int) error {
 	qdisc := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: from,
 		Parent:    netlink.HANDLE_INGRESS,
 		Handle:    netlink.MakeHandle(0xffff, 0),
 	}}
-	err := h.QdiscAdd(qdisc)
+	err := p.QdiscAdd(qdisc)
 	if errors.Is(err, unix.EEXIST) {
-		if err := h.QdiscDel(qdisc); err != nil {
+		if err := p.QdiscDel(qdisc); err != nil {
 			return fmt.Errorf("removing old ingress queue: %w", err)
 		}
-		err = h.QdiscAdd(qdisc)
+		err = p.QdiscAdd(qdisc)
 	}
 	if err != nil {
 		return fmt.Errorf("adding ingress queue: %w", err)
 	}
-	err = h.FilterAdd(&netlink.U32{
+	err = p.FilterAdd(&netlink.U32{
 		FilterAttrs: netlink.FilterAttrs{
 			LinkIndex: from,
 			Parent:    netlink.MakeHandle(0xffff, 0),
