@@ -1,0 +1,158 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+)
+
+const (
+	benchNamespace = "atoll-bench"
+	busyboxImage   = "docker.io/library/busybox:latest"
+	benchImage     = "atoll.dev/bench:latest"
+)
+
+// host is the supervisor under measurement.
+type host struct {
+	o    options
+	cri  cri.RuntimeServiceClient
+	conn *grpc.ClientConn
+	kube kubernetes.Interface
+	seq  int
+}
+
+func newHost(o options) (*host, error) {
+	conn, err := grpc.NewClient("unix://"+filepath.Join(o.runDir, "containerd.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return nil, fmt.Errorf("connecting to containerd: %w", err)
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", filepath.Join(o.dataDir, "admin.kubeconfig"))
+	if err != nil {
+		return nil, fmt.Errorf("reading the kubeconfig: %w", err)
+	}
+	config.QPS, config.Burst = 500, 1000
+	kube, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, err
+	}
+	h := &host{o: o, cri: cri.NewRuntimeServiceClient(conn), conn: conn, kube: kube}
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: benchNamespace, Labels: map[string]string{"atoll.dev/host-access": "allowed"}}}
+	if _, err := kube.CoreV1().Namespaces().Create(context.Background(), ns, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		return nil, fmt.Errorf("creating namespace %s: %w", benchNamespace, err)
+	}
+	return h, nil
+}
+
+func (h *host) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	_ = h.kube.CoreV1().Namespaces().Delete(ctx, benchNamespace, metav1.DeleteOptions{})
+	_ = h.conn.Close()
+}
+
+// poolStatus is what the pool answers to {"op":"status"}, as far as needed here.
+type poolStatus struct {
+	Warm   int `json:"warm"`
+	Target int `json:"target"`
+}
+
+func (h *host) poolStatus() (poolStatus, error) {
+	var status poolStatus
+	conn, err := net.Dial("unix", filepath.Join(h.o.runDir, "pool.sock"))
+	if err != nil {
+		return status, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		return status, err
+	}
+	if err := json.NewEncoder(conn).Encode(map[string]string{"op": "status"}); err != nil {
+		return status, err
+	}
+	return status, json.NewDecoder(conn).Decode(&status)
+}
+
+// fullPool waits until the warm pool is full again, so that a sample is a hit.
+func (h *host) fullPool(ctx context.Context) error {
+	for range 600 {
+		status, err := h.poolStatus()
+		if err == nil && status.Warm >= status.Target {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return errors.New("the warm pool did not fill within a minute")
+}
+
+// sandbox is one pod at the level of CRI.
+type sandbox struct {
+	id     string
+	config *cri.PodSandboxConfig
+}
+
+// startCRI runs a pod with one sleeping container and returns when it runs.
+func (h *host) startCRI(ctx context.Context, runtime string) (*sandbox, time.Duration, error) {
+	h.seq++
+	name := fmt.Sprintf("bench-%s-%d-%d", runtime, os.Getpid(), h.seq)
+	config := &cri.PodSandboxConfig{
+		Metadata:     &cri.PodSandboxMetadata{Name: name, Uid: name, Namespace: benchNamespace},
+		Hostname:     "bench",
+		LogDirectory: "/tmp",
+		DnsConfig:    &cri.DNSConfig{},
+		Linux: &cri.LinuxPodSandboxConfig{
+			CgroupParent:    "/kubepods/besteffort/pod" + name,
+			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}},
+		},
+	}
+	begin := time.Now()
+	run, err := h.cri.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config, RuntimeHandler: runtime})
+	if err != nil {
+		return nil, 0, fmt.Errorf("running a %s sandbox: %w", runtime, err)
+	}
+	s := &sandbox{id: run.PodSandboxId, config: config}
+	created, err := h.cri.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: s.id, SandboxConfig: config, Config: &cri.ContainerConfig{
+		Metadata: &cri.ContainerMetadata{Name: "main"},
+		Image:    &cri.ImageSpec{Image: busyboxImage, RuntimeHandler: runtime},
+		Command:  []string{"sleep", "100000"},
+		LogPath:  name + ".log",
+		Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
+			NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER},
+		}},
+	}})
+	if err == nil {
+		_, err = h.cri.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: created.ContainerId})
+	}
+	took := time.Since(begin)
+	if err != nil {
+		h.stopCRI(s)
+		return nil, 0, fmt.Errorf("starting a %s container: %w", runtime, err)
+	}
+	return s, took, nil
+}
+
+func (h *host) stopCRI(s *sandbox) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	_, _ = h.cri.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: s.id})
+	_, _ = h.cri.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: s.id})
+	_ = os.Remove(filepath.Join("/tmp", s.config.Metadata.Name+".log"))
+}
