@@ -191,8 +191,21 @@ type list struct {
 	Plugins    []Plugin `json:"plugins"`
 }
 
-// Render returns the configuration list for a network.
-func Render(n Network) ([]byte, error) {
+// Complete returns the network with its defaults filled in, or an error that
+// names the field that is wrong.
+func (n Network) Complete() (Network, error) {
+	p, err := n.plugin()
+	if err != nil {
+		return Network{}, err
+	}
+	out := p.Network()
+	if out.Name = n.Name; out.Name == "" {
+		out.Name = DefaultName
+	}
+	return out, nil
+}
+
+func (n Network) plugin() (Plugin, error) {
 	p := Plugin{
 		Type: PluginType, Bridge: n.Bridge, MTU: n.MTU, StateDir: n.StateDir,
 		Ranges:       []Range{{Subnet: n.Subnet, Gateway: n.Gateway}},
@@ -202,12 +215,22 @@ func Render(n Network) ([]byte, error) {
 		p.ClusterCIDRs = []netip.Prefix{n.ClusterCIDR}
 	}
 	if err := p.complete(); err != nil {
-		return nil, fmt.Errorf("checking network configuration: %w", err)
+		return Plugin{}, fmt.Errorf("checking network configuration: %w", err)
+	}
+	return p, nil
+}
+
+// Render returns the configuration list for a network.
+func Render(n Network) ([]byte, error) {
+	n, err := n.Complete()
+	if err != nil {
+		return nil, err
+	}
+	p, err := n.plugin()
+	if err != nil {
+		return nil, err
 	}
 	l := list{CNIVersion: cniVersion, Name: n.Name, Plugins: []Plugin{p}}
-	if l.Name == "" {
-		l.Name = DefaultName
-	}
 	b, err := json.MarshalIndent(l, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("encoding network configuration: %w", err)

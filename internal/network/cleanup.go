@@ -1,0 +1,191 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"atoll.dev/atoll/internal/linux/netns"
+	"atoll.dev/atoll/internal/linux/rtnl"
+	"atoll.dev/atoll/internal/network/cniconf"
+	"atoll.dev/atoll/internal/network/lease"
+	"atoll.dev/atoll/internal/network/nat"
+)
+
+// CleanupConfig says what to remove.
+type CleanupConfig struct {
+	// Network names the bridge and the state directory; the rest of it may be
+	// zero.
+	Network cniconf.Network
+	// NetnsDirs are directories of network namespace files: the pool's and
+	// the container runtime's. Everything in them is removed, and they.
+	NetnsDirs []string
+	// Tables are nftables tables of others to delete, kube-proxy's for one.
+	Tables []string
+	// CNICacheDir is where the runtime's CNI library remembers results,
+	// /var/lib/cni when empty. Only this network's files are removed.
+	CNICacheDir string
+	Logger      *slog.Logger // slog.Default when nil
+}
+
+// Cleanup removes everything the pods, the CNI plugin and Host left on the
+// host's network, in any state it may be in. Pods must have ended: a namespace
+// or tap that a process still holds goes away with that process. It does as
+// much as it can and returns what failed; when nothing is there it does
+// nothing.
+func Cleanup(c CleanupConfig) error {
+	if c.Network.Bridge == "" {
+		c.Network.Bridge = cniconf.DefaultBridge
+	}
+	if c.Network.Name == "" {
+		c.Network.Name = cniconf.DefaultName
+	}
+	if c.CNICacheDir == "" {
+		c.CNICacheDir = "/var/lib/cni"
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	err := errors.Join(
+		removeLinks(c.Network),
+		removeNamespaces(c.NetnsDirs),
+		nat.ForgetForward(c.Network.Bridge),
+		nat.DeleteTables(append([]string{nat.ConfigOf(c.Network).Table}, c.Tables...)...),
+		restoreForwarding(c),
+		removeCache(c),
+	)
+	if c.Network.StateDir != "" {
+		if e := os.RemoveAll(c.Network.StateDir); e != nil {
+			err = errors.Join(err, fmt.Errorf("removing leases: %w", e))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("cleaning up network: %w", err)
+	}
+	return nil
+}
+
+// removeLinks deletes the bridge, its ports and the host ends that leases name
+// but that are no ports any more.
+func removeLinks(n cniconf.Network) error {
+	s, err := rtnl.Open()
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	links, err := s.LinkList()
+	if err != nil {
+		return fmt.Errorf("listing interfaces: %w", err)
+	}
+	ours := map[string]bool{}
+	if _, err := os.Stat(n.StateDir); err == nil {
+		store, err := lease.Open(n.StateDir)
+		if err != nil {
+			return err
+		}
+		leases, err := store.List()
+		if err != nil {
+			return err
+		}
+		for _, l := range leases {
+			ours[l.HostIf] = true
+		}
+	}
+	bridge := -1
+	for _, l := range links {
+		if l.Attrs().Name == n.Bridge && l.Type() == "bridge" {
+			bridge = l.Attrs().Index
+		}
+	}
+	var errs error
+	for _, l := range links {
+		a := l.Attrs()
+		port := bridge > 0 && a.MasterIndex == bridge && l.Type() == "veth"
+		if a.Index != bridge && !port && !(ours[a.Name] && l.Type() == "veth") {
+			continue
+		}
+		if err := s.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+			errs = errors.Join(errs, fmt.Errorf("removing interface %s: %w", a.Name, err))
+		}
+	}
+	return errs
+}
+
+func removeNamespaces(dirs []string) error {
+	var errs error
+	for _, d := range dirs {
+		entries, err := os.ReadDir(d)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			errs = errors.Join(errs, fmt.Errorf("listing network namespaces: %w", err))
+			continue
+		}
+		for _, e := range entries {
+			errs = errors.Join(errs, netns.Remove(filepath.Join(d, e.Name())))
+		}
+		if err := os.Remove(d); err != nil {
+			errs = errors.Join(errs, fmt.Errorf("removing directory of network namespaces: %w", err))
+		}
+	}
+	return errs
+}
+
+// restoreForwarding turns forwarding off when Host turned it on, unless the
+// host has other virtual networks that may have come to need it.
+func restoreForwarding(c CleanupConfig) error {
+	if c.Network.StateDir == "" {
+		return nil
+	}
+	if _, err := os.Stat(filepath.Join(c.Network.StateDir, forwardFile)); err != nil {
+		return nil
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("listing interfaces: %w", err)
+	}
+	for _, l := range links {
+		switch l.Type() {
+		case "bridge", "veth", "tuntap", "wireguard", "vxlan":
+			c.Logger.Warn("IPv4 forwarding was off before Atoll and is left on: other virtual networks may need it",
+				"interface", l.Attrs().Name)
+			return nil
+		}
+	}
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0); err != nil {
+		return fmt.Errorf("turning off ip_forward: %w", err)
+	}
+	return nil
+}
+
+// removeCache deletes the CNI library's results of this network.
+func removeCache(c CleanupConfig) error {
+	dir := filepath.Join(c.CNICacheDir, "results")
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("listing CNI results: %w", err)
+	}
+	var errs error
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), c.Network.Name+"-") {
+			if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = errors.Join(errs, fmt.Errorf("removing CNI result: %w", err))
+			}
+		}
+	}
+	// Directories others still use are not empty.
+	_ = os.Remove(dir)
+	_ = os.Remove(c.CNICacheDir)
+	return errs
+}

@@ -1,0 +1,217 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"atoll.dev/atoll/internal/linux/rtnl"
+	"atoll.dev/atoll/internal/network/bridge"
+	"atoll.dev/atoll/internal/network/cniconf"
+	"atoll.dev/atoll/internal/network/lease"
+	"atoll.dev/atoll/internal/network/nat"
+)
+
+// HostConfig describes the node's pod network to Host.
+type HostConfig struct {
+	// Network is the same as the CNI plugin's configuration is written from.
+	Network cniconf.Network
+	// Interval between checks; 30 seconds when zero.
+	Interval time.Duration
+	Logger   *slog.Logger // slog.Default when nil
+}
+
+// Host keeps in order what pods need of the host's network: forwarding, the
+// pod bridge with the gateway address, the nftables table, and what the CNI
+// plugin made for each pod should somebody remove it.
+type Host struct {
+	conf     HostConfig
+	log      *slog.Logger
+	store    string
+	warnOnce map[string]bool // messages given already; Setup is called by one goroutine
+}
+
+// NewHost checks the configuration.
+func NewHost(c HostConfig) (*Host, error) {
+	n, err := c.Network.Complete()
+	if err != nil {
+		return nil, err
+	}
+	c.Network = n
+	if c.Interval == 0 {
+		c.Interval = 30 * time.Second
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	return &Host{conf: c, log: c.Logger, store: n.StateDir, warnOnce: map[string]bool{}}, nil
+}
+
+// Run sets the host up, calls ready and then repairs it at every interval,
+// until ctx ends. It returns an error when the first set-up fails; later
+// failures are logged and tried again.
+func (h *Host) Run(ctx context.Context, ready func()) error {
+	if err := h.Setup(); err != nil {
+		return err
+	}
+	ready()
+	t := time.NewTicker(h.conf.Interval)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.C:
+			if err := h.Setup(); err != nil {
+				h.log.Error("host network check failed", "err", err)
+			}
+		}
+	}
+}
+
+// Setup makes or repairs everything once. Pods may start when it returned nil.
+// It must not run twice at the same time in one Host.
+func (h *Host) Setup() error {
+	if err := h.setup(); err != nil {
+		return fmt.Errorf("setting up host network: %w", err)
+	}
+	return nil
+}
+
+func (h *Host) setup() error {
+	n := h.conf.Network
+	store, err := lease.Open(h.store)
+	if err != nil {
+		return err
+	}
+	if err := store.ResetAfterBoot(); err != nil {
+		return err
+	}
+	s, err := rtnl.Open()
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	br, made, err := bridge.Ensure(s, bridge.ConfigOf(n))
+	if err != nil {
+		return err
+	}
+	if made {
+		h.log.Info("pod bridge created", "bridge", n.Bridge, "address", bridge.ConfigOf(n).Address)
+	}
+	if err := h.sysctls(); err != nil {
+		return err
+	}
+	leases, err := store.List()
+	if err != nil {
+		return err
+	}
+	if err := h.attach(s, br, leases); err != nil {
+		return err
+	}
+	return h.filter(leases)
+}
+
+// attach puts the host ends of running pods back on the bridge.
+func (h *Host) attach(s *rtnl.Socket, br netlink.Link, leases []lease.Lease) error {
+	if len(leases) == 0 {
+		return nil
+	}
+	ports, err := bridge.Ports(s, br.Attrs().Index)
+	if err != nil {
+		return err
+	}
+	for _, l := range leases {
+		if _, ok := ports[l.HostIf]; ok {
+			continue
+		}
+		index, err := rtnl.Index(l.HostIf)
+		if errors.Is(err, unix.ENODEV) {
+			continue // the pod is just coming or going
+		}
+		if err != nil {
+			return err
+		}
+		port := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}
+		if err := s.LinkSetMasterByIndex(port, br.Attrs().Index); err != nil {
+			return fmt.Errorf("putting %s back on the bridge: %w", l.HostIf, err)
+		}
+		if err := bridge.Attach(s, br.Attrs().Index, index, l.Address); err != nil {
+			return err
+		}
+		h.log.Warn("pod interface put back on the bridge", "interface", l.HostIf, "pod", l.Pod)
+	}
+	return nil
+}
+
+// filter installs the nftables table when it is missing or was changed, with
+// the hostPorts of all pods.
+func (h *Host) filter(leases []lease.Lease) error {
+	cfg := nat.ConfigOf(h.conf.Network)
+	ok, err := nat.Installed(cfg)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		var pods []nat.Pod
+		for _, l := range leases {
+			if len(l.HostPorts) > 0 {
+				pods = append(pods, nat.Pod{Address: l.Address, Ports: l.HostPorts, Owner: l.Pod})
+			}
+		}
+		if err := nat.Ensure(cfg, pods); err != nil {
+			return err
+		}
+		h.log.Info("nftables table installed", "table", cfg.Table, "podsWithHostPorts", len(pods))
+	}
+	if err := nat.AllowForward(cfg.Bridge); err != nil {
+		return err
+	}
+	if b, err := os.ReadFile("/proc/thread-self/net/ip_tables_names"); err == nil && strings.Contains(string(b), "filter") {
+		h.warn("iptables rules of the old kernel interface are in use; if their FORWARD policy is DROP, accept interface " + cfg.Bridge + " there")
+	}
+	return nil
+}
+
+func (h *Host) warn(msg string) {
+	if !h.warnOnce[msg] {
+		h.warnOnce[msg] = true
+		h.log.Warn(msg)
+	}
+}
+
+// sysctls turns forwarding on and remembers that it was off, for Cleanup. The
+// bridge checks the source of what it receives, so that nothing but pod
+// addresses comes from pods.
+func (h *Host) sysctls() error {
+	const forward = "/proc/sys/net/ipv4/ip_forward"
+	old, err := os.ReadFile(forward)
+	if err != nil {
+		return fmt.Errorf("reading ip_forward: %w", err)
+	}
+	if strings.TrimSpace(string(old)) != "1" {
+		if err := os.WriteFile(filepath.Join(h.store, forwardFile), []byte("0"), 0o600); err != nil {
+			return fmt.Errorf("remembering ip_forward: %w", err)
+		}
+		if err := os.WriteFile(forward, []byte("1"), 0); err != nil {
+			return fmt.Errorf("turning on ip_forward: %w", err)
+		}
+		h.log.Info("IPv4 forwarding turned on")
+	}
+	path := "/proc/sys/net/ipv4/conf/" + h.conf.Network.Bridge + "/rp_filter"
+	if err := os.WriteFile(path, []byte("1"), 0); err != nil {
+		return fmt.Errorf("turning on rp_filter: %w", err)
+	}
+	return nil
+}
+
+// forwardFile, in the state directory, says that forwarding was off before.
+const forwardFile = "forwarding-was-off"
