@@ -1,0 +1,137 @@
+package program
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+var (
+	// ErrInvalid is wrapped when the spec contradicts itself or the OCI specification.
+	ErrInvalid = errors.New("invalid container configuration")
+	// ErrUnsupported is wrapped when the spec asks for something a micro-VM pod cannot do.
+	ErrUnsupported = errors.New("not supported in a micro-VM pod")
+)
+
+// ReportSize is the length of the helper's error report: step and errno, little-endian 32 bits.
+const ReportSize = 8
+
+// Step describes a group of operations for error messages. Format has one %w for the errno, unless
+// Texts has a complete text for that errno.
+type Step struct {
+	Format string
+	Texts  map[unix.Errno]string
+}
+
+// ExecError is the failure of a helper: which step failed, and why.
+type ExecError struct {
+	text  string
+	errno unix.Errno
+}
+
+func (e *ExecError) Error() string { return e.text }
+
+// Unwrap gives the errno.
+func (e *ExecError) Unwrap() error { return e.errno }
+
+// Error turns the helper's report into an error whose text is like runc's.
+func (p *Program) Error(report []byte) error {
+	if len(report) != ReportSize {
+		return fmt.Errorf("exec helper ended without a report (%d bytes)", len(report))
+	}
+	le := func(i int) uint32 {
+		return uint32(report[i]) | uint32(report[i+1])<<8 | uint32(report[i+2])<<16 | uint32(report[i+3])<<24
+	}
+	step, errno := le(0), unix.Errno(le(4))
+	if int(step) >= len(p.steps) {
+		return fmt.Errorf("exec helper reported an unknown step %d: %w", step, errno)
+	}
+	s := p.steps[step]
+	if text, ok := s.Texts[errno]; ok {
+		return &ExecError{text: text, errno: errno}
+	}
+	return &ExecError{text: fmt.Errorf(s.Format, errno).Error(), errno: errno}
+}
+
+// String renders the program one operation per line, for golden files and debugging.
+func (p *Program) String() string {
+	var out strings.Builder
+	last := -1
+	for i, o := range p.ops {
+		if int(o.step) != last {
+			last = int(o.step)
+			fmt.Fprintf(&out, "# %s\n", strings.TrimSuffix(p.steps[last].Format, ": %w"))
+		}
+		fmt.Fprintf(&out, "%3d  ", i)
+		if o.save != 0 {
+			fmt.Fprintf(&out, "r%d = ", o.save)
+		}
+		args := make([]string, o.nargs)
+		for j := range o.nargs {
+			args[j] = o.args[j].String()
+		}
+		fmt.Fprintf(&out, "%s(%s)%s\n", callName(o.nr), strings.Join(args, ", "), o.suffix())
+	}
+	return out.String()
+}
+
+func (a arg) String() string {
+	switch {
+	case a.reg:
+		return fmt.Sprintf("r%d", a.val)
+	case a.label != "":
+		return a.label
+	case int64(a.val) < 0:
+		return fmt.Sprintf("%d", int64(a.val))
+	case a.val < 10:
+		return fmt.Sprintf("%d", a.val)
+	default:
+		return fmt.Sprintf("%#x", a.val)
+	}
+}
+
+func (o *op) suffix() string {
+	var s string
+	if o.flags&flagAnyErr != 0 {
+		s = " ignoring errors"
+	}
+	for _, e := range o.errs {
+		if e != 0 {
+			s += " ignoring " + unix.ErrnoName(unix.Errno(e))
+		}
+	}
+	if o.flags&flagErrJump != 0 {
+		s += fmt.Sprintf(" on error goto %d", o.target)
+	}
+	if o.flags&flagOKJump != 0 {
+		s += fmt.Sprintf(" on success goto %d", o.target)
+	}
+	return s
+}
+
+func callName(nr uint16) string {
+	names := map[uint16]string{
+		unix.SYS_MOUNT: "mount", unix.SYS_UMOUNT2: "umount2", unix.SYS_MKDIR: "mkdir",
+		unix.SYS_MKNOD: "mknod", unix.SYS_SYMLINK: "symlink", unix.SYS_PIVOT_ROOT: "pivot_root",
+		unix.SYS_CHDIR: "chdir", unix.SYS_OPEN: "open", unix.SYS_OPENAT2: "openat2",
+		unix.SYS_OPEN_TREE: "open_tree", unix.SYS_MOVE_MOUNT: "move_mount",
+		unix.SYS_MOUNT_SETATTR: "mount_setattr", unix.SYS_CLOSE_RANGE: "close_range",
+		unix.SYS_SETSID: "setsid", unix.SYS_UNSHARE: "unshare", unix.SYS_SETNS: "setns",
+		unix.SYS_UMASK: "umask", unix.SYS_CHOWN: "chown", unix.SYS_FCHOWN: "fchown",
+		unix.SYS_WRITE: "write", unix.SYS_CLOSE: "close", unix.SYS_IOCTL: "ioctl",
+		unix.SYS_SENDMSG: "sendmsg", unix.SYS_DUP2: "dup2", unix.SYS_PRLIMIT64: "prlimit64",
+		unix.SYS_PRCTL: "prctl", unix.SYS_CAPSET: "capset", unix.SYS_SETGROUPS: "setgroups",
+		unix.SYS_SETGID: "setgid", unix.SYS_SETUID: "setuid", unix.SYS_SECCOMP: "seccomp",
+		unix.SYS_ACCESS: "access", unix.SYS_EXECVE: "execve", unix.SYS_PAUSE: "pause",
+		unix.SYS_RT_SIGACTION: "rt_sigaction", unix.SYS_CHMOD: "chmod", unix.SYS_DUP3: "dup3",
+		unix.SYS_EXECVEAT: "execveat", unix.SYS_IOPRIO_SET: "ioprio_set",
+		unix.SYS_SCHED_SETATTR: "sched_setattr", unix.SYS_PERSONALITY: "personality",
+		opFail: "FAIL", opFailLast: "FAIL_LAST", opStore32: "STORE32",
+	}
+	if n, ok := names[nr]; ok {
+		return n
+	}
+	return fmt.Sprintf("syscall_%d", nr)
+}

@@ -1,0 +1,276 @@
+package program
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// mountOptions is what the option list of an OCI mount means.
+type mountOptions struct {
+	flags       uintptr // for mount(2)
+	attrs       uint64  // MOUNT_ATTR_* for mount_setattr(2) on binds
+	clear       uint64
+	recurseAttr bool
+	bind        bool
+	recursive   bool
+	propagation uint64
+	data        []string
+}
+
+// mountFlag is one plain option: the bits it sets in mount(2) and in mount_setattr(2).
+type mountFlag struct {
+	clear bool
+	flag  uintptr
+	attr  uint64
+}
+
+func flagTable() map[string]mountFlag {
+	return map[string]mountFlag{
+		"defaults": {}, "rw": {true, unix.MS_RDONLY, unix.MOUNT_ATTR_RDONLY},
+		"ro":      {false, unix.MS_RDONLY, unix.MOUNT_ATTR_RDONLY},
+		"suid":    {true, unix.MS_NOSUID, unix.MOUNT_ATTR_NOSUID},
+		"nosuid":  {false, unix.MS_NOSUID, unix.MOUNT_ATTR_NOSUID},
+		"dev":     {true, unix.MS_NODEV, unix.MOUNT_ATTR_NODEV},
+		"nodev":   {false, unix.MS_NODEV, unix.MOUNT_ATTR_NODEV},
+		"exec":    {true, unix.MS_NOEXEC, unix.MOUNT_ATTR_NOEXEC},
+		"noexec":  {false, unix.MS_NOEXEC, unix.MOUNT_ATTR_NOEXEC},
+		"atime":   {true, unix.MS_NOATIME, unix.MOUNT_ATTR_NOATIME},
+		"noatime": {false, unix.MS_NOATIME, unix.MOUNT_ATTR_NOATIME},
+
+		"diratime":      {true, unix.MS_NODIRATIME, unix.MOUNT_ATTR_NODIRATIME},
+		"nodiratime":    {false, unix.MS_NODIRATIME, unix.MOUNT_ATTR_NODIRATIME},
+		"relatime":      {false, unix.MS_RELATIME, 0},
+		"norelatime":    {true, unix.MS_RELATIME, 0},
+		"strictatime":   {false, unix.MS_STRICTATIME, unix.MOUNT_ATTR_STRICTATIME},
+		"nostrictatime": {true, unix.MS_STRICTATIME, unix.MOUNT_ATTR_STRICTATIME},
+		"sync":          {false, unix.MS_SYNCHRONOUS, 0},
+		"async":         {true, unix.MS_SYNCHRONOUS, 0},
+		"dirsync":       {false, unix.MS_DIRSYNC, 0},
+		"silent":        {false, unix.MS_SILENT, 0},
+		"loud":          {true, unix.MS_SILENT, 0},
+		"lazytime":      {false, unix.MS_LAZYTIME, 0},
+		"nolazytime":    {true, unix.MS_LAZYTIME, 0},
+	}
+}
+
+// parseOptions splits OCI mount options into what the kernel's calls want.
+func parseOptions(options []string) (mountOptions, error) {
+	var m mountOptions
+	table := flagTable()
+	propagation := map[string]uint64{
+		"shared": unix.MS_SHARED, "rshared": unix.MS_SHARED,
+		"slave": unix.MS_SLAVE, "rslave": unix.MS_SLAVE,
+		"private": unix.MS_PRIVATE, "rprivate": unix.MS_PRIVATE,
+		"unbindable": unix.MS_UNBINDABLE, "runbindable": unix.MS_UNBINDABLE,
+	}
+	for _, o := range options {
+		if f, ok := table[o]; ok {
+			m.set(f)
+			continue
+		}
+		if f, ok := table[strings.TrimPrefix(o, "r")]; ok && f.attr != 0 {
+			m.set(f)
+			m.recurseAttr = true
+			continue
+		}
+		if p, ok := propagation[o]; ok {
+			m.propagation = p
+			continue
+		}
+		switch o {
+		case "bind":
+			m.bind = true
+		case "rbind":
+			m.bind, m.recursive = true, true
+		case "tmpcopyup", "":
+		case "remount", "idmap", "ridmap":
+			return m, fmt.Errorf("%w: mount option %q", ErrUnsupported, o)
+		default:
+			m.data = append(m.data, o)
+		}
+	}
+	return m, nil
+}
+
+func (m *mountOptions) set(f mountFlag) {
+	if f.clear {
+		m.flags &^= f.flag
+		m.attrs &^= f.attr
+		return
+	}
+	m.flags |= f.flag
+	m.attrs |= f.attr
+	if f.attr&(unix.MOUNT_ATTR_NOATIME|unix.MOUNT_ATTR_STRICTATIME) != 0 {
+		m.clear |= unix.MOUNT_ATTR__ATIME
+	}
+}
+
+// Bind is what the caller found out about the source of a bind mount.
+type Bind struct {
+	Root string // existing path in the guest that the source may not leave
+	Sub  string // path below Root, "" for Root itself; resolved beneath Root
+	Dir  bool   // the source is a directory
+}
+
+// openSources clones the sources of all bind mounts into detached mounts, to be moved into place
+// after pivot_root. It returns the register of each, by mount index.
+func (b *builder) openSources(mounts []specs.Mount, binds map[int]Bind) map[int]uint8 {
+	regs := map[int]uint8{}
+	how := arg{}
+	for i, m := range mounts {
+		o, err := parseOptions(m.Options)
+		if err != nil {
+			b.fail(fmt.Errorf("mount %s: %w", m.Destination, err))
+			return nil
+		}
+		if !o.bind && m.Type != "bind" {
+			continue
+		}
+		src, ok := binds[i]
+		if !ok {
+			b.fail(fmt.Errorf("%w: no source for the mount on %s", ErrInvalid, m.Destination))
+			return nil
+		}
+		flags := unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC
+		if o.recursive {
+			flags |= unix.AT_RECURSIVE
+		}
+		b.do("mounting %q to rootfs at %q: opening source", m.Source, m.Destination)
+		if src.Sub == "" {
+			regs[i], _ = b.callReg(unix.SYS_OPEN_TREE, imm(unix.AT_FDCWD), b.str(src.Root), imm(flags))
+			continue
+		}
+		if how.val == 0 {
+			how = b.words("{O_PATH, RESOLVE_BENEATH}", unix.O_PATH|unix.O_CLOEXEC, 0,
+				unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)
+		}
+		root, _ := b.callReg(unix.SYS_OPEN, b.str(src.Root), imm(unix.O_PATH|unix.O_CLOEXEC))
+		fd, _ := b.callReg(unix.SYS_OPENAT2, reg(root), b.str(src.Sub), how, imm(24))
+		regs[i], _ = b.callReg(unix.SYS_OPEN_TREE, reg(fd), b.str(""), imm(flags|unix.AT_EMPTY_PATH))
+	}
+	return regs
+}
+
+// mkdirAll makes a directory in the container unless something is there already.
+func (b *builder) mkdirAll(dir string, skipCheck bool) {
+	var check *op
+	if !skipCheck {
+		check = b.call(unix.SYS_ACCESS, b.str(dir), imm(0)).tolerateAll()
+		check.flags |= flagOKJump
+	}
+	for i := 1; i <= len(dir); i++ {
+		if i == len(dir) || dir[i] == '/' {
+			b.call(unix.SYS_MKDIR, b.str(dir[:i]), imm(0o755)).tolerate(unix.EEXIST)
+		}
+	}
+	if check != nil {
+		check.target = b.here()
+	}
+}
+
+// touch makes an empty file in the container unless something is there already.
+func (b *builder) touch(file string) {
+	check := b.call(unix.SYS_ACCESS, b.str(file), imm(0)).tolerateAll()
+	check.flags |= flagOKJump
+	if dir := path.Dir(file); dir != "/" {
+		b.mkdirAll(dir, true)
+	}
+	b.call(unix.SYS_MKNOD, b.str(file), imm(unix.S_IFREG|0o644), imm(0)).tolerate(unix.EEXIST)
+	check.target = b.here()
+}
+
+// mounts mounts everything in the spec's order, inside the new root.
+func (b *builder) mounts(mounts []specs.Mount, binds map[int]Bind, sources map[int]uint8) {
+	for i, m := range mounts {
+		o, err := parseOptions(m.Options)
+		if err != nil {
+			b.fail(fmt.Errorf("mount %s: %w", m.Destination, err))
+			return
+		}
+		dest := path.Clean("/" + m.Destination)
+		b.do("mounting %q to rootfs at %q", m.Source, m.Destination)
+		if src, ok := sources[i]; ok {
+			b.bindMount(dest, src, binds[i].Dir, o)
+			continue
+		}
+		if dest == "/" {
+			b.fail(fmt.Errorf("%w: mount of %q on /", ErrInvalid, m.Type))
+			return
+		}
+		b.mkdirAll(dest, false)
+		b.fileSystem(m, dest, o)
+	}
+}
+
+func (b *builder) bindMount(dest string, src uint8, dir bool, o mountOptions) {
+	if dir {
+		b.mkdirAll(dest, false)
+	} else {
+		b.touch(dest)
+	}
+	if o.attrs != 0 || o.propagation == unix.MS_SHARED {
+		flags := unix.AT_EMPTY_PATH
+		if o.recurseAttr {
+			flags |= unix.AT_RECURSIVE
+		}
+		propagation := uint64(0)
+		if o.propagation == unix.MS_SHARED {
+			propagation = unix.MS_SHARED
+		}
+		attr := b.words(fmt.Sprintf("{set %#x, clear %#x, propagation %#x}", o.attrs, o.clear, propagation),
+			o.attrs, o.clear, propagation, 0)
+		b.call(unix.SYS_MOUNT_SETATTR, reg(src), b.str(""), imm(flags), attr, imm(32))
+	}
+	b.call(unix.SYS_MOVE_MOUNT, reg(src), b.str(""), imm(unix.AT_FDCWD), b.str(dest),
+		imm(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS))
+}
+
+func (b *builder) fileSystem(m specs.Mount, dest string, o mountOptions) {
+	fsType, data := m.Type, strings.Join(o.data, ",")
+	flags := o.flags
+	switch fsType {
+	case "proc", "sysfs", "mqueue", "devpts":
+	case "tmpfs":
+		if dest == "/dev" {
+			flags &^= unix.MS_RDONLY // made read-only once it is populated
+		}
+	case "cgroup", "cgroup2":
+		fsType, data = "cgroup2", ""
+	default:
+		b.fail(fmt.Errorf("%w: file system type %q at %s", ErrUnsupported, m.Type, m.Destination))
+		return
+	}
+	b.call(unix.SYS_MOUNT, b.str(fsType), b.str(dest), b.str(fsType), imm(uint64(flags)), b.str(data))
+	if o.propagation == unix.MS_SHARED {
+		b.call(unix.SYS_MOUNT, b.str(""), b.str(dest), b.str(""), imm(unix.MS_SHARED), imm(0))
+	}
+}
+
+// readonlyPaths binds each path on itself, read-only; maskedPaths hides each.
+func (b *builder) readonlyPaths(paths []string) {
+	attr := b.words("{set MOUNT_ATTR_RDONLY}", unix.MOUNT_ATTR_RDONLY, 0, 0, 0)
+	for _, p := range paths {
+		b.do("making %q read-only", p)
+		mount := b.call(unix.SYS_MOUNT, b.str(p), b.str(p), imm(0), imm(unix.MS_BIND|unix.MS_REC), imm(0)).
+			tolerate(unix.ENOENT, unix.ENOTDIR)
+		mount.flags |= flagErrJump
+		b.call(unix.SYS_MOUNT_SETATTR, imm(unix.AT_FDCWD), b.str(p), imm(unix.AT_RECURSIVE), attr, imm(32))
+		mount.target = b.here()
+	}
+}
+
+func (b *builder) maskedPaths(paths []string) {
+	for _, p := range paths {
+		b.do("masking %q", p)
+		file := b.call(unix.SYS_MOUNT, b.str("/dev/null"), b.str(p), imm(0), imm(unix.MS_BIND), imm(0)).
+			tolerate(unix.ENOENT, unix.ENOTDIR)
+		file.flags |= flagOKJump
+		b.call(unix.SYS_MOUNT, b.str("tmpfs"), b.str(p), b.str("tmpfs"), imm(unix.MS_RDONLY), imm(0)).
+			tolerate(unix.ENOENT, unix.ENOTDIR)
+		file.target = b.here()
+	}
+}
