@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -20,8 +22,11 @@ type Disk struct {
 	ReadOnly bool
 }
 
-// maxDisks bounds the disks on the SCSI controller of one machine.
-const maxDisks = 128
+// Bounds of the SCSI controller of one machine.
+const (
+	maxDisks = 128 // at a time
+	maxLUNs  = 256 // that fit the simple form of a LUN
+)
 
 // fdset numbers: 1 is the scratch disk.
 const (
@@ -153,8 +158,8 @@ func (m *Machine) HotAddDisk(ctx context.Context, d Disk) (lun int, err error) {
 	if _, ok := m.disks[d.Serial]; ok {
 		return 0, fmt.Errorf("%s: there is one already", doing)
 	}
-	if lun = m.freeLUN(); lun < 0 {
-		return 0, fmt.Errorf("%s: %w: %d disks", doing, ErrLimit, maxDisks)
+	if lun, err = m.takeLUN(); err != nil {
+		return 0, fmt.Errorf("%s: %w", doing, err)
 	}
 	commands := append(addFile(diskFDSet+lun, diskNode(lun), d.File, d.ReadOnly),
 		qmp.Command{Name: "device_add", Args: map[string]any{
@@ -196,18 +201,19 @@ func (m *Machine) RemoveDisk(ctx context.Context, serial string) error {
 	return nil
 }
 
-// freeLUN is the lowest unused LUN, or -1.
-func (m *Machine) freeLUN() int {
-	used := make(map[int]bool, len(m.disks))
-	for _, lun := range m.disks {
-		used[lun] = true
+// takeLUN is the next unused LUN. It does not reuse one soon, so that a guest that has not yet
+// noticed the end of one disk does not take it for the next.
+func (m *Machine) takeLUN() (int, error) {
+	if len(m.disks) >= maxDisks {
+		return 0, fmt.Errorf("%w: %d disks", ErrLimit, maxDisks)
 	}
-	for lun := range maxDisks {
-		if !used[lun] {
-			return lun
+	for {
+		lun := m.nextLUN
+		m.nextLUN = (m.nextLUN + 1) % maxLUNs
+		if !slices.Contains(slices.Collect(maps.Values(m.disks)), lun) {
+			return lun, nil
 		}
 	}
-	return -1
 }
 
 func diskID(lun int) string   { return fmt.Sprintf("d%d", lun) }

@@ -29,6 +29,7 @@ type Machine struct {
 	devices sync.Mutex // held over each change of devices; guards the next fields
 	slots   [ImageSlots]bool
 	disks   map[string]int // LUN by serial
+	nextLUN int
 	dimms   int
 	added   int64 // bytes
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 
 	"atoll.dev/atoll/internal/vm/qmp"
 )
@@ -79,7 +78,7 @@ func (m *Machine) SetCPUs(ctx context.Context, n int) error {
 			continue
 		}
 		args := map[string]any{"driver": slots[i].Type, "id": fmt.Sprintf("cpu%d", present+len(commands))}
-		for k, v := range maps.All(slots[i].Props) {
+		for k, v := range slots[i].Props {
 			args[k] = v
 		}
 		commands = append(commands, qmp.Command{Name: "device_add", Args: args})
