@@ -84,6 +84,9 @@ func (t Tree) Lock() string { return t.data("lock") }
 // with, so that a restart by the keeper or after a reboot uses the same ones.
 func (t Tree) Settings() string { return t.data("settings.json") }
 
+// AssetRecord is where the versions of the files written at start are noted.
+func (t Tree) AssetRecord() string { return t.data("assets.json") }
+
 // Bin holds the binaries written at start.
 func (t Tree) Bin() string { return t.data("bin") }
 
@@ -162,6 +165,15 @@ func (t Tree) ContainerdConfig() string { return t.data("containerd", "config.to
 // ContainerdState is containerd's state directory.
 func (t Tree) ContainerdState() string { return t.rundir("containerd") }
 
+// NetnsDirs are the directories that hold network namespaces of pods: that of
+// containerd and that of the pool.
+func (t Tree) NetnsDirs() []string {
+	return []string{t.rundir("containerd", "io.containerd.grpc.v1.cri", "netns"), t.PoolNetns()}
+}
+
+// PoolNetns is the directory of the network namespaces of pooled micro-VMs.
+func (t Tree) PoolNetns() string { return t.rundir("netns") }
+
 // ContainerdSocket is containerd's gRPC socket, which also serves the CRI.
 func (t Tree) ContainerdSocket() string { return t.rundir("containerd.sock") }
 
@@ -181,9 +193,18 @@ func (t Tree) PoolSocket() string { return t.rundir("pool.sock") }
 // requests, mode 0600.
 func (t Tree) Control() string { return t.rundir("up.sock") }
 
-// KeeperPID is the pid file of the keeper process that restarts `atoll up`
+// ReadyMark is the file a service makes when it is ready.
+func (t Tree) ReadyMark(service string) string { return t.rundir(service + ".ready") }
+
+// Keep is the file that exists while `atoll up` is to be kept running.
+func (t Tree) Keep() string { return t.rundir("keep") }
+
+// Atoll is the copy of the atoll binary that a detached supervisor runs from.
+func (t Tree) Atoll() string { return t.data("bin", "atoll") }
+
+// KeeperLock is the lock file of the keeper process that restarts `atoll up`
 // where there is no systemd.
-func (t Tree) KeeperPID() string { return t.rundir("keeper.pid") }
+func (t Tree) KeeperLock() string { return t.rundir("keeper.lock") }
 
 // data joins elem below the data directory.
 func (t Tree) data(elem ...string) string {

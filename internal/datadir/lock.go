@@ -22,22 +22,33 @@ type Held struct {
 
 // Acquire takes the lock of the data directory, which must exist. When another
 // process holds it, the error wraps ErrLocked and names that process.
-func (t Tree) Acquire() (*Held, error) {
-	f, err := os.OpenFile(t.Lock(), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+func (t Tree) Acquire() (*Held, error) { return acquire(t.Lock()) }
+
+// AcquireKeeper takes the lock that makes sure there is one keeper only.
+func (t Tree) AcquireKeeper() (*Held, error) { return acquire(t.KeeperLock()) }
+
+// Holder returns the pid of the process that holds the lock of the data
+// directory, or 0 when nobody does. A missing directory counts as nobody.
+func (t Tree) Holder() (int, error) { return holder(t.Lock()) }
+
+// KeeperHolder returns the pid of the keeper, or 0.
+func (t Tree) KeeperHolder() (int, error) { return holder(t.KeeperLock()) }
+
+func acquire(path string) (*Held, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("opening the lock file: %w", err)
 	}
 	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, wholeFile()); err != nil {
 		defer f.Close()
 		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
-			return nil, fmt.Errorf("locking %s: %w", t.Lock(), err)
+			return nil, fmt.Errorf("locking %s: %w", path, err)
 		}
-		holder := readPID(f)
-		return nil, fmt.Errorf("%w: process %s runs on %s", ErrLocked, holder, t.root)
+		return nil, fmt.Errorf("%w: process %s holds %s", ErrLocked, readPID(f), path)
 	}
 	if err := writePID(f); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("writing %s: %w", t.Lock(), err)
+		return nil, fmt.Errorf("writing %s: %w", path, err)
 	}
 	return &Held{file: f}, nil
 }
@@ -50,10 +61,8 @@ func (h *Held) Release() error {
 	return nil
 }
 
-// Holder returns the pid of the process that holds the lock, or 0 when nobody
-// does. A missing data directory counts as nobody.
-func (t Tree) Holder() (int, error) {
-	f, err := os.OpenFile(t.Lock(), os.O_RDONLY|unix.O_CLOEXEC, 0)
+func holder(path string) (int, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_CLOEXEC, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return 0, nil
 	}
@@ -63,14 +72,14 @@ func (t Tree) Holder() (int, error) {
 	defer f.Close()
 	lock := wholeFile()
 	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, lock); err != nil {
-		return 0, fmt.Errorf("probing the lock %s: %w", t.Lock(), err)
+		return 0, fmt.Errorf("probing the lock %s: %w", path, err)
 	}
 	if lock.Type == unix.F_UNLCK {
 		return 0, nil
 	}
 	pid, err := strconv.Atoi(readPID(f))
 	if err != nil {
-		return 0, fmt.Errorf("reading the holder of %s: %w", t.Lock(), err)
+		return 0, fmt.Errorf("reading the holder of %s: %w", path, err)
 	}
 	return pid, nil
 }

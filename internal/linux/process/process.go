@@ -152,23 +152,34 @@ func (i Info) Signal(sig unix.Signal) error {
 
 // Wait returns when the process has ended, or with the context's error.
 func (i Info) Wait(ctx context.Context) error {
-	fd, err := unix.PidfdOpen(i.PID, 0)
+	fd, err := unix.PidfdOpen(i.PID, unix.PIDFD_NONBLOCK)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("opening process %d: %w", i.PID, err)
 	}
-	defer unix.Close(fd)
-	for i.Alive() {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		// A pidfd is readable when the process has ended.
-		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 200)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("waiting for process %d: %w", i.PID, err)
-		}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	defer f.Close()
+	if !i.Alive() {
+		return nil
+	}
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("waiting for process %d: %w", i.PID, err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Now()) })
+	defer stop()
+	// A pidfd is readable when the process has ended; the Go poller waits.
+	err = conn.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n > 0 || (err != nil && !errors.Is(err, unix.EINTR))
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		return fmt.Errorf("waiting for process %d: %w", i.PID, err)
 	}
 	return nil
 }

@@ -1,0 +1,195 @@
+package up
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"atoll.dev/atoll/internal/datadir"
+	"atoll.dev/atoll/internal/linux/process"
+	"atoll.dev/atoll/internal/supervise"
+)
+
+// Report is the answer to a status request.
+type Report struct {
+	Version  string    `json:"version"`
+	DataDir  string    `json:"dataDir"`
+	PID      int       `json:"pid"`
+	Started  time.Time `json:"started"`
+	Settings Settings  `json:"settings"`
+	Node     Node      `json:"node"`
+	Services []Service `json:"services"`
+	// Pool is what the warm pool says about itself, null when it does not
+	// answer.
+	Pool json.RawMessage `json:"pool"`
+}
+
+// Service is a child process with what it uses.
+type Service struct {
+	supervise.Status
+	// RSS is the resident memory in bytes; Anon is the part of it that belongs
+	// to this process alone.
+	RSS  int64 `json:"rssBytes"`
+	Anon int64 `json:"anonBytes"`
+}
+
+// serveControl answers requests on the control socket. Only root can connect.
+func (u *Up) serveControl(ctx context.Context) error {
+	path := u.cfg.Tree.Control()
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("removing the old control socket: %w", err)
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return fmt.Errorf("listening for control requests: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return errors.Join(fmt.Errorf("closing the control socket to others: %w", err), l.Close())
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(u.snapshot(r.Context())); err != nil {
+			u.cfg.Logger.Warn("answering a status request failed", "error", err)
+		}
+	})
+	mux.HandleFunc("POST /stop/{service}", func(w http.ResponseWriter, r *http.Request) {
+		if err := u.children.Stop(r.Context(), r.PathValue("service")); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+		}
+	})
+	mux.HandleFunc("POST /stop", func(http.ResponseWriter, *http.Request) { u.stop() })
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving control requests: %w", err)
+	}
+	return nil
+}
+
+// snapshot gathers the status of everything.
+func (u *Up) snapshot(ctx context.Context) Report {
+	r := Report{
+		Version: u.cfg.Version, DataDir: u.cfg.Tree.Root(), PID: os.Getpid(), Started: u.began,
+		Settings: u.cfg.Settings, Pool: askPool(ctx, u.cfg.Tree.PoolSocket()),
+	}
+	r.Node, _ = u.node.Get()
+	self := Service{Status: supervise.Status{
+		Name: "up", State: supervise.Ready, PID: os.Getpid(), Since: u.began, Started: u.began, LogFile: u.cfg.Tree.Log("up"),
+	}}
+	list := []Service{self}
+	for _, st := range u.children.Snapshot() {
+		list = append(list, Service{Status: st})
+	}
+	for i := range list {
+		if list[i].PID == 0 {
+			continue
+		}
+		if rss, anon, err := (process.Info{PID: list[i].PID}).RSS(); err == nil {
+			list[i].RSS, list[i].Anon = rss, anon
+		}
+	}
+	r.Services = list
+	return r
+}
+
+// askPool returns the pool's own status, or null.
+func askPool(ctx context.Context, socket string) json.RawMessage {
+	null := json.RawMessage("null")
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return null
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	if err := conn.SetDeadline(deadline); err != nil {
+		return null
+	}
+	if _, err := io.WriteString(conn, `{"op":"status"}`+"\n"); err != nil {
+		return null
+	}
+	var answer json.RawMessage
+	if err := json.NewDecoder(bufio.NewReader(io.LimitReader(conn, 1<<20))).Decode(&answer); err != nil {
+		return null
+	}
+	return answer
+}
+
+// ErrNotRunning says that no supervisor answers for a data directory.
+var ErrNotRunning = errors.New("atoll is not running on this data directory")
+
+// Client talks to the supervisor of a data directory.
+type Client struct {
+	http *http.Client
+}
+
+// NewClient returns a client for the supervisor of t, which need not run.
+func NewClient(t datadir.Tree) *Client {
+	transport := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", t.Control())
+		},
+		DisableKeepAlives: true,
+	}
+	return &Client{http: &http.Client{Transport: transport}}
+}
+
+// Status asks for the status of everything.
+func (c *Client) Status(ctx context.Context) (Report, error) {
+	var r Report
+	err := c.do(ctx, http.MethodGet, "/status", &r)
+	return r, err
+}
+
+// StopService ends one child for good and waits until it has ended.
+func (c *Client) StopService(ctx context.Context, name string) error {
+	return c.do(ctx, http.MethodPost, "/stop/"+name, nil)
+}
+
+// Stop tells the supervisor to stop everything but pods. It does not wait.
+func (c *Client) Stop(ctx context.Context) error {
+	return c.do(ctx, http.MethodPost, "/stop", nil)
+}
+
+func (c *Client) do(ctx context.Context, method, path string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://atoll"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		var op *net.OpError
+		if errors.As(err, &op) && op.Op == "dial" {
+			return ErrNotRunning
+		}
+		return fmt.Errorf("asking the supervisor: %w", err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 4<<20))
+	if err != nil {
+		return fmt.Errorf("reading the supervisor's answer: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("the supervisor answers: %s", body)
+	}
+	if into == nil {
+		return nil
+	}
+	if err := json.Unmarshal(body, into); err != nil {
+		return fmt.Errorf("reading the supervisor's answer: %w", err)
+	}
+	return nil
+}
