@@ -11,9 +11,11 @@ import (
 // and the container runtime, and what it tells the cluster about its node.
 // Paths are absolute.
 type Config struct {
-	// PKIDir is the directory internal/datadir/pki keeps certificates in. The
-	// agent reads its node's credentials from it and waits for them to appear.
-	PKIDir string
+	// PKIDir and KubeconfigDir are the directories internal/datadir/pki keeps
+	// certificates and kubeconfigs in. The agent reads its node's credentials
+	// from them and waits for them to appear.
+	PKIDir        string
+	KubeconfigDir string
 	// KubeletDir is the kubelet's root: pod volumes, plugins, checkpoints.
 	KubeletDir string
 	// PodLogsDir holds the container logs.
@@ -130,6 +132,7 @@ func (c Config) Validate() error {
 	var errs []error
 	for _, p := range []struct{ name, path string }{
 		{"PKIDir", c.PKIDir},
+		{"KubeconfigDir", c.KubeconfigDir},
 		{"KubeletDir", c.KubeletDir},
 		{"PodLogsDir", c.PodLogsDir},
 		{"StateDir", c.StateDir},

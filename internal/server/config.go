@@ -11,9 +11,11 @@ import (
 // uses and what cluster it runs. Paths are absolute; the server creates
 // directories that are missing (mode 0700).
 type Config struct {
-	// PKIDir holds the certificate authorities, certificates, keys and
-	// component kubeconfigs, see internal/datadir/pki.
-	PKIDir string
+	// PKIDir holds the certificate authorities, certificates and keys,
+	// KubeconfigDir the kubeconfigs of components; see internal/datadir/pki. The
+	// agent on the same host reads both.
+	PKIDir        string
+	KubeconfigDir string
 	// EtcdDir is the data directory of the embedded etcd.
 	EtcdDir string
 	// StateDir holds generated configuration: the encryption key of secrets,
@@ -74,6 +76,7 @@ type Network struct {
 	DNSServiceIP netip.Addr // 10.96.0.10
 	// DNSEndpoint is the address CoreDNS listens at: the pod bridge's gateway.
 	DNSEndpoint netip.Addr // 10.244.0.1
+	DNSPort     int        // 53
 	Domain      string     // cluster.local
 }
 
@@ -129,6 +132,9 @@ func (n Network) withDefaults() Network {
 	if !n.DNSEndpoint.IsValid() {
 		n.DNSEndpoint = netip.MustParseAddr("10.244.0.1")
 	}
+	if n.DNSPort == 0 {
+		n.DNSPort = 53
+	}
 	if n.Domain == "" {
 		n.Domain = "cluster.local"
 	}
@@ -140,6 +146,7 @@ func (c Config) Validate() error {
 	var errs []error
 	for _, p := range []struct{ name, path string }{
 		{"PKIDir", c.PKIDir},
+		{"KubeconfigDir", c.KubeconfigDir},
 		{"EtcdDir", c.EtcdDir},
 		{"StateDir", c.StateDir},
 		{"AuditLog", c.AuditLog},

@@ -1,0 +1,96 @@
+package podruntime
+
+import (
+	"fmt"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation/field"
+	"k8s.io/kubernetes/pkg/apis/core"
+	"k8s.io/kubernetes/pkg/apis/core/helper"
+	podutil "k8s.io/kubernetes/pkg/apis/core/pods"
+)
+
+// choose returns the class of a pod that names none.
+func choose(pod *core.Pod, namespace string, hostAllowed bool) (string, error) {
+	needs := hostNeeds(pod)
+	switch {
+	case len(needs) > 0 && !hostAllowed:
+		return "", errNamespace(strings.Join(needs, ", "), namespace)
+	case hostAllowed && (len(needs) > 0 || mayNeedDevices(pod)):
+		return ClassHost, nil
+	default:
+		return ClassMicroVM, nil
+	}
+}
+
+// check says whether a pod may run under the given handler in the namespace.
+func check(pod *core.Pod, namespace, handler string, hostAllowed bool) error {
+	needs := hostNeeds(pod)
+	switch {
+	case handler == "":
+		return fmt.Errorf("spec.runtimeClassName is empty after admission: a mutating webhook or policy removed it; it must leave the field as it is")
+	case handler == ClassMicroVM && len(needs) > 0:
+		return fmt.Errorf("%s needs the host, which a pod in a micro-VM (runtimeClassName %s) cannot use; remove it, or leave out spec.runtimeClassName in a namespace labelled %s=%s",
+			strings.Join(needs, ", "), className(pod), HostAccessLabel, HostAccessAllowed)
+	case handler == ClassHost && !hostAllowed:
+		return errNamespace("spec.runtimeClassName: "+className(pod), namespace)
+	case handler != ClassMicroVM && len(needs) > 0 && !hostAllowed:
+		return errNamespace(strings.Join(needs, ", "), namespace)
+	}
+	return nil
+}
+
+// errNamespace is the refusal of a pod that needs the host where it may not.
+func errNamespace(what, namespace string) error {
+	return fmt.Errorf("%s needs the host, but pods of namespace %q run in micro-VMs; remove it, or have an administrator run: kubectl label namespace %s %s=%s",
+		what, namespace, namespace, HostAccessLabel, HostAccessAllowed)
+}
+
+// hostNeeds lists the fields of a pod that cannot work in a micro-VM because
+// they reach for the host.
+func hostNeeds(pod *core.Pod) []string {
+	var needs []string
+	spec := field.NewPath("spec")
+	if sc := pod.Spec.SecurityContext; sc != nil {
+		for _, f := range []struct {
+			name string
+			set  bool
+		}{
+			{"hostNetwork", sc.HostNetwork},
+			{"hostPID", sc.HostPID},
+			{"hostIPC", sc.HostIPC},
+		} {
+			if f.set {
+				needs = append(needs, spec.Child(f.name).String())
+			}
+		}
+	}
+	for i, v := range pod.Spec.Volumes {
+		if v.HostPath != nil {
+			needs = append(needs, spec.Child("volumes").Index(i).Child("hostPath").String())
+		}
+	}
+	podutil.VisitContainersWithPath(&pod.Spec, spec, func(c *core.Container, path *field.Path) bool {
+		if sc := c.SecurityContext; sc != nil && sc.Privileged != nil && *sc.Privileged {
+			needs = append(needs, path.Child("securityContext", "privileged").String())
+		}
+		return true
+	})
+	return needs
+}
+
+// mayNeedDevices reports whether a pod asks for resources a device plugin or a
+// resource driver may serve.
+func mayNeedDevices(pod *core.Pod) bool {
+	if len(pod.Spec.ResourceClaims) > 0 {
+		return true
+	}
+	found := false
+	podutil.VisitContainersWithPath(&pod.Spec, field.NewPath("spec"), func(c *core.Container, _ *field.Path) bool {
+		for name := range c.Resources.Limits {
+			found = found || helper.IsExtendedResourceName(name)
+		}
+		return !found
+	})
+	return found
+}

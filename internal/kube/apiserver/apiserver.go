@@ -1,0 +1,156 @@
+// Package apiserver runs kube-apiserver in the server process.
+//
+// It is the upstream API server with upstream options, given as the flags a
+// kube-apiserver process would get (see flags), plus two things of our own: the
+// admission plugin AtollPodRuntime and the resource metrics API, which is served
+// by the same process instead of an aggregated one. The server role calls it.
+//
+// Security: Node and RBAC authorization, NodeRestriction, anonymous requests only
+// for the health endpoints, secrets encrypted in etcd, audit log, TLS 1.2 or
+// newer, no profiling, kubelets verified against the cluster's authority.
+//
+// What can go wrong: the port is busy, etcd is away, the encryption key is
+// missing although there is data. All end Run with an error.
+package apiserver
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/spf13/pflag"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	"k8s.io/kubernetes/plugin/pkg/admission/runtimeclass"
+
+	"atoll.dev/atoll/internal/datadir/pki"
+	"atoll.dev/atoll/internal/kube/admission/podruntime"
+	"atoll.dev/atoll/internal/kube/metricsapi"
+)
+
+// Config of an API server.
+type Config struct {
+	Files pki.Files
+	// StateDir holds the generated configuration files.
+	StateDir string
+	// HasData reports whether etcd already holds a cluster; then a missing
+	// encryption key is an error instead of a reason to make one.
+	HasData  bool
+	AuditLog string
+
+	BindAddress netip.Addr
+	Port        int
+	// Advertise is the endpoint address of the Service kubernetes.
+	Advertise   netip.Addr
+	EtcdPort    int
+	KubeletPort int
+	ServiceCIDR netip.Prefix
+	Domain      string
+}
+
+// APIServer is one kube-apiserver.
+type APIServer struct {
+	cfg Config
+}
+
+// New takes a complete configuration.
+func New(cfg Config) *APIServer { return &APIServer{cfg: cfg} }
+
+// Run writes the configuration files and serves until ctx ends.
+func (s *APIServer) Run(ctx context.Context) error {
+	if err := s.writeFiles(); err != nil {
+		return fmt.Errorf("configuring API server: %w", err)
+	}
+	opts, err := s.options(ctx)
+	if err != nil {
+		return fmt.Errorf("configuring API server: %w", err)
+	}
+	chain, metrics, err := s.build(opts)
+	if err != nil {
+		return fmt.Errorf("building API server: %w", err)
+	}
+	err = chain.GenericAPIServer.AddPostStartHook("atoll-resource-metrics", func(hook genericapiserver.PostStartHookContext) error {
+		metrics.Start(hook.Context)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("building API server: %w", err)
+	}
+	prepared, err := chain.PrepareRun()
+	if err != nil {
+		return fmt.Errorf("preparing API server: %w", err)
+	}
+	if err := prepared.Run(ctx); err != nil {
+		return fmt.Errorf("running API server: %w", err)
+	}
+	return nil
+}
+
+// options turns the flags into completed, valid options.
+func (s *APIServer) options(ctx context.Context) (options.CompletedOptions, error) {
+	opts := options.NewServerRunOptions()
+	fs := pflag.NewFlagSet("kube-apiserver", pflag.ContinueOnError)
+	for _, set := range opts.Flags().FlagSets {
+		fs.AddFlagSet(set)
+	}
+	if err := fs.Parse(s.flags()); err != nil {
+		return options.CompletedOptions{}, fmt.Errorf("parsing flags: %w", err)
+	}
+	registerAdmission(opts)
+	if err := opts.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
+		return options.CompletedOptions{}, fmt.Errorf("setting feature gates: %w", err)
+	}
+	completed, err := opts.Complete(ctx)
+	if err != nil {
+		return options.CompletedOptions{}, fmt.Errorf("completing options: %w", err)
+	}
+	if errs := completed.Validate(); len(errs) > 0 {
+		return options.CompletedOptions{}, fmt.Errorf("validating options: %w", utilerrors.NewAggregate(errs))
+	}
+	return completed, nil
+}
+
+// registerAdmission puts AtollPodRuntime in front of RuntimeClass, which reads
+// what it decided.
+func registerAdmission(opts *options.ServerRunOptions) {
+	generic := opts.Admission.GenericAdmission
+	podruntime.Register(generic.Plugins)
+	order := slices.Clone(generic.RecommendedPluginOrder)
+	at := slices.Index(order, runtimeclass.PluginName)
+	generic.RecommendedPluginOrder = slices.Insert(order, max(at, 0), podruntime.PluginName)
+}
+
+// build makes the chain of API servers and adds the resource metrics API to the
+// one that serves the built-in types.
+func (s *APIServer) build(opts options.CompletedOptions) (*aggregatorapiserver.APIAggregator, *metricsapi.Metrics, error) {
+	config, err := app.NewConfig(opts)
+	if err != nil {
+		return nil, nil, err
+	}
+	metricsapi.AddOpenAPI(config.KubeAPIs.ControlPlane.Generic)
+	completed, err := config.Complete()
+	if err != nil {
+		return nil, nil, err
+	}
+	chain, err := app.CreateServerChain(completed)
+	if err != nil {
+		return nil, nil, err
+	}
+	builtin, ok := chain.GenericAPIServer.NextDelegate().(*genericapiserver.GenericAPIServer)
+	if !ok {
+		return nil, nil, fmt.Errorf("the aggregator delegates to %T", chain.GenericAPIServer.NextDelegate())
+	}
+	metrics, err := metricsapi.Install(metricsapi.Config{
+		Server:            builtin,
+		Loopback:          chain.GenericAPIServer.LoopbackClientConfig,
+		KubeletCA:         s.cfg.Files.CACert(pki.ClusterCA),
+		KubeletClientCert: s.cfg.Files.Cert(pki.APIServerKubeletClient),
+		KubeletClientKey:  s.cfg.Files.Key(pki.APIServerKubeletClient),
+		KubeletPort:       s.cfg.KubeletPort,
+	})
+	return chain, metrics, err
+}

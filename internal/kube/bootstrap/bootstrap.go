@@ -1,0 +1,109 @@
+// Package bootstrap creates the objects every Atoll cluster has.
+//
+// RuntimeClasses, the label that lets kube-system use the host, the DNS Service
+// and its endpoint, the roles of components that upstream does not define, the
+// APIService of resource metrics and the ConfigMap kube-public/atoll. Everything
+// is applied server-side as the field manager "atoll", so that a second run
+// changes nothing, what an administrator adds stays, and what they remove comes
+// back at the next start.
+//
+// The server role calls Apply when the API server is ready. What can go wrong:
+// the API server is not done with its own start (namespaces, roles); Apply tries
+// again until it is or its context ends.
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/yaml"
+)
+
+// fieldManager owns what Apply sets.
+const fieldManager = "atoll"
+
+// Config is what the objects say.
+type Config struct {
+	Client       *rest.Config
+	DNSServiceIP netip.Addr
+	// DNSEndpoint and DNSPort are where CoreDNS listens.
+	DNSEndpoint netip.Addr
+	DNSPort     int
+	NodeName    string
+	Version     string
+	Logger      *slog.Logger
+}
+
+// object is one thing to apply.
+type object struct {
+	resource schema.GroupVersionResource
+	content  *unstructured.Unstructured
+}
+
+// Apply creates or updates all objects. It retries until everything is in place
+// or ctx ends.
+func Apply(ctx context.Context, cfg Config) error {
+	client, err := dynamic.NewForConfig(cfg.Client)
+	if err != nil {
+		return fmt.Errorf("bootstrap objects: %w", err)
+	}
+	todo, err := objects(cfg)
+	if err != nil {
+		return fmt.Errorf("bootstrap objects: %w", err)
+	}
+	var last error
+	err = wait.PollUntilContextCancel(ctx, 500*time.Millisecond, true, func(ctx context.Context) (bool, error) {
+		var left []object
+		last = nil
+		for _, o := range todo {
+			if err := applyOne(ctx, client, o); err != nil {
+				left, last = append(left, o), errors.Join(last, err)
+			}
+		}
+		if len(left) > 0 {
+			cfg.Logger.Debug("some bootstrap objects must wait", "left", len(left), "error", last)
+		}
+		todo = left
+		return len(todo) == 0, nil
+	})
+	if err != nil {
+		return fmt.Errorf("bootstrap objects: %w", errors.Join(err, last))
+	}
+	return nil
+}
+
+func applyOne(ctx context.Context, client dynamic.Interface, o object) error {
+	name, namespace := o.content.GetName(), o.content.GetNamespace()
+	var target dynamic.ResourceInterface = client.Resource(o.resource)
+	if namespace != "" {
+		target = client.Resource(o.resource).Namespace(namespace)
+	}
+	_, err := target.Apply(ctx, name, o.content, v1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	if err != nil {
+		return fmt.Errorf("applying %s %s: %w", o.content.GetKind(), name, err)
+	}
+	return nil
+}
+
+// objects renders the manifests.
+func objects(cfg Config) ([]object, error) {
+	var out []object
+	for _, m := range manifests(cfg) {
+		content := make(map[string]any)
+		if err := yaml.Unmarshal([]byte(m.text), &content); err != nil {
+			return nil, fmt.Errorf("manifest of %s: %w", m.resource.Resource, err)
+		}
+		out = append(out, object{resource: m.resource, content: &unstructured.Unstructured{Object: content}})
+	}
+	return out, nil
+}

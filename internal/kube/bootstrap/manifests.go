@@ -1,0 +1,168 @@
+package bootstrap
+
+import (
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"atoll.dev/atoll/internal/kube/admission/podruntime"
+)
+
+// What a micro-VM costs beside its containers: QEMU, the guest kernel and init,
+// and the shim. The memory is what a node must have, the CPU what an idle
+// micro-VM uses.
+const (
+	overheadMemory = "64Mi"
+	overheadCPU    = "10m"
+)
+
+// manifest is one object as YAML.
+type manifest struct {
+	resource schema.GroupVersionResource
+	text     string
+}
+
+// manifests are all bootstrap objects, namespaces first.
+func manifests(cfg Config) []manifest {
+	core := func(r string) schema.GroupVersionResource {
+		return schema.GroupVersionResource{Version: "v1", Resource: r}
+	}
+	rbac := func(r string) schema.GroupVersionResource {
+		return schema.GroupVersionResource{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: r}
+	}
+	classes := schema.GroupVersionResource{Group: "node.k8s.io", Version: "v1", Resource: "runtimeclasses"}
+	slices := schema.GroupVersionResource{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"}
+	apiServices := schema.GroupVersionResource{Group: "apiregistration.k8s.io", Version: "v1", Resource: "apiservices"}
+	return []manifest{
+		{core("namespaces"), fmt.Sprintf(`
+apiVersion: v1
+kind: Namespace
+metadata:
+  name: kube-system
+  labels:
+    %s: %q
+`, podruntime.HostAccessLabel, podruntime.HostAccessAllowed)},
+		{classes, fmt.Sprintf(`
+apiVersion: node.k8s.io/v1
+kind: RuntimeClass
+metadata:
+  name: %[1]s
+handler: %[1]s
+overhead:
+  podFixed:
+    memory: %[2]s
+    cpu: %[3]s
+`, podruntime.ClassMicroVM, overheadMemory, overheadCPU)},
+		{classes, fmt.Sprintf(`
+apiVersion: node.k8s.io/v1
+kind: RuntimeClass
+metadata:
+  name: %[1]s
+handler: %[1]s
+`, podruntime.ClassHost)},
+		{core("services"), fmt.Sprintf(`
+apiVersion: v1
+kind: Service
+metadata:
+  name: kube-dns
+  namespace: kube-system
+  labels:
+    k8s-app: kube-dns
+    kubernetes.io/name: CoreDNS
+spec:
+  clusterIP: %s
+  ports:
+  - {name: dns, port: 53, protocol: UDP, targetPort: %[2]d}
+  - {name: dns-tcp, port: 53, protocol: TCP, targetPort: %[2]d}
+`, cfg.DNSServiceIP, cfg.DNSPort)},
+		{slices, fmt.Sprintf(`
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: kube-dns-atoll
+  namespace: kube-system
+  labels:
+    kubernetes.io/service-name: kube-dns
+    endpointslice.kubernetes.io/managed-by: atoll
+addressType: IPv4
+ports:
+- {name: dns, port: %[1]d, protocol: UDP}
+- {name: dns-tcp, port: %[1]d, protocol: TCP}
+endpoints:
+- addresses: [%[2]q]
+  nodeName: %[3]s
+  conditions: {ready: true}
+`, cfg.DNSPort, cfg.DNSEndpoint.String(), cfg.NodeName)},
+		{rbac("clusterroles"), `
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata:
+  name: atoll:coredns
+rules:
+- apiGroups: [""]
+  resources: [services, namespaces]
+  verbs: [list, watch]
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [list, watch]
+`},
+		{rbac("clusterrolebindings"), clusterRoleBinding("atoll:coredns", "atoll:coredns", "User", "system:coredns")},
+		// The API server reads logs, runs exec and scrapes metrics at kubelets.
+		{rbac("clusterrolebindings"), clusterRoleBinding("atoll:kubelet-api", "system:kubelet-api-admin", "User", "kube-apiserver-kubelet-client")},
+		// Kubelets renew their own client certificates.
+		{rbac("clusterrolebindings"), clusterRoleBinding("atoll:kubelet-renewal", "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", "Group", "system:nodes")},
+		// Who may view or edit a namespace may see what its pods use.
+		{rbac("clusterroles"), `
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata:
+  name: atoll:metrics-reader
+  labels:
+    rbac.authorization.k8s.io/aggregate-to-view: "true"
+    rbac.authorization.k8s.io/aggregate-to-edit: "true"
+    rbac.authorization.k8s.io/aggregate-to-admin: "true"
+rules:
+- apiGroups: [metrics.k8s.io]
+  resources: [pods, nodes]
+  verbs: [get, list, watch]
+`},
+		// Served by the API server itself, so there is no service.
+		{apiServices, `
+apiVersion: apiregistration.k8s.io/v1
+kind: APIService
+metadata:
+  name: v1beta1.metrics.k8s.io
+spec:
+  group: metrics.k8s.io
+  version: v1beta1
+  groupPriorityMinimum: 100
+  versionPriority: 100
+`},
+		{core("configmaps"), fmt.Sprintf(`
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: atoll
+  namespace: kube-public
+data:
+  version: %q
+`, cfg.Version)},
+	}
+}
+
+func clusterRoleBinding(name, role, kind, subject string) string {
+	return fmt.Sprintf(`
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata:
+  name: %q
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: ClusterRole
+  name: %q
+subjects:
+- apiGroup: rbac.authorization.k8s.io
+  kind: %s
+  name: %q
+`, name, role, kind, subject)
+}
