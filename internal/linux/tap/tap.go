@@ -42,18 +42,32 @@ func OpenIsolated(name string) (*os.File, error) {
 	}
 	done := make(chan result, 1)
 	go func() {
-		// The thread leaves the host's network namespace and must not run anything else:
-		// without an unlock it ends with this goroutine.
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- result{err: fmt.Errorf("making a network namespace for tap %q: %w", name, err)}
-			return
-		}
-		f, err := Open(name)
+		f, err := openIsolated(name)
 		done <- result{f, err}
 	}()
 	r := <-done
 	return r.file, r.err
+}
+
+// openIsolated visits a new network namespace with its thread. When the way back fails the thread
+// stays locked, so that it ends with its goroutine and runs nothing else.
+func openIsolated(name string) (*os.File, error) {
+	runtime.LockOSThread()
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return nil, fmt.Errorf("opening the network namespace: %w", err)
+	}
+	defer home.Close()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return nil, fmt.Errorf("making a network namespace for tap %q: %w", name, err)
+	}
+	f, err := Open(name)
+	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back == nil {
+		runtime.UnlockOSThread()
+	}
+	return f, err
 }
 
 // Namespace opens the network namespace that the tap is in now.

@@ -195,13 +195,24 @@ func byLUN(lun string) (string, error) {
 	return "", errors.New("no disk at lun " + lun)
 }
 
+// open opens a disk. A hot-added one has its name a moment before it can be opened.
+func open(dev string, flag int) (f *os.File, err error) {
+	for range 500 {
+		if f, err = os.OpenFile(dev, flag, 0); !errors.Is(err, unix.ENXIO) {
+			return f, err
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	return nil, err
+}
+
 func read(dev, off, n string) (string, error) {
 	o, err1 := strconv.ParseInt(off, 10, 64)
 	size, err2 := strconv.Atoi(n)
 	if err := errors.Join(err1, err2); err != nil {
 		return "", err
 	}
-	f, err := os.Open(dev)
+	f, err := open(dev, os.O_RDONLY)
 	if err != nil {
 		return "", err
 	}
@@ -217,7 +228,7 @@ func write(dev, off, data string) error {
 	if err := errors.Join(err1, err2); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(dev, os.O_RDWR, 0)
+	f, err := open(dev, os.O_RDWR)
 	if err != nil {
 		return err
 	}
