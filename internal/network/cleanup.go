@@ -15,14 +15,15 @@ import (
 	"atoll.dev/atoll/internal/linux/netns"
 	"atoll.dev/atoll/internal/linux/rtnl"
 	"atoll.dev/atoll/internal/network/cniconf"
+	"atoll.dev/atoll/internal/network/gateway"
 	"atoll.dev/atoll/internal/network/lease"
 	"atoll.dev/atoll/internal/network/nat"
 )
 
 // CleanupConfig says what to remove.
 type CleanupConfig struct {
-	// Network names the bridge and the state directory; the rest of it may be
-	// zero.
+	// Network names the bridge, the subnet and the state directory; the rest of
+	// it may be zero.
 	Network cniconf.Network
 	// NetnsDirs are directories of network namespace files: the pool's and
 	// the container runtime's. Everything in them is removed, and they.
@@ -56,7 +57,7 @@ func Cleanup(c CleanupConfig) error {
 	err := errors.Join(
 		removeLinks(c.Network),
 		removeNamespaces(c.NetnsDirs),
-		nat.ForgetForward(c.Network.Bridge),
+		nat.ForgetForward(gateway.Prefix),
 		nat.DeleteTables(append([]string{nat.ConfigOf(c.Network).Table}, c.Tables...)...),
 		restoreForwarding(c),
 		removeCache(c),
@@ -72,8 +73,8 @@ func Cleanup(c CleanupConfig) error {
 	return nil
 }
 
-// removeLinks deletes the bridge, its ports and the host ends that leases name
-// but that are no ports any more.
+// removeLinks deletes the bridge and the host ends of pods: those that leases
+// name, and those whose route says that a pod of the subnet is behind them.
 func removeLinks(n cniconf.Network) error {
 	s, err := rtnl.Open()
 	if err != nil {
@@ -84,31 +85,23 @@ func removeLinks(n cniconf.Network) error {
 	if err != nil {
 		return fmt.Errorf("listing interfaces: %w", err)
 	}
-	ours := map[string]bool{}
-	if _, err := os.Stat(n.StateDir); err == nil {
-		store, err := lease.Open(n.StateDir)
-		if err != nil {
-			return err
-		}
-		leases, err := store.List()
-		if err != nil {
-			return err
-		}
-		for _, l := range leases {
-			ours[l.HostIf] = true
-		}
+	ours, err := leased(n.StateDir)
+	if err != nil {
+		return err
 	}
-	bridge := -1
-	for _, l := range links {
-		if l.Attrs().Name == n.Bridge && l.Type() == "bridge" {
-			bridge = l.Attrs().Index
-		}
+	routed, err := gateway.Routed(s)
+	if err != nil {
+		return err
+	}
+	podWire := map[int]bool{}
+	for a, index := range routed {
+		podWire[index] = podWire[index] || n.Subnet.IsValid() && n.Subnet.Contains(a)
 	}
 	var errs error
 	for _, l := range links {
 		a := l.Attrs()
-		port := bridge > 0 && a.MasterIndex == bridge && l.Type() == "veth"
-		if a.Index != bridge && !port && !(ours[a.Name] && l.Type() == "veth") {
+		wire := l.Type() == "veth" && (ours[a.Name] || podWire[a.Index] && strings.HasPrefix(a.Name, gateway.Prefix))
+		if !wire && !(a.Name == n.Bridge && l.Type() == "bridge") {
 			continue
 		}
 		if err := s.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
@@ -116,6 +109,26 @@ func removeLinks(n cniconf.Network) error {
 		}
 	}
 	return errs
+}
+
+// leased returns the host ends that leases name.
+func leased(dir string) (map[string]bool, error) {
+	ours := map[string]bool{}
+	if _, err := os.Stat(dir); err != nil {
+		return ours, nil
+	}
+	store, err := lease.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	leases, err := store.List()
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range leases {
+		ours[l.HostIf] = true
+	}
+	return ours, nil
 }
 
 func removeNamespaces(dirs []string) error {

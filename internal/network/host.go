@@ -10,12 +10,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"atoll.dev/atoll/internal/linux/rtnl"
-	"atoll.dev/atoll/internal/network/bridge"
 	"atoll.dev/atoll/internal/network/cniconf"
+	"atoll.dev/atoll/internal/network/gateway"
 	"atoll.dev/atoll/internal/network/lease"
 	"atoll.dev/atoll/internal/network/nat"
 )
@@ -100,54 +99,48 @@ func (h *Host) setup() error {
 		return err
 	}
 	defer s.Close()
-	br, made, err := bridge.Ensure(s, bridge.ConfigOf(n))
+	_, made, err := gateway.Ensure(s, n)
 	if err != nil {
 		return err
 	}
 	if made {
-		h.log.Info("pod bridge created", "bridge", n.Bridge, "address", bridge.ConfigOf(n).Address)
+		h.log.Info("pod bridge created", "bridge", n.Bridge, "address", n.Gateway)
 	}
-	if err := h.sysctls(); err != nil {
+	if err := h.forwarding(); err != nil {
 		return err
 	}
 	leases, err := store.List()
 	if err != nil {
 		return err
 	}
-	if err := h.attach(s, br, leases); err != nil {
+	if err := h.attach(s, leases); err != nil {
 		return err
 	}
 	return h.filter(leases)
 }
 
-// attach puts the host ends of running pods back on the bridge.
-func (h *Host) attach(s *rtnl.Socket, br netlink.Link, leases []lease.Lease) error {
+// attach repairs the ways to running pods: deleting the bridge, for one, takes
+// the routes that name its address with it.
+func (h *Host) attach(s *rtnl.Socket, leases []lease.Lease) error {
 	if len(leases) == 0 {
 		return nil
 	}
-	ports, err := bridge.Ports(s, br.Attrs().Index)
+	routed, err := gateway.Routed(s)
 	if err != nil {
 		return err
 	}
 	for _, l := range leases {
-		if _, ok := ports[l.HostIf]; ok {
-			continue
-		}
 		index, err := rtnl.Index(l.HostIf)
-		if errors.Is(err, unix.ENODEV) {
-			continue // the pod is just coming or going
+		if errors.Is(err, unix.ENODEV) || err == nil && routed[l.Address] == index {
+			continue // the pod is just coming or going, or all is well
 		}
 		if err != nil {
 			return err
 		}
-		port := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: index}}
-		if err := s.LinkSetMasterByIndex(port, br.Attrs().Index); err != nil {
-			return fmt.Errorf("putting %s back on the bridge: %w", l.HostIf, err)
-		}
-		if err := bridge.Attach(s, br.Attrs().Index, index, l.Address); err != nil {
+		if err := gateway.Attach(s, h.conf.Network, index, l.Address); err != nil {
 			return err
 		}
-		h.log.Warn("pod interface put back on the bridge", "interface", l.HostIf, "pod", l.Pod)
+		h.log.Warn("route to pod repaired", "interface", l.HostIf, "pod", l.Pod)
 	}
 	return nil
 }
@@ -172,11 +165,11 @@ func (h *Host) filter(leases []lease.Lease) error {
 		}
 		h.log.Info("nftables table installed", "table", cfg.Table, "podsWithHostPorts", len(pods))
 	}
-	if err := nat.AllowForward(cfg.Bridge); err != nil {
+	if err := nat.AllowForward(gateway.Prefix); err != nil {
 		return err
 	}
 	if b, err := os.ReadFile("/proc/thread-self/net/ip_tables_names"); err == nil && strings.Contains(string(b), "filter") {
-		h.warn("iptables rules of the old kernel interface are in use; if their FORWARD policy is DROP, accept interface " + cfg.Bridge + " there")
+		h.warn("iptables rules of the old kernel interface are in use; if their FORWARD policy is DROP, accept interfaces " + gateway.Prefix + "+ there")
 	}
 	return nil
 }
@@ -188,10 +181,8 @@ func (h *Host) warn(msg string) {
 	}
 }
 
-// sysctls turns forwarding on and remembers that it was off, for Cleanup. The
-// bridge checks the source of what it receives, so that nothing but pod
-// addresses comes from pods.
-func (h *Host) sysctls() error {
+// forwarding turns forwarding on and remembers that it was off, for Cleanup.
+func (h *Host) forwarding() error {
 	const forward = "/proc/sys/net/ipv4/ip_forward"
 	old, err := os.ReadFile(forward)
 	if err != nil {
@@ -206,9 +197,8 @@ func (h *Host) sysctls() error {
 		}
 		h.log.Info("IPv4 forwarding turned on")
 	}
-	path := "/proc/sys/net/ipv4/conf/" + h.conf.Network.Bridge + "/rp_filter"
-	if err := os.WriteFile(path, []byte("1"), 0); err != nil {
-		return fmt.Errorf("turning on rp_filter: %w", err)
+	if b, err := os.ReadFile("/proc/sys/net/ipv4/conf/all/arp_ignore"); err == nil && strings.TrimSpace(string(b)) != "0" {
+		h.warn("net.ipv4.conf.all.arp_ignore is not 0: pods get no answer to ARP for their gateway; set it to 0")
 	}
 	return nil
 }

@@ -12,12 +12,17 @@
 //
 // # How a pod is wired
 //
-// A pod's eth0 is a veth whose other end is a port of the bridge atoll0. Ports
-// are isolated from each other and learn nothing: every packet a pod sends
-// goes to the gateway address on the bridge and is routed by the host, also
-// between two pods of one host. So Services, masquerading and later policies
-// see every packet without br_netfilter, and a guest can neither answer ARP
-// for another pod nor reach it around the host. Addresses are /32.
+// A pod's eth0 is a veth. Its other end on the host is in no bridge: the host
+// has a route to the pod's address through it, and the pod a route to
+// everything through the gateway address, with nobody else on the wire.
+// Addresses are /32. So the host's IP stack sees every packet once, also
+// between two pods of one host: Services, masquerading and later policies need
+// no br_netfilter and are not confused by it; a pod can neither answer ARP for
+// another nor reach it around the host; and a source address that is not the
+// pod's own is dropped at the first hook.
+//
+// The bridge atoll0 has no ports. It is there to hold the gateway address, on
+// which DNS listens before there is a pod.
 //
 // # How a micro-VM is wired
 //

@@ -30,8 +30,8 @@ import (
 
 	"atoll.dev/atoll/internal/linux/netns"
 	"atoll.dev/atoll/internal/linux/rtnl"
-	"atoll.dev/atoll/internal/network/bridge"
 	"atoll.dev/atoll/internal/network/cniconf"
+	"atoll.dev/atoll/internal/network/gateway"
 	"atoll.dev/atoll/internal/network/lease"
 	"atoll.dev/atoll/internal/network/nat"
 )
@@ -90,19 +90,19 @@ func add(args *skel.CmdArgs) error {
 
 	l := &lease.Lease{
 		ContainerID: args.ContainerID, IfName: args.IfName, Netns: args.Netns,
-		Pod: podName(args.Args), HostIf: bridge.HostIf(args.ContainerID, args.IfName), HostPorts: ports,
+		Pod: podName(args.Args), HostIf: gateway.HostIf(args.ContainerID, args.IfName), HostPorts: ports,
 	}
 	if err := c.store.Add(l, lease.Range{Subnet: c.net.Subnet, Gateway: c.net.Gateway}); err != nil {
 		return err
 	}
-	w, err := wire(c.net, l, pod, limits)
+	mtu, err := wire(c.net, l, pod, limits)
 	if err == nil {
 		err = c.openPorts(l)
 	}
 	if err != nil {
 		return errors.Join(err, c.release(l))
 	}
-	return types.PrintResult(result(c.net, l, w), c.conf.CNIVersion)
+	return types.PrintResult(result(c.net, l, mtu), c.conf.CNIVersion)
 }
 
 // openPorts makes the lease's hostPorts lead to the pod.
@@ -121,8 +121,8 @@ func (c *call) openPorts(l *lease.Lease) error {
 	if err != nil {
 		return err
 	}
-	// Connections of the host to its own 127.0.0.1 leave through the bridge.
-	path := "/proc/sys/net/ipv4/conf/" + c.net.Bridge + "/route_localnet"
+	// Connections of the host to its own 127.0.0.1 leave through this interface.
+	path := "/proc/sys/net/ipv4/conf/" + l.HostIf + "/route_localnet"
 	if err := os.WriteFile(path, []byte("1"), 0); err != nil {
 		return fmt.Errorf("opening host ports on loopback: %w", err)
 	}
@@ -144,7 +144,7 @@ func (c *call) release(l *lease.Lease) error {
 			return err
 		}
 	}
-	if err := unwire(c.net.Bridge, l); err != nil {
+	if err := unwire(l); err != nil {
 		return err
 	}
 	return c.store.Remove(l.ContainerID, l.IfName)
@@ -160,7 +160,7 @@ func del(args *skel.CmdArgs) error {
 		// No lease, or one nobody can read: what its name tells is removed.
 		l = &lease.Lease{
 			ContainerID: args.ContainerID, IfName: args.IfName,
-			HostIf: bridge.HostIf(args.ContainerID, args.IfName),
+			HostIf: gateway.HostIf(args.ContainerID, args.IfName),
 		}
 	}
 	return c.release(l)
@@ -217,8 +217,12 @@ func check(args *skel.CmdArgs) error {
 	if err != nil {
 		return fmt.Errorf("checking host end %s: %w", l.HostIf, err)
 	}
-	if br, err := rtnl.Index(c.net.Bridge); err != nil || host.Attrs().MasterIndex != br {
-		return fmt.Errorf("checking host end %s: it is no port of %s", l.HostIf, c.net.Bridge)
+	routed, err := gateway.Routed(s)
+	if err != nil {
+		return err
+	}
+	if routed[l.Address] != host.Attrs().Index {
+		return fmt.Errorf("checking host end %s: the route to %s is missing", l.HostIf, l.Address)
 	}
 	return netns.Do(args.Netns, func() error {
 		p, err := rtnl.Open()
@@ -246,16 +250,15 @@ func check(args *skel.CmdArgs) error {
 	})
 }
 
-func result(n cniconf.Network, l *lease.Lease, w wired) *current.Result {
+func result(n cniconf.Network, l *lease.Lease, mtu int) *current.Result {
 	return &current.Result{
 		CNIVersion: current.ImplementedSpecVersion,
 		Interfaces: []*current.Interface{
-			{Name: n.Bridge, Mac: w.bridgeMAC.String(), Mtu: w.mtu},
-			{Name: l.HostIf, Mtu: w.mtu},
-			{Name: l.IfName, Mac: bridge.MAC(l.Address).String(), Mtu: w.mtu, Sandbox: l.Netns},
+			{Name: l.HostIf, Mac: gateway.MAC(n.Gateway).String(), Mtu: mtu},
+			{Name: l.IfName, Mac: gateway.MAC(l.Address).String(), Mtu: mtu, Sandbox: l.Netns},
 		},
 		IPs: []*current.IPConfig{{
-			Interface: current.Int(2),
+			Interface: current.Int(1),
 			Address:   net.IPNet{IP: l.Address.AsSlice(), Mask: net.CIDRMask(32, 32)},
 			Gateway:   n.Gateway.AsSlice(),
 		}},

@@ -13,12 +13,12 @@ import (
 
 // AllowForward lets pod traffic through a foreign "filter FORWARD" chain whose
 // policy is drop, as Docker and some firewalls leave it: an accept in a table
-// of ours would not overrule it. Two rules are put at the chain's head, marked
-// with the bridge's name. A host without such a chain is left alone.
+// of ours would not overrule it. Two rules for interfaces whose name begins
+// with prefix are put at the chain's head and marked. A host without such a chain is left alone.
 //
 // It sees chains made through nftables (iptables-nft included), not those of
 // the old iptables kernel interface.
-func AllowForward(bridge string) error {
+func AllowForward(prefix string) error {
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		return fmt.Errorf("opening nftables: %w", err)
@@ -32,7 +32,7 @@ func AllowForward(bridge string) error {
 		if !foreignForward(c) || c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop {
 			continue
 		}
-		found, err := marked(conn, c, bridge)
+		found, err := marked(conn, c, prefix)
 		if err != nil {
 			return err
 		}
@@ -46,8 +46,8 @@ func AllowForward(bridge string) error {
 		}
 		for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
 			conn.InsertRule(&nftables.Rule{
-				Table: c.Table, Chain: c, UserData: mark(bridge),
-				Exprs: join(iface(key, bridge, true), accept()),
+				Table: c.Table, Chain: c, UserData: mark(prefix),
+				Exprs: join(ifacePrefix(key, prefix), accept()),
 			})
 		}
 		if err := conn.Flush(); err != nil {
@@ -58,7 +58,7 @@ func AllowForward(bridge string) error {
 }
 
 // ForgetForward removes the rules AllowForward added.
-func ForgetForward(bridge string) error {
+func ForgetForward(prefix string) error {
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
 		return fmt.Errorf("opening nftables: %w", err)
@@ -72,7 +72,7 @@ func ForgetForward(bridge string) error {
 		if !foreignForward(c) {
 			continue
 		}
-		found, err := marked(conn, c, bridge)
+		found, err := marked(conn, c, prefix)
 		if err != nil {
 			return err
 		}
@@ -92,11 +92,11 @@ func foreignForward(c *nftables.Chain) bool {
 	return c.Table.Name == "filter" && c.Name == "FORWARD"
 }
 
-func mark(bridge string) []byte {
-	return userdata.AppendString(nil, userdata.TypeComment, "atoll "+bridge)
+func mark(prefix string) []byte {
+	return userdata.AppendString(nil, userdata.TypeComment, "atoll "+prefix)
 }
 
-func marked(conn *nftables.Conn, c *nftables.Chain, bridge string) ([]*nftables.Rule, error) {
+func marked(conn *nftables.Conn, c *nftables.Chain, prefix string) ([]*nftables.Rule, error) {
 	rules, err := conn.GetRules(c.Table, c)
 	if errors.Is(err, unix.ENOENT) {
 		return nil, nil
@@ -106,7 +106,7 @@ func marked(conn *nftables.Conn, c *nftables.Chain, bridge string) ([]*nftables.
 	}
 	var out []*nftables.Rule
 	for _, r := range rules {
-		if bytes.Equal(r.UserData, mark(bridge)) {
+		if bytes.Equal(r.UserData, mark(prefix)) {
 			out = append(out, r)
 		}
 	}

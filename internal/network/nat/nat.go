@@ -12,11 +12,13 @@
 // kube-proxy's at the same hooks: a Service wins over a hostPort of the same
 // number. What a pod sends to addresses outside the cluster's pod network is
 // masqueraded; a connection of a pod to itself through a hostPort and one from
-// the host's loopback are masqueraded too, or the answer would not come back.
+// the host's loopback get the gateway's address as source, or the answer would
+// not come back.
 //
-// Loopback hostPorts need route_localnet on the bridge, which would let pods
-// send to 127.0.0.0/8 of the host (CVE-2020-8558): the first chain drops that
-// before anything else sees it.
+// The first chain drops what a pod sends from an address that is not its own.
+// Loopback hostPorts need route_localnet on the pod's wire, which would let the
+// pod send to 127.0.0.0/8 of the host (CVE-2020-8558): that is dropped there
+// too.
 //
 // # What can go wrong
 //
@@ -46,8 +48,8 @@ var ErrNoTable = errors.New("nftables table is gone")
 type Config struct {
 	// Table is the table's name.
 	Table string
-	// Bridge is the pod bridge.
-	Bridge string
+	// Gateway is the host's address towards pods.
+	Gateway netip.Addr
 	// Subnet holds the node's pods; Cluster the pods of all nodes.
 	Subnet, Cluster netip.Prefix
 }
@@ -55,7 +57,7 @@ type Config struct {
 // ConfigOf returns the table of a pod network: "atoll", or for another bridge
 // than the default one "atoll-BRIDGE".
 func ConfigOf(n cniconf.Network) Config {
-	c := Config{Table: "atoll", Bridge: n.Bridge, Subnet: n.Subnet, Cluster: n.ClusterCIDR}
+	c := Config{Table: "atoll", Gateway: n.Gateway, Subnet: n.Subnet, Cluster: n.ClusterCIDR}
 	if n.Bridge != cniconf.DefaultBridge {
 		c.Table += "-" + n.Bridge
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"atoll.dev/atoll/internal/network/gateway"
 	"atoll.dev/atoll/internal/network/lease"
 )
 
@@ -98,16 +99,13 @@ type chain struct {
 
 // chains is the whole rule set:
 //
-//	chain guard       { prerouting, raw; iifname BRIDGE ip daddr 127.0.0.0/8 drop }
+//	chain guard       { prerouting, raw; iifname "atl*" ip daddr 127.0.0.0/8 drop
+//	                    iifname "atl*" fib saddr . iif oif 0 drop }
 //	chain in          { prerouting, dstnat + 5; fib daddr type local dnat to HOST-ADDRESS-PORTS, HOST-PORTS }
 //	chain out         { output, dstnat + 5; as in }
-//	chain postrouting { oifname BRIDGE ip saddr 127.0.0.0/8 masquerade
-//	                    ip saddr . ip daddr @hairpin masquerade
-//	                    ip saddr SUBNET ip daddr != CLUSTER oifname != BRIDGE masquerade fully-random }
-//	chain redirects   { output, filter; oifname BRIDGE icmp type redirect drop }
-//
-// The last one: the host routes between two pods of one segment and would tell
-// the sender to talk to the other directly, which isolation forbids.
+//	chain postrouting { oifname "atl*" ip saddr 127.0.0.0/8 snat to GATEWAY
+//	                    ip saddr . ip daddr @hairpin snat to GATEWAY
+//	                    ip saddr SUBNET ip daddr != CLUSTER masquerade fully-random }
 func (t *table) chains(c Config) []chain {
 	dnat := [][]expr.Any{t.dnat(t.addressPorts, true), t.dnat(t.ports, false)}
 	after := nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 5)
@@ -117,20 +115,15 @@ func (t *table) chains(c Config) []chain {
 	}
 	return []chain{
 		{base("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw), [][]expr.Any{
-			join(iface(expr.MetaKeyIIFNAME, c.Bridge, true), address(dst, loopback, true), drop()),
+			join(ifacePrefix(expr.MetaKeyIIFNAME, gateway.Prefix), address(dst, loopback, true), drop()),
+			join(ifacePrefix(expr.MetaKeyIIFNAME, gateway.Prefix), noReturnRoute(), drop()),
 		}},
 		{base("in", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, after), dnat},
 		{base("out", nftables.ChainTypeNAT, nftables.ChainHookOutput, after), dnat},
 		{base("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource), [][]expr.Any{
-			join(iface(expr.MetaKeyOIFNAME, c.Bridge, true), address(src, loopback, true), masquerade(false)),
-			join(load(src, 1), load(dst, 9), []expr.Any{&expr.Lookup{SourceRegister: 1, SetName: t.hairpin.Name}}, masquerade(false)),
-			join(
-				address(src, c.Subnet, true), address(dst, c.Cluster, false),
-				iface(expr.MetaKeyOIFNAME, c.Bridge, false), masquerade(true),
-			),
-		}},
-		{base("redirects", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter), [][]expr.Any{
-			join(iface(expr.MetaKeyOIFNAME, c.Bridge, true), icmpRedirect(), drop()),
+			join(ifacePrefix(expr.MetaKeyOIFNAME, gateway.Prefix), address(src, loopback, true), snat(c.Gateway)),
+			join(load(src, 8), load(dst, 9), []expr.Any{&expr.Lookup{SourceRegister: 8, SetName: t.hairpin.Name}}, snat(c.Gateway)),
+			join(address(src, c.Subnet, true), address(dst, c.Cluster, false), []expr.Any{&expr.Masq{FullyRandom: true}}),
 		}},
 	}
 }
@@ -181,17 +174,18 @@ func address(offset uint32, p netip.Prefix, equal bool) []expr.Any {
 	})
 }
 
-func iface(key expr.MetaKey, name string, equal bool) []expr.Any {
-	padded := make([]byte, unix.IFNAMSIZ)
-	copy(padded, name)
-	return []expr.Any{&expr.Meta{Key: key, Register: 1}, compare(equal, padded)}
+// ifacePrefix matches interfaces whose name begins with prefix: the comparison
+// is as long as its data.
+func ifacePrefix(key expr.MetaKey, prefix string) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, compare(true, []byte(prefix))}
 }
 
-// icmpRedirect matches ICMP type 5.
-func icmpRedirect() []expr.Any {
+// noReturnRoute matches packets whose source is not routed through the
+// interface they came from.
+func noReturnRoute() []expr.Any {
 	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, compare(true, []byte{unix.IPPROTO_ICMP}),
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1}, compare(true, []byte{5}),
+		&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
+		compare(true, make([]byte, 4)),
 	}
 }
 
@@ -203,8 +197,11 @@ func accept() []expr.Any {
 	return []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept}}
 }
 
-func masquerade(fullyRandom bool) []expr.Any {
-	return []expr.Any{&expr.Masq{FullyRandom: fullyRandom}}
+func snat(to netip.Addr) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: 1, Data: to.AsSlice()},
+		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1},
+	}
 }
 
 func join(parts ...[]expr.Any) []expr.Any {

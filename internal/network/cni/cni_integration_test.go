@@ -1,0 +1,177 @@
+//go:build integration
+
+package cni_test
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"atoll.dev/atoll/internal/network"
+	"atoll.dev/atoll/internal/network/cni"
+	"atoll.dev/atoll/internal/network/cniconf"
+	"atoll.dev/atoll/internal/network/networktest"
+)
+
+// The test binary is the plugin when it is called like one.
+func TestMain(m *testing.M) {
+	if os.Getenv("CNI_COMMAND") != "" {
+		os.Exit(cni.Main())
+	}
+	os.Exit(m.Run())
+}
+
+// newLab is a lab whose host is set up.
+func newLab(t testing.TB) *networktest.Lab {
+	t.Helper()
+	lab := networktest.New(t)
+	setUp(t, lab)
+	return lab
+}
+
+func setUp(t testing.TB, lab *networktest.Lab) {
+	t.Helper()
+	h, err := network.NewHost(network.HostConfig{Network: lab.Network})
+	if err != nil {
+		t.Fatal(err)
+	}
+	networktest.Do(t, lab.Host, h.Setup)
+}
+
+func TestPodsReachEachOtherHostAndWorld(t *testing.T) {
+	lab := newLab(t)
+	a, b := lab.Pod(t, "a"), lab.Pod(t, "b")
+	addrA := lab.Add(t, "a", a, cniconf.RuntimeConfig{})
+	addrB := lab.Add(t, "b", b, cniconf.RuntimeConfig{})
+	networktest.ServeWho(t, b, 80)
+	networktest.ServeWho(t, lab.Host, 81)
+	networktest.ServeWho(t, lab.World, 82)
+	for _, tc := range []struct{ name, from, to, want string }{
+		{"pod to pod", a, addrB.String() + ":80", addrA.String()},
+		{"pod to gateway", a, lab.Network.Gateway.String() + ":81", addrA.String()},
+		{"pod to host address", a, networktest.HostAddress + ":81", addrA.String()},
+		{"pod to world, masqueraded", a, networktest.WorldAddress + ":82", networktest.HostAddress},
+		{"host to pod", lab.Host, addrB.String() + ":80", lab.Network.Gateway.String()},
+	} {
+		for _, network := range []string{"tcp4", "udp4"} {
+			if network == "udp4" && tc.name == "pod to host address" {
+				continue // an unbound server answers from the gateway address
+			}
+			got, err := networktest.Who(tc.from, network, tc.to)
+			if err != nil || got != tc.want {
+				t.Errorf("%s over %s: seen as %q, %v; want %s", tc.name, network, got, err, tc.want)
+			}
+		}
+	}
+	networktest.Do(t, a, func() error { return networktest.Ping(addrB) })
+	if out, err := lab.CNI("CHECK", "a", a, cniconf.RuntimeConfig{}); err != nil {
+		t.Errorf("CHECK: %v %s", err, out)
+	}
+}
+
+func TestHostPorts(t *testing.T) {
+	lab := newLab(t)
+	a, b := lab.Pod(t, "a"), lab.Pod(t, "b")
+	lab.Add(t, "b", b, cniconf.RuntimeConfig{})
+	mappings := []cniconf.PortMapping{
+		{HostPort: 8080, ContainerPort: 80, Protocol: "tcp"},
+		{HostPort: 8080, ContainerPort: 80, Protocol: "udp"},
+		{HostPort: 8081, ContainerPort: 80, Protocol: "TCP", HostIP: networktest.HostAddress},
+		{HostPort: 8082, ContainerPort: 80, Protocol: "tcp", HostIP: "127.0.0.1"},
+		{HostPort: 8083, ContainerPort: 80, Protocol: "sctp", HostIP: "0.0.0.0"},
+	}
+	addr := lab.Add(t, "a", a, cniconf.RuntimeConfig{PortMappings: mappings}).String()
+	networktest.ServeWho(t, a, 80)
+	gw := lab.Network.Gateway.String()
+	for _, tc := range []struct{ name, from, net, to, want string }{
+		{"from the world", lab.World, "tcp4", networktest.HostAddress + ":8080", networktest.WorldAddress},
+		{"from the world, udp", lab.World, "udp4", networktest.HostAddress + ":8080", networktest.WorldAddress},
+		{"with host address", lab.World, "tcp4", networktest.HostAddress + ":8081", networktest.WorldAddress},
+		{"from the host", lab.Host, "tcp4", networktest.HostAddress + ":8080", networktest.HostAddress},
+		{"from the host's loopback", lab.Host, "tcp4", "127.0.0.1:8080", gw},
+		{"from the host's loopback, udp", lab.Host, "udp4", "127.0.0.1:8080", gw},
+		{"only on loopback", lab.Host, "tcp4", "127.0.0.1:8082", gw},
+		{"from another pod", b, "tcp4", networktest.HostAddress + ":8080", ""},
+		{"through the gateway address", b, "tcp4", gw + ":8080", ""},
+		{"from the pod itself", a, "tcp4", networktest.HostAddress + ":8080", gw},
+	} {
+		got, err := networktest.Who(tc.from, tc.net, tc.to)
+		if err != nil || tc.want != "" && got != tc.want {
+			t.Errorf("%s: seen as %q, %v; want %s", tc.name, got, err, tc.want)
+		}
+	}
+	for _, tc := range []struct{ name, from, to string }{
+		{"address port on another address", lab.Host, gw + ":8081"},
+		{"loopback port from the world", lab.World, networktest.HostAddress + ":8082"},
+	} {
+		if got, err := networktest.Who(tc.from, "tcp4", tc.to); err == nil {
+			t.Errorf("%s: answered %q", tc.name, got)
+		}
+	}
+
+	c := lab.Pod(t, "c")
+	_, err := lab.CNI("ADD", "c", c, cniconf.RuntimeConfig{PortMappings: mappings[:1]})
+	if err == nil || !strings.Contains(err.Error(), "8080/tcp is held by test/a") {
+		t.Errorf("second use of a host port: %v", err)
+	}
+	if got, err := networktest.Who(lab.World, "tcp4", networktest.HostAddress+":8080"); err != nil {
+		t.Errorf("after the refused pod: %q %v", got, err)
+	}
+	lab.Del(t, "a", a)
+	lab.Add(t, "c", c, cniconf.RuntimeConfig{PortMappings: mappings[:1]})
+	_ = addr
+}
+
+func TestPodCannotReachHostLoopback(t *testing.T) {
+	lab := newLab(t)
+	a := lab.Pod(t, "a")
+	// A host port turns route_localnet on.
+	lab.Add(t, "a", a, cniconf.RuntimeConfig{PortMappings: []cniconf.PortMapping{{HostPort: 8080, ContainerPort: 80}}})
+	networktest.ServeWho(t, lab.Host, 9000)
+	networktest.Do(t, a, func() error {
+		// What an attacker in the pod would do: lo down, 127/8 to the gateway.
+		if err := os.WriteFile("/proc/sys/net/ipv4/conf/eth0/route_localnet", []byte("1"), 0); err != nil {
+			return err
+		}
+		return networktest.Run("ip", "route", "del", "local", "127.0.0.0/8", "dev", "lo", "table", "local")
+	})
+	networktest.Do(t, a, func() error {
+		return networktest.Run("sh", "-c", "ip route del local 127.0.0.1 dev lo table local; ip route add 127.0.0.0/8 via 10.244.0.1")
+	})
+	if got, err := networktest.Who(a, "tcp4", "127.0.0.1:9000"); err == nil {
+		t.Errorf("the host's loopback answered %q", got)
+	}
+}
+
+func TestDelIsIdempotentAndWorksWithoutNamespace(t *testing.T) {
+	lab := newLab(t)
+	a := lab.Pod(t, "a")
+	lab.Add(t, "a", a, cniconf.RuntimeConfig{PortMappings: []cniconf.PortMapping{{HostPort: 8080, ContainerPort: 80}}})
+	if err := networktest.Run("umount", a); err != nil {
+		t.Fatal(err)
+	}
+	lab.Del(t, "a", a)
+	lab.Del(t, "a", a)
+	lab.Del(t, "a", "")
+	lab.Del(t, "never-added", "")
+	expectClean(t, lab)
+}
+
+func TestAddressesRunOut(t *testing.T) {
+	lab := networktest.New(t)
+	lab.Network.Subnet = mustPrefix("10.244.0.0/29")
+	setUp(t, lab)
+	for i := range 5 {
+		id := fmt.Sprint("p", i)
+		lab.Add(t, id, lab.Pod(t, id), cniconf.RuntimeConfig{})
+	}
+	_, err := lab.CNI("ADD", "p5", lab.Pod(t, "p5"), cniconf.RuntimeConfig{})
+	if err == nil || !strings.Contains(err.Error(), "no free pod address in 10.244.0.0/29: all 5 are in use") {
+		t.Errorf("sixth pod: %v", err)
+	}
+	lab.Del(t, "p2", "")
+	if got := lab.Add(t, "p6", lab.Pod(t, "p6"), cniconf.RuntimeConfig{}); got.String() != "10.244.0.4" {
+		t.Errorf("address %s after the release of 10.244.0.4", got)
+	}
+}
