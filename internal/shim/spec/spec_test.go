@@ -93,11 +93,15 @@ func TestGolden(t *testing.T) {
 
 func TestRefused(t *testing.T) {
 	cases := map[string]func(*specs.Spec){
-		"device":     func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/fuse"}} },
-		"hook":       func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/bin/x"}}} },
-		"host path":  func(s *specs.Spec) { s.Mounts = append(s.Mounts, specs.Mount{Destination: "/d", Source: "/host", Type: "bind"}) },
-		"host pid":   func(s *specs.Spec) { s.Linux.Namespaces = s.Linux.Namespaces[1:] },
-		"user ns":    func(s *specs.Spec) { s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace}) },
+		"device": func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/fuse"}} },
+		"hook":   func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/bin/x"}}} },
+		"host path": func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/d", Source: "/host", Type: "bind"})
+		},
+		"host pid": func(s *specs.Spec) { s.Linux.Namespaces = s.Linux.Namespaces[1:] },
+		"user ns": func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+		},
 		"uid map":    func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}} },
 		"id mapped":  func(s *specs.Spec) { s.Mounts[0].UIDMappings = []specs.LinuxIDMapping{{Size: 1}} },
 		"odd pid ns": func(s *specs.Spec) { s.Linux.Namespaces[0].Path = "/run/ns/pid" },

@@ -1,0 +1,312 @@
+// Package volumes gives the volumes of a pod to its guest.
+//
+// A host directory is never mounted in a guest. What a bind mount of the spec means there is found by
+// its path (Locate): an emptyDir becomes a directory or tmpfs of the guest, a ConfigMap, Secret,
+// projected or downward API volume a tree of files that is sent and kept up to date, and single files
+// (/etc/hosts, the termination log) become files of the pod's own volume. Everything else is refused
+// with an error that names the way out.
+//
+// Set holds the volumes of one pod and is the only thing here with state. internal/shim/task asks it
+// for the guest path of each mount before a container is created; the daemon runs its watcher. It does
+// not mount anything, on the host or in the guest.
+//
+// What can go wrong: a volume that is too large (ErrTooLarge), a kind that needs the host
+// (spec.ErrUnsupported), files that vanish while they are read (read again), a guest that answers
+// nonsense (its own pod suffers).
+package volumes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	guestv1 "atoll.dev/atoll/api/guest/v1"
+	"atoll.dev/atoll/internal/guest/channel"
+)
+
+// PodVolume is the id of the volume with the pod's own files.
+const PodVolume = "pod"
+
+// maxTerminationLog bounds what is copied back; the kubelet reads the last 4 KiB.
+const maxTerminationLog = 12 << 10
+
+// callTimeout bounds each call to the guest.
+const callTimeout = 30 * time.Second
+
+// Guest is the part of the guest protocol that volumes need.
+type Guest interface {
+	CreateVolume(context.Context, *guestv1.CreateVolumeRequest) (*guestv1.Empty, error)
+	PutFiles(context.Context, *guestv1.PutFilesRequest) (*guestv1.Empty, error)
+	GetFile(context.Context, *guestv1.GetFileRequest) (*guestv1.GetFileResponse, error)
+}
+
+// Set is the volumes of one pod.
+type Set struct {
+	guest Guest
+	roots Roots
+	watch *watcher
+
+	mu      sync.Mutex // held over each change in the guest; guards the fields below
+	volumes map[string]*volume
+	files   map[string]digest // of the pod's own files, by guest path below PodVolume
+}
+
+// volume is a volume that the guest has.
+type volume struct {
+	kind guestv1.CreateVolumeRequest_Kind
+	host string // directory on the host
+	sent digest // of a pushed tree
+}
+
+// Container is what a container needs from the volumes.
+type Container struct {
+	// TerminationLog is the host's file for the termination message, "" for none.
+	TerminationLog string
+	// Filled are the volumes to fill from the image, by their place in it.
+	Filled []*guestv1.ImageVolume
+
+	id    string
+	binds map[string]string // guest path by host source
+}
+
+// New makes an empty set. Paths outside of roots are refused.
+func New(guest Guest, roots Roots) *Set {
+	return &Set{
+		guest: guest, roots: roots, watch: newWatcher(),
+		volumes: map[string]*volume{}, files: map[string]digest{},
+	}
+}
+
+// Run keeps pushed volumes up to date until ctx ends.
+func (s *Set) Run(ctx context.Context) error {
+	return s.watch.run(ctx, func(host string) {
+		if err := s.refresh(ctx, host); err != nil && ctx.Err() == nil {
+			slog.Warn("updating volume in guest", "volume", host, "error", err)
+		}
+	})
+}
+
+// Prepare makes sure that the guest has, in their current state, all volumes that the bind mounts of a
+// container use.
+func (s *Set) Prepare(ctx context.Context, id string, mounts []specs.Mount) (*Container, error) {
+	c := &Container{id: id, binds: map[string]string{}}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range mounts {
+		loc, err := s.roots.Locate(m.Source)
+		if err != nil {
+			return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
+		}
+		guest, err := s.prepare(ctx, c, m, loc)
+		if err != nil {
+			return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
+		}
+		c.binds[m.Source] = guest
+	}
+	return c, nil
+}
+
+// Bind is the guest path of the source of one of the mounts given to Prepare.
+func (c *Container) Bind(m specs.Mount) (string, error) {
+	guest, ok := c.binds[m.Source]
+	if !ok {
+		return "", fmt.Errorf("mount %s: volume was not prepared", m.Destination)
+	}
+	return guest, nil
+}
+
+func (s *Set) prepare(ctx context.Context, c *Container, m specs.Mount, loc Location) (string, error) {
+	switch loc.Kind {
+	case KindEmptyDir:
+		return guestPath(loc.ID, loc.Sub), s.ensureDir(ctx, loc)
+	case KindPushed:
+		return guestPath(loc.ID, loc.Sub), s.ensurePushed(ctx, loc)
+	case KindImage:
+		c.Filled = append(c.Filled, &guestv1.ImageVolume{Volume: loc.ID, ImagePath: m.Destination})
+		return guestPath(loc.ID, ""), s.create(ctx, loc, &guestv1.CreateVolumeRequest{Kind: guestv1.CreateVolumeRequest_IMAGE})
+	case KindHosts:
+		return guestPath(PodVolume, "hosts"), s.sendFile(ctx, loc.Host, "hosts")
+	case KindTerminationLog:
+		c.TerminationLog = loc.Host
+		return guestPath(PodVolume, terminationLog(c.id)), s.sendFile(ctx, loc.Host, terminationLog(c.id))
+	}
+	return "", fmt.Errorf("volume kind %d is not handled", loc.Kind)
+}
+
+func terminationLog(container string) string { return "termination/" + container }
+
+func guestPath(id, sub string) string { return filepath.Join(channel.VolumesDir, id, sub) }
+
+// create makes a volume once. The root of a directory that the kubelet made on the host gets the same
+// owner and mode.
+func (s *Set) create(ctx context.Context, loc Location, req *guestv1.CreateVolumeRequest) error {
+	if s.volumes[loc.ID] != nil {
+		return nil
+	}
+	req.Id = loc.ID
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if _, err := s.guest.CreateVolume(ctx, req); err != nil {
+		return fmt.Errorf("creating volume %s in the guest: %w", loc.ID, err)
+	}
+	s.volumes[loc.ID] = &volume{kind: req.Kind, host: loc.Host}
+	return nil
+}
+
+// ensureDir makes an emptyDir: on tmpfs when the kubelet mounted one for it, of the same size.
+func (s *Set) ensureDir(ctx context.Context, loc Location) error {
+	if s.volumes[loc.ID] != nil {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(loc.Host, &st); err != nil {
+		return fmt.Errorf("reading volume %s: %w", loc.Host, err)
+	}
+	req := &guestv1.CreateVolumeRequest{
+		Kind: guestv1.CreateVolumeRequest_SCRATCH, Mode: st.Mode & 0o7777, Uid: st.Uid, Gid: st.Gid,
+	}
+	medium, err := mediumOf(loc.Host)
+	if err != nil {
+		return err
+	}
+	if medium.memory {
+		req.Kind, req.SizeBytes = guestv1.CreateVolumeRequest_MEMORY, medium.size
+	}
+	return s.create(ctx, loc, req)
+}
+
+// ensurePushed makes a volume of files and sends them, or what changed since.
+func (s *Set) ensurePushed(ctx context.Context, loc Location) error {
+	if err := s.create(ctx, loc, &guestv1.CreateVolumeRequest{Kind: guestv1.CreateVolumeRequest_PUSHED}); err != nil {
+		return err
+	}
+	// Watch first: what changes after the tree was read is seen.
+	s.watch.add(loc.Host)
+	return s.push(ctx, loc.ID)
+}
+
+// refresh sends a pushed volume again after its directory changed.
+func (s *Set) refresh(ctx context.Context, host string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, v := range s.volumes {
+		if v.host == host && v.kind == guestv1.CreateVolumeRequest_PUSHED {
+			return s.push(ctx, id)
+		}
+	}
+	return nil
+}
+
+// push sends the current tree unless it is the one that was sent last.
+func (s *Set) push(ctx context.Context, id string) error {
+	v := s.volumes[id]
+	tree, err := ReadTree(v.host)
+	if err != nil {
+		return fmt.Errorf("reading volume %s: %w", id, err)
+	}
+	if tree.Digest == v.sent {
+		return nil
+	}
+	for _, req := range Requests(id, tree.Files, true) {
+		if err := s.put(ctx, req); err != nil {
+			return fmt.Errorf("sending volume %s: %w", id, err)
+		}
+	}
+	v.sent = tree.Digest
+	return nil
+}
+
+func (s *Set) put(ctx context.Context, req *guestv1.PutFilesRequest) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	_, err := s.guest.PutFiles(ctx, req)
+	return err
+}
+
+// PutPodFiles writes files of the pod's own volume, which it makes at first. Names are relative.
+func (s *Set) PutPodFiles(ctx context.Context, files map[string][]byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]*guestv1.File, 0, len(files))
+	for name, data := range files {
+		out = append(out, &guestv1.File{Path: name, Mode: unix.S_IFREG | 0o644, Data: data})
+	}
+	return s.putPodFiles(ctx, out)
+}
+
+func (s *Set) putPodFiles(ctx context.Context, files []*guestv1.File) error {
+	loc := Location{ID: PodVolume}
+	if err := s.create(ctx, loc, &guestv1.CreateVolumeRequest{Kind: guestv1.CreateVolumeRequest_PUSHED}); err != nil {
+		return err
+	}
+	for _, req := range Requests(PodVolume, files, false) {
+		if err := s.put(ctx, req); err != nil {
+			return fmt.Errorf("sending pod files: %w", err)
+		}
+	}
+	return nil
+}
+
+// sendFile sends a single host file unless the guest has it. What containers wrote into it in the
+// guest stays until the host's file changes.
+func (s *Set) sendFile(ctx context.Context, host, name string) error {
+	f, err := readSingle(host)
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", host, err)
+	}
+	f.Path = name
+	d := digestOf([]*guestv1.File{f})
+	if s.files[name] == d {
+		return nil
+	}
+	if err := s.putPodFiles(ctx, []*guestv1.File{f}); err != nil {
+		return err
+	}
+	s.files[name] = d
+	return nil
+}
+
+// SaveTerminationLog copies the container's termination message to the host's file, where the kubelet
+// looks for it.
+func (s *Set) SaveTerminationLog(ctx context.Context, c *Container) error {
+	if c == nil || c.TerminationLog == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	resp, err := s.guest.GetFile(ctx, &guestv1.GetFileRequest{
+		Volume: PodVolume, Path: terminationLog(c.id), MaxBytes: maxTerminationLog,
+	})
+	if err != nil {
+		return fmt.Errorf("reading termination message: %w", err)
+	}
+	data := resp.GetData()
+	if len(data) > maxTerminationLog {
+		return fmt.Errorf("reading termination message: %w: %d bytes", ErrTooLarge, len(data))
+	}
+	if len(data) == 0 {
+		return nil
+	}
+	// The path is the kubelet's; never through a link, and only while the file is still there.
+	f, err := os.OpenFile(c.TerminationLog, os.O_WRONLY|os.O_TRUNC|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("saving termination message: %w", err)
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("saving termination message: %w", err)
+	}
+	return nil
+}
