@@ -208,6 +208,12 @@ func Client(conn io.ReadWriteCloser) (*yamux.Session, error) {
 	if _, err := io.WriteString(conn, Go); err != nil {
 		return nil, fmt.Errorf("releasing the guest: %w", err)
 	}
+	return Attach(conn)
+}
+
+// Attach starts the host's end of the session with a guest that was let go already, as vm.Clone and
+// vm.Boot do.
+func Attach(conn io.ReadWriteCloser) (*yamux.Session, error) {
 	s, err := yamux.Client(&frames{ReadWriteCloser: conn}, config())
 	if err != nil {
 		return nil, fmt.Errorf("starting session: %w", err)
