@@ -38,8 +38,16 @@ import (
 	"atoll.dev/atoll/internal/storage/layers/erofs"
 )
 
-// ErrInvalid is wrapped by errors about a layer that no retry will fix.
+// ErrInvalid is what errors about a layer that no retry will fix match with
+// errors.Is.
 var ErrInvalid = errors.New("invalid layer")
+
+// invalidError matches ErrInvalid without wrapping it: containerd's gRPC layer
+// prints an error with two causes twice.
+type invalidError struct{ msg string }
+
+func (e *invalidError) Error() string        { return ErrInvalid.Error() + ": " + e.msg }
+func (e *invalidError) Is(target error) bool { return target == ErrInvalid }
 
 // Limits bound what one layer may cost.
 type Limits struct {
@@ -100,13 +108,13 @@ func FromTar(ctx context.Context, r io.Reader, w *erofs.Writer, limits Limits) (
 // leaves errors of the underlying stream alone.
 func tarError(err error) error {
 	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return invalid("%w", err)
+		return invalid("%v", err)
 	}
 	return err
 }
 
 func invalid(format string, args ...any) error {
-	return fmt.Errorf("%w: %w", ErrInvalid, fmt.Errorf(format, args...))
+	return &invalidError{fmt.Sprintf(format, args...)}
 }
 
 func clip(s string) string {
