@@ -58,8 +58,6 @@ check_config() {
 unpack_source() {
 	say "unpacking $source_tar"
 	tar -C "$work" -xf "$source_tar" --strip-components=1 \
-		--exclude="$source_pkg/arch/arm*" --exclude="$source_pkg/arch/mips" \
-		--exclude="$source_pkg/arch/powerpc" --exclude="$source_pkg/arch/s390" \
 		--exclude="$source_pkg/tools/perf" --exclude="$source_pkg/tools/testing"
 }
 
