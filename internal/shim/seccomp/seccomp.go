@@ -78,6 +78,27 @@ func Compile(profile *specs.LinuxSeccomp) ([]byte, error) {
 	return out, nil
 }
 
+// Flags returns the flags for seccomp(2) that the profile asks for. Synchronising threads has no
+// meaning for a process that has one.
+func Flags(profile *specs.LinuxSeccomp) (uint32, error) {
+	var flags uint32
+	if profile == nil {
+		return 0, nil
+	}
+	for _, f := range profile.Flags {
+		switch f {
+		case specs.LinuxSeccompFlagLog:
+			flags |= unix.SECCOMP_FILTER_FLAG_LOG
+		case specs.LinuxSeccompFlagSpecAllow:
+			flags |= unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
+		case "SECCOMP_FILTER_FLAG_TSYNC":
+		default:
+			return 0, fmt.Errorf("%w: flag %s", ErrProfile, f)
+		}
+	}
+	return flags, nil
+}
+
 // action turns an OCI action into a filter's return value. runc's defaults apply: ERRNO and TRACE
 // without a value mean EPERM.
 func action(a specs.LinuxSeccompAction, errnoRet *uint) (uint32, error) {

@@ -224,6 +224,21 @@ func TestBadProfiles(t *testing.T) {
 	}
 }
 
+func TestFlags(t *testing.T) {
+	got, err := Flags(&specs.LinuxSeccomp{Flags: []specs.LinuxSeccompFlag{
+		specs.LinuxSeccompFlagLog, "SECCOMP_FILTER_FLAG_TSYNC", specs.LinuxSeccompFlagSpecAllow,
+	}})
+	if err != nil || got != 6 {
+		t.Errorf("got %d, %v", got, err)
+	}
+	if _, err := Flags(&specs.LinuxSeccomp{Flags: []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagWaitKillableRecv}}); !errors.Is(err, ErrProfile) {
+		t.Errorf("unknown flag: %v", err)
+	}
+	if got, err := Flags(nil); got != 0 || err != nil {
+		t.Errorf("no profile: %d, %v", got, err)
+	}
+}
+
 func FuzzCompile(f *testing.F) {
 	for _, p := range []*specs.LinuxSeccomp{defaultProfile(), mixed()} {
 		b, err := json.Marshal(p)

@@ -30,19 +30,12 @@ const Instead = `use runtimeClassName "runc" in a namespace whose administrator 
 // MaxBytes bounds a spec, so that it fits into one message to the guest.
 const MaxBytes = 3 << 20
 
-// Values of the path of a pid namespace in the guest's spec. Without a path the container gets its
-// own.
-const (
-	PodPID             = "pod"        // the pid namespace that containers of the pod share
-	ContainerPIDPrefix = "container:" // of another container, whose id follows
-)
-
 // Env answers what the spec alone does not say.
 type Env struct {
 	// SandboxPID is the pid that containerd knows the sandbox by.
 	SandboxPID uint32
-	// Container returns the id of the container that containerd knows by a pid, or "".
-	Container func(pid uint32) string
+	// GuestPID returns the pid in the guest of the container that containerd knows by a pid, or 0.
+	GuestPID func(pid uint32) uint32
 	// Bind returns the guest path of a bind mount's source.
 	Bind func(specs.Mount) (string, error)
 	// Files are mounted where the spec itself mounts nothing: the pod's /etc/hosts and the like.
@@ -109,7 +102,8 @@ func hooks(h *specs.Hooks) int {
 }
 
 // namespaces keeps what the guest must know: a container has its own mount and cgroup namespace, and
-// its network, IPC and UTS namespaces are the pod's. Only the pid namespace is a choice.
+// its network, IPC and UTS namespaces are the pod's. Only the pid namespace is a choice: without a path
+// it is the container's own, or the pod's where the pod was set up to share one.
 func namespaces(s *specs.Spec, env Env) error {
 	out := []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.CgroupNamespace}}
 	pid := specs.LinuxNamespace{Type: specs.PIDNamespace}
@@ -126,14 +120,13 @@ func namespaces(s *specs.Spec, env Env) error {
 				return err
 			}
 			if target == env.SandboxPID {
-				pid.Path = PodPID
 				continue
 			}
-			id := env.Container(target)
-			if id == "" {
+			guest := env.GuestPID(target)
+			if guest == 0 {
 				return fmt.Errorf("the container whose pid namespace is to be shared (pid %d) is gone", target)
 			}
-			pid.Path = ContainerPIDPrefix + id
+			pid.Path = fmt.Sprintf("/proc/%d/ns/pid", guest)
 		case specs.UserNamespace:
 			return fmt.Errorf("%w: user namespaces; leave hostUsers unset, the pod has its own kernel", ErrUnsupported)
 		case specs.TimeNamespace:

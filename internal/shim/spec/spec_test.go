@@ -19,11 +19,11 @@ var update = flag.Bool("update", false, "write golden files")
 func env() Env {
 	return Env{
 		SandboxPID: 4711,
-		Container: func(pid uint32) string {
+		GuestPID: func(pid uint32) uint32 {
 			if pid == 1<<22+3 {
-				return "target"
+				return 77
 			}
-			return ""
+			return 0
 		},
 		Bind: func(m specs.Mount) (string, error) {
 			if strings.HasPrefix(m.Source, "/host") {

@@ -48,12 +48,13 @@ type IO struct {
 	outs   []*os.File
 	files  []*os.File // every distinct output file
 
-	streams []Stream
 	copies  sync.WaitGroup
-	drained chan struct{} // closed when all output has been handed over
+	once    sync.Once     // closes drained
+	drained chan struct{} // closed when all output has been handed over, or nobody wants it
 
-	mu     sync.Mutex // guards the field below
-	closed chan struct{}
+	mu      sync.Mutex // guards the fields below
+	streams []Stream
+	closed  chan struct{}
 }
 
 // Open opens the host's ends. Start or Close must follow.
@@ -146,7 +147,9 @@ func (s *IO) Start(terminal bool, open func(fd int) (Stream, error)) error {
 		if err != nil {
 			return fmt.Errorf("opening stream %d: %w", fd, err)
 		}
+		s.mu.Lock()
 		s.streams = append(s.streams, st)
+		s.mu.Unlock()
 		if fd == 0 && s.stdin != nil {
 			go s.copyIn(st, !terminal)
 		}
@@ -163,7 +166,7 @@ func (s *IO) Start(terminal bool, open func(fd int) (Stream, error)) error {
 			s.drain(f)
 			_ = f.Close()
 		}
-		close(s.drained)
+		s.once.Do(func() { close(s.drained) })
 	}()
 	return nil
 }
@@ -230,11 +233,12 @@ func (s *IO) CloseStdin() {
 	}
 }
 
-// Done is closed when all output has reached containerd.
+// Done is closed when all output has reached containerd, or Close was called.
 func (s *IO) Done() <-chan struct{} { return s.drained }
 
-// Close ends all copying, whatever is still under way, and closes everything. It may be called any
-// number of times.
+// Close closes the host's ends, whatever is still under way, and the streams towards the guest. What
+// the guest still sends is dropped, so that no process blocks on it. It may be called any number of
+// times.
 func (s *IO) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -245,17 +249,10 @@ func (s *IO) Close() {
 		close(s.closed)
 	}
 	for _, st := range s.streams {
-		abort(st)
+		_ = st.Close()
 	}
 	s.closeFiles()
-}
-
-// abort ends both directions of a stream.
-func abort(st Stream) {
-	if d, ok := st.(interface{ SetDeadline(time.Time) error }); ok {
-		_ = d.SetDeadline(time.Unix(1, 0))
-	}
-	_ = st.Close()
+	s.once.Do(func() { close(s.drained) })
 }
 
 func (s *IO) closeFiles() {
