@@ -180,6 +180,14 @@ func (t Tree) ContainerdSocket() string { return t.rundir("containerd.sock") }
 // ContainerdTTRPC is containerd's ttrpc socket, used by shims.
 func (t Tree) ContainerdTTRPC() string { return t.rundir("containerd.sock.ttrpc") }
 
+// ShimSockets is the directory of the sockets of shims. Its path is kept short:
+// containerd adds 36 bytes to it.
+func (t Tree) ShimSockets() string { return t.rundir("shims") }
+
+// Registries holds one directory per image registry with its hosts.toml, for
+// the administrator to edit.
+func (t Tree) Registries() string { return t.data("registries") }
+
 // Pool holds the micro-VM templates and the per-VM scratch disks.
 func (t Tree) Pool() string { return t.data("pool") }
 

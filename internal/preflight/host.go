@@ -188,7 +188,7 @@ func checkExtras() []Result {
 		extra("vhost-vsock", "/dev/vhost-vsock is there",
 			openable("/dev/vhost-vsock"), "the guest channel is a virtio serial port, as it always is for pods"),
 		extra("sys_resource", "the process has CAP_SYS_RESOURCE",
-			hasCapability(unix.CAP_SYS_RESOURCE), "out-of-memory scores of containers are not lowered"),
+			HasCapability(unix.CAP_SYS_RESOURCE), "out-of-memory scores of containers are not lowered"),
 	}
 }
 
@@ -209,8 +209,8 @@ func openable(path string) error {
 	return f.Close()
 }
 
-// hasCapability looks at the effective capabilities of this process.
-func hasCapability(capability int) error {
+// HasCapability returns nil when this process has a capability in effect.
+func HasCapability(capability int) error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&header, &data[0]); err != nil {

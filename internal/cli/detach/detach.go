@@ -196,7 +196,7 @@ Wants=network-online.target
 After=network-online.target
 
 [Service]
-ExecStart=%[2]s up --data-dir=%[1]s
+ExecStart=%[2]s up --background --data-dir=%[1]s
 Restart=always
 RestartSec=1
 KillMode=process

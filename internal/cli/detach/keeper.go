@@ -39,7 +39,7 @@ func (d *Detacher) Keep(ctx context.Context) error {
 				break
 			}
 			d.logger.Info("starting the supervisor", "delay", delay)
-			if err := d.spawn("up", "up", "--kept"); err != nil {
+			if err := d.spawn("up", "up", "--background"); err != nil {
 				d.logger.Error("starting the supervisor failed", "error", err)
 			}
 			delay = min(max(2*delay, minDelay), maxDelay)

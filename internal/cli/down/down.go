@@ -115,10 +115,16 @@ func (d *Down) stopAgent(ctx context.Context) (string, error) {
 	return "agent stopped", err
 }
 
-// stopServices ends the supervisor and its children.
+// stopServices ends the supervisor and its children. What restarts it goes
+// first.
 func (d *Down) stopServices(ctx context.Context) (string, error) {
-	err := up.NewClient(d.cfg.Tree).Stop(ctx)
-	if err != nil && !errors.Is(err, up.ErrNotRunning) {
+	if err := d.detacher.Stop(ctx); err != nil {
+		return "", err
+	}
+	ran := true
+	if err := up.NewClient(d.cfg.Tree).Stop(ctx); errors.Is(err, up.ErrNotRunning) {
+		ran = false
+	} else if err != nil {
 		d.cfg.Logger.Warn("the supervisor did not take the request to stop", "error", err)
 	}
 	if pid, err := d.cfg.Tree.Holder(); err == nil && pid != 0 {
@@ -128,14 +134,16 @@ func (d *Down) stopServices(ctx context.Context) (string, error) {
 			cancel()
 		}
 	}
-	if err := d.detacher.Stop(ctx); err != nil {
-		return "", err
-	}
 	n, err := d.endAll(ctx, 10*time.Second, up.Supervisor, up.Services)
-	if err != nil || n == 0 {
-		return "services stopped", err
+	switch {
+	case err != nil:
+		return "", err
+	case n > 0:
+		return fmt.Sprintf("%d processes of services ended", n), nil
+	case ran:
+		return "services stopped", nil
 	}
-	return fmt.Sprintf("services stopped, %d of them by hand", n), nil
+	return "", nil
 }
 
 // endPods ends shims that did not end with their pod. Their QEMUs die with

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -151,4 +152,10 @@ func routeSource() (netip.Addr, bool) {
 		}
 	}
 	return netip.Addr{}, false
+}
+
+// Equal tells whether both are the same choices.
+func (s Settings) Equal(o Settings) bool {
+	return slices.Equal(s.TLSSANs, o.TLSSANs) && s.NodeName == o.NodeName && s.NodeIP == o.NodeIP &&
+		s.PoolSize == o.PoolSize && s.MaxPods == o.MaxPods && s.Accelerator == o.Accelerator && s.LogFormat == o.LogFormat
 }

@@ -1,0 +1,191 @@
+// Package cli is the command line of atoll. It is the only reader of flags,
+// environment variables and configuration files: everything below gets plain
+// values.
+//
+// It contains no logic of its own beyond turning words into configurations and
+// results into text. It is called by cmd/atoll. Errors go to standard error in
+// one line that says what to do, with exit code 1; wrong usage has exit code 2.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"atoll.dev/atoll/internal/datadir"
+)
+
+// app is what the commands share.
+type app struct {
+	version string
+	out     io.Writer
+	errOut  io.Writer
+
+	dataDir   string
+	logFormat string
+}
+
+// Exit codes.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// usageError marks errors of the user's own making.
+type usageError struct{ error }
+
+// Main runs the command that args name and returns the exit code.
+func Main(version string, args []string) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	// A second signal ends the process at once.
+	context.AfterFunc(ctx, stop)
+	a := &app{version: version, out: os.Stdout, errOut: os.Stderr}
+	root := a.root()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	var silent silentError
+	if !errors.As(err, &silent) {
+		fmt.Fprintln(a.errOut, "Error:", err)
+	}
+	var usage usageError
+	if errors.As(err, &usage) {
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// silentError is a failure that has been explained already.
+type silentError struct{ error }
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "atoll",
+		Short: "Kubernetes on this host, with every pod in its own micro-VM",
+		Long: `Atoll turns a Linux host into a Kubernetes cluster in which every ordinary pod
+runs in its own QEMU micro-VM.`,
+		Example: `  atoll preflight            see whether this host can run Atoll
+  atoll up --detach          start it in the background
+  atoll kubectl get pods -A
+  atoll down --purge         remove every trace of it`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			return unknownCommand(cmd, args[0])
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetOut(a.out)
+	root.SetErr(a.errOut)
+	root.PersistentFlags().StringVar(&a.dataDir, "data-dir", envOr("ATOLL_DATA_DIR", datadir.DefaultRoot),
+		"directory of all state (environment: ATOLL_DATA_DIR)")
+	root.PersistentFlags().StringVar(&a.logFormat, "log-format", "text", "format of log lines: text or json")
+	root.SetFlagErrorFunc(flagError)
+	root.AddCommand(
+		a.upCommand(), a.downCommand(), a.statusCommand(), a.logsCommand(),
+		a.preflightCommand(), a.kubectlCommand(), a.versionCommand(), a.keeperCommand(), a.imageCommand(),
+	)
+	root.AddCommand(a.roleCommands()...)
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	return root
+}
+
+// tree is the data directory the user chose.
+func (a *app) tree() (datadir.Tree, error) {
+	t, err := datadir.New(a.dataDir)
+	if err != nil {
+		return t, usageError{fmt.Errorf("--data-dir: %w", err)}
+	}
+	return t, nil
+}
+
+// logger writes to w in the chosen format.
+func (a *app) logger(w io.Writer) (*slog.Logger, error) {
+	switch a.logFormat {
+	case "text":
+		return slog.New(slog.NewTextHandler(w, nil)), nil
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, nil)), nil
+	}
+	return nil, usageError{fmt.Errorf("--log-format %q: use text or json", a.logFormat)}
+}
+
+func (a *app) printf(format string, args ...any) {
+	// There is nobody to tell when the terminal is gone.
+	_, _ = fmt.Fprintf(a.out, format, args...)
+}
+
+func envOr(name, otherwise string) string {
+	if v := os.Getenv(name); v != "" {
+		return v
+	}
+	return otherwise
+}
+
+// flagError adds to an error about flags which ones there are.
+func flagError(cmd *cobra.Command, err error) error {
+	if errors.Is(err, pflag.ErrHelp) {
+		return err
+	}
+	var names []string
+	add := func(f *pflag.Flag) {
+		if !f.Hidden {
+			names = append(names, "--"+f.Name)
+		}
+	}
+	cmd.LocalFlags().VisitAll(add)
+	cmd.InheritedFlags().VisitAll(add)
+	slices.Sort(names)
+	return usageError{fmt.Errorf("%w\nflags of %q: %s", err, cmd.CommandPath(), strings.Join(slices.Compact(names), " "))}
+}
+
+// unknownCommand says which commands there are.
+func unknownCommand(cmd *cobra.Command, got string) error {
+	var names []string
+	for _, sub := range cmd.Commands() {
+		if sub.IsAvailableCommand() {
+			names = append(names, sub.Name())
+		}
+	}
+	hint := ""
+	if near := cmd.SuggestionsFor(got); len(near) > 0 {
+		hint = fmt.Sprintf(" (did you mean %s?)", strings.Join(near, " or "))
+	}
+	return usageError{fmt.Errorf("unknown command %q%s\ncommands of %q: %s", got, hint, cmd.CommandPath(), strings.Join(names, " "))}
+}
+
+// noArgs refuses positional arguments.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("%q takes no arguments, got %q; see %q", cmd.CommandPath(), args[0], cmd.CommandPath()+" --help")}
+	}
+	return nil
+}
+
+// exactArgs wants the named arguments.
+func exactArgs(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != len(names) {
+			return usageError{fmt.Errorf("%q wants %s, got %d arguments; see %q",
+				cmd.CommandPath(), "<"+strings.Join(names, "> <")+">", len(args), cmd.CommandPath()+" --help")}
+		}
+		return nil
+	}
+}

@@ -1,0 +1,129 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"atoll.dev/atoll/internal/cli/up"
+	"atoll.dev/atoll/internal/supervise"
+)
+
+func (a *app) statusCommand() *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the services of this host, the node and the warm pool",
+		Long: `Shows what runs, since when, how often it was restarted and what memory it uses.
+The exit code is 0 when everything is ready and 1 otherwise.`,
+		Example: `  atoll status
+  atoll status -o wide
+  atoll status -o json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			t, err := a.tree()
+			if err != nil {
+				return err
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), 10*time.Second)
+			defer cancel()
+			report, err := up.NewClient(t).Status(ctx)
+			if errors.Is(err, up.ErrNotRunning) {
+				left, listErr := up.OwnProcesses(t, up.Services|up.Supervisor|up.Pods)
+				if listErr == nil && len(left) > 0 {
+					err = fmt.Errorf("%w, but %d of its processes are there; `atoll up` takes over, `atoll down` removes them", err, len(left))
+				}
+				return fmt.Errorf("%s: %w", t.Root(), err)
+			}
+			if err != nil {
+				return err
+			}
+			if output == "json" || output == "yaml" {
+				err = a.structured(output, report)
+			} else {
+				a.printStatus(report, output == "wide")
+			}
+			if err == nil && !ready(report) {
+				err = silentError{errors.New("not everything is ready")}
+			}
+			return err
+		},
+	}
+	outputFlag(cmd, &output, "table", "wide", "json", "yaml")
+	return cmd
+}
+
+func (a *app) printStatus(r up.Report, wide bool) {
+	head := []string{"SERVICE", "STATE", "PID", "UP", "RESTARTS", "MEMORY"}
+	if wide {
+		head = append(head, "PRIVATE", "READY IN", "LOG")
+	}
+	rows := [][]string{head}
+	var rss, anon int64
+	var problems []string
+	for _, s := range r.Services {
+		rss, anon = rss+s.RSS, anon+s.Anon
+		pid := "-"
+		if s.PID != 0 {
+			pid = strconv.Itoa(s.PID)
+		}
+		row := []string{s.Name, string(s.State), pid, age(s.Started), strconv.Itoa(s.Restarts), mib(s.RSS)}
+		if wide {
+			row = append(row, mib(s.Anon), fmt.Sprintf("%.1fs", s.ReadyIn), s.LogFile)
+		}
+		rows = append(rows, row)
+		if s.State != supervise.Ready && s.Error != "" {
+			problems = append(problems, fmt.Sprintf("%s: %s (log: %s)", s.Name, s.Error, s.LogFile))
+		}
+	}
+	total := []string{"total", "", "", "", "", mib(rss)}
+	if wide {
+		total = append(total, mib(anon), "", "")
+	}
+	a.table(append(rows, total))
+	a.printf("\n")
+	state := "Ready"
+	if !r.Node.Ready {
+		state = "not ready: " + r.Node.Message
+	}
+	facts := [][]string{
+		{"node", r.Node.Name + "  " + state},
+		{"pods", strconv.Itoa(r.Node.Pods)},
+		{"pool", poolLine(r.Pool)},
+		{"versions", strings.Join(strings.Fields("atoll "+r.Version+" kubelet "+r.Node.KubeletVersion+" kernel "+r.Node.Kernel), " ")},
+		{"data", r.DataDir},
+	}
+	if r.Node.Accelerator != "" {
+		facts = append(facts, []string{"accelerator", r.Node.Accelerator})
+	}
+	a.table(facts)
+	for _, p := range problems {
+		a.printf("%s\n", p)
+	}
+}
+
+// poolLine prints the simple values of the pool's status.
+func poolLine(raw json.RawMessage) string {
+	var fields map[string]any
+	if json.Unmarshal(raw, &fields) != nil || fields == nil {
+		return "does not answer"
+	}
+	var parts []string
+	for name, value := range fields {
+		switch v := value.(type) {
+		case string, bool, float64:
+			if v != "" {
+				parts = append(parts, fmt.Sprintf("%s %v", name, v))
+			}
+		}
+	}
+	sort.Strings(parts)
+	return strings.Join(parts, ", ")
+}
