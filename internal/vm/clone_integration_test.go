@@ -33,14 +33,25 @@ func config(t testing.TB) vm.Config {
 	}
 }
 
+// shared is the template of all tests that do not need one of their own; it is never closed.
+var shared struct {
+	sync.Mutex
+	template *vm.Template
+}
+
 func build(t testing.TB) *vm.Template {
 	t.Helper()
-	tmpl, err := vm.BuildTemplate(context.Background(), config(t))
-	if err != nil {
-		t.Fatal(err)
+	shared.Lock()
+	defer shared.Unlock()
+	if shared.template == nil {
+		tmpl, err := vm.BuildTemplate(context.Background(), config(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("template: %+v", tmpl.Meta())
+		shared.template = tmpl
 	}
-	t.Cleanup(func() { _ = tmpl.Close() })
-	return tmpl
+	return shared.template
 }
 
 func status(t *testing.T, pid int) map[string]string {

@@ -100,12 +100,16 @@ func imageNode(i int) string { return fmt.Sprintf("f%d", i) }
 
 // addFile hands a file to QEMU and makes a block node of it.
 func addFile(set int, node string, f *os.File, readOnly bool) []qmp.Command {
+	n := fileNode{
+		Driver: "file", Node: node, Filename: fmt.Sprintf("/dev/fdset/%d", set),
+		ReadOnly: readOnly, Locking: "off",
+	}
+	if !readOnly {
+		n.Discard = "unmap"
+	}
 	return []qmp.Command{
 		{Name: "add-fd", Args: map[string]any{"fdset-id": set}, File: f},
-		{Name: "blockdev-add", Args: fileNode{
-			Driver: "file", Node: node, Filename: fmt.Sprintf("/dev/fdset/%d", set),
-			ReadOnly: readOnly, Locking: "off", Discard: "unmap",
-		}},
+		{Name: "blockdev-add", Args: n},
 	}
 }
 
@@ -116,7 +120,7 @@ type fileNode struct {
 	Filename string `json:"filename"`
 	ReadOnly bool   `json:"read-only"`
 	Locking  string `json:"locking"`
-	Discard  string `json:"discard"`
+	Discard  string `json:"discard,omitempty"` // how the guest's trim reaches the file
 }
 
 // dropFile is the reverse of addFile.

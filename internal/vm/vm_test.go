@@ -31,9 +31,9 @@ func TestRing(t *testing.T) {
 
 func TestLastLines(t *testing.T) {
 	for in, want := range map[string]string{
-		"":                          "",
-		"\n\n":                      "",
-		"a\r\n\nb\nc":               "b | c",
+		"":                           "",
+		"\n\n":                       "",
+		"a\r\n\nb\nc":                "b | c",
 		"\x1b[31mred\x07\u009b\nx\n": "[31mred | x",
 	} {
 		if got := lastLines(in, 2); got != want {
