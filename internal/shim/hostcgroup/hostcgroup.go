@@ -1,0 +1,169 @@
+// Package hostcgroup puts a micro-VM's processes into a cgroup below the pod's, so that the pod's limits
+// on the host hold for QEMU and its shim, and their usage is the pod's.
+//
+// It sets no limits: the kubelet's are on the parent. It works on cgroup v2, on v1, and on hosts that
+// mix them: the processes join every hierarchy in which the parent exists. internal/shim/sandbox joins,
+// internal/shim/start removes what a dead shim left.
+//
+// What can go wrong: the parent does not exist anywhere (ErrNoParent), and moving takes milliseconds
+// per hierarchy, since the kernel waits for a grace period.
+package hostcgroup
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoParent is returned when the parent exists in no hierarchy.
+var ErrNoParent = errors.New("pod's cgroup does not exist")
+
+// removeTimeout bounds how long Remove waits for processes to be gone.
+const removeTimeout = 2 * time.Second
+
+// hierarchy is a mounted cgroup hierarchy.
+type hierarchy struct {
+	point  string
+	cpuset bool // v1 with the cpuset controller
+}
+
+// Join makes the group name below parent in every hierarchy that has parent, moves the processes
+// there, and returns the group's directories.
+func Join(parent, name string, pids ...int) ([]string, error) {
+	dirs, err := create("/proc/self/mountinfo", parent, name)
+	if err != nil {
+		return nil, fmt.Errorf("joining cgroup %s/%s: %w", parent, name, err)
+	}
+	// Each move waits in the kernel; the waits overlap.
+	errs := make([]error, len(dirs))
+	var wg sync.WaitGroup
+	for i, dir := range dirs {
+		wg.Go(func() { errs[i] = move(dir, pids) })
+	}
+	wg.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return dirs, fmt.Errorf("joining cgroup %s/%s: %w", parent, name, err)
+	}
+	return dirs, nil
+}
+
+func create(mountinfo, parent, name string) ([]string, error) {
+	hs, err := hierarchies(mountinfo)
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
+	for _, h := range hs {
+		up := filepath.Join(h.point, filepath.Clean("/"+parent))
+		if _, err := os.Stat(up); err != nil {
+			continue
+		}
+		dir := filepath.Join(up, name)
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return dirs, err
+		}
+		dirs = append(dirs, dir)
+		if h.cpuset {
+			if err := inherit(up, dir); err != nil {
+				return dirs, err
+			}
+		}
+	}
+	if len(dirs) == 0 {
+		return nil, ErrNoParent
+	}
+	return dirs, nil
+}
+
+// inherit copies the sets of a v1 cpuset group, which begin empty and then take no process.
+func inherit(parent, dir string) error {
+	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
+		now, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		if strings.TrimSpace(string(now)) != "" {
+			continue
+		}
+		value, err := os.ReadFile(filepath.Join(parent, name))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), value, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// move puts processes into a group. One that has ended is no error.
+func move(dir string, pids []int) error {
+	for _, pid := range pids {
+		err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644)
+		if err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return nil
+}
+
+// hierarchies lists what is mounted, each once.
+func hierarchies(mountinfo string) ([]hierarchy, error) {
+	f, err := os.Open(mountinfo)
+	if err != nil {
+		return nil, fmt.Errorf("listing cgroup hierarchies: %w", err)
+	}
+	defer f.Close()
+	var out []hierarchy
+	seen := map[string]bool{}
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		before, after, ok := strings.Cut(lines.Text(), " - ")
+		mount, super := strings.Fields(before), strings.Fields(after)
+		if !ok || len(mount) < 5 || len(super) < 3 || super[0] != "cgroup" && super[0] != "cgroup2" {
+			continue
+		}
+		// A container engine shows parts of a hierarchy; the whole of it has the root "/".
+		if device := mount[2]; mount[3] == "/" && !seen[device] {
+			seen[device] = true
+			out = append(out, hierarchy{
+				point:  mount[4],
+				cpuset: super[0] == "cgroup" && slices.Contains(strings.Split(super[2], ","), "cpuset"),
+			})
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("listing cgroup hierarchies: %w", err)
+	}
+	return out, nil
+}
+
+// Remove removes a group's directories once their processes are gone. Missing ones are no error.
+func Remove(dirs []string) error {
+	var errs []error
+	deadline := time.Now().Add(removeTimeout)
+	for _, dir := range dirs {
+		for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+			err := unix.Rmdir(dir)
+			if err == nil || errors.Is(err, unix.ENOENT) {
+				break
+			}
+			if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+				errs = append(errs, fmt.Errorf("removing cgroup %s: %w", dir, err))
+				break
+			}
+			<-time.After(wait)
+		}
+	}
+	return errors.Join(errs...)
+}

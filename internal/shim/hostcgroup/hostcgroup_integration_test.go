@@ -1,0 +1,62 @@
+//go:build integration
+
+package hostcgroup
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestJoin needs root.
+func TestJoin(t *testing.T) {
+	hs, err := hierarchies("/proc/self/mountinfo")
+	if err != nil || len(hs) == 0 {
+		t.Fatalf("hierarchies: %v, %v", hs, err)
+	}
+	parent := fmt.Sprintf("/atoll-test-%d/pod", os.Getpid())
+	for _, h := range hs {
+		up := filepath.Join(h.point, parent)
+		if err := os.MkdirAll(up, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if h.cpuset {
+			if err := inherit(h.point, filepath.Dir(up)); err != nil {
+				t.Fatal(err)
+			}
+			if err := inherit(filepath.Dir(up), up); err != nil {
+				t.Fatal(err)
+			}
+		}
+		t.Cleanup(func() { _ = os.Remove(up); _ = os.Remove(filepath.Dir(up)) })
+	}
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	dirs, err := Join(parent, "vm-1", cmd.Process.Pid)
+	t.Logf("%d hierarchies in %s", len(dirs), time.Since(start))
+	if err != nil {
+		t.Fatal(err)
+	}
+	member, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Count(string(member), parent+"/vm-1"); got != len(hs) {
+		t.Errorf("in %d of %d hierarchies:\n%s", got, len(hs), member)
+	}
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	if err := Remove(dirs); err != nil {
+		t.Error(err)
+	}
+	if err := Remove(dirs); err != nil {
+		t.Error(err)
+	}
+}
