@@ -20,6 +20,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	guestv1 "atoll.dev/atoll/api/guest/v1"
 	"atoll.dev/atoll/internal/vm"
 )
@@ -56,7 +58,8 @@ type Store struct {
 type image struct {
 	id    string
 	path  string
-	slot  int // -1: hot-added
+	slot  int  // -1: hot-added
+	stuck bool // the guest may still have it mounted: its disk must not be used again
 	users int
 	ready chan struct{} // closed when the fields below are final
 	err   error
@@ -121,7 +124,7 @@ func (s *Store) join(path string) (img *image, mine bool) {
 func (s *Store) forget(img *image) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if img.slot >= 0 {
+	if img.slot >= 0 && !img.stuck {
 		s.slots[img.slot] = false
 	}
 	delete(s.images, img.path)
@@ -158,7 +161,7 @@ func (s *Store) attach(ctx context.Context, img *image) error {
 	// Whether the guest mounted it is not known: ask it to undo that before the disk is taken away.
 	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 	defer cancel()
-	return errors.Join(err, s.detach(dctx, img, true))
+	return errors.Join(err, s.detach(dctx, img))
 }
 
 // Release gives up one use of an image by its id. The last one unmounts it and frees its disk.
@@ -169,8 +172,7 @@ func (s *Store) Release(ctx context.Context, id string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	if err := s.detach(ctx, img, false); err != nil {
-		// The disk stays taken; the slot of an image that may still be mounted is not used again.
+	if err := s.detach(ctx, img); err != nil {
 		slog.Warn("detaching image", "image", img.path, "error", err)
 		return fmt.Errorf("detaching image %s: %w", img.path, err)
 	}
@@ -200,11 +202,11 @@ func (s *Store) leave(id string) *image {
 	return nil
 }
 
-// detach takes an image away. With force an unmount that failed because nothing was mounted is no
-// obstacle.
-func (s *Store) detach(ctx context.Context, img *image, force bool) error {
+// detach takes an image away, unless the guest does not confirm that it is not mounted.
+func (s *Store) detach(ctx context.Context, img *image) error {
 	_, err := s.guest.UnmountImage(ctx, &guestv1.UnmountImageRequest{Id: img.id})
-	if err != nil && !force {
+	if err != nil && !errdefs.IsNotFound(err) {
+		img.stuck = true
 		return err
 	}
 	if img.slot >= 0 {

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/containerd/errdefs"
+
 	guestv1 "atoll.dev/atoll/api/guest/v1"
 	"atoll.dev/atoll/internal/vm"
 )
@@ -83,8 +85,11 @@ func (f *fake) MountImage(_ context.Context, r *guestv1.MountImageRequest) (*gue
 func (f *fake) UnmountImage(_ context.Context, r *guestv1.UnmountImageRequest) (*guestv1.Empty, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.stuck || f.mounted[r.Id] == "" {
-		return nil, errors.New("not unmounted")
+	if f.stuck {
+		return nil, errors.New("device is busy")
+	}
+	if f.mounted[r.Id] == "" {
+		return nil, errdefs.ErrNotFound
 	}
 	delete(f.mounted, r.Id)
 	return &guestv1.Empty{}, nil
