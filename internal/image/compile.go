@@ -33,7 +33,7 @@ func (c compiler) buildGo(ctx context.Context, program GoProgram) (string, error
 	}
 	ldflags := strings.Join(append([]string{"-s", "-w"}, program.LDFlags...), " ")
 	out := c.place("go", dir, program.Package, ldflags)
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", ldflags, "-o", out, program.Package)
+	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-ldflags", ldflags, "-o", out, program.Package)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
 	if _, err := output(cmd); err != nil {

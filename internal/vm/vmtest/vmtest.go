@@ -17,10 +17,15 @@ import (
 
 	"atoll.dev/atoll/internal/vm"
 	"atoll.dev/atoll/internal/vm/initramfs"
+	"atoll.dev/atoll/internal/vm/initramfs/modules"
 )
 
 // KernelEnv is the environment variable with the path of the kernel to test with.
 const KernelEnv = "ATOLL_TEST_KERNEL"
+
+// ModulesEnv is the environment variable with the module directory of that kernel, needed when it is
+// a distribution's.
+const ModulesEnv = "ATOLL_TEST_MODULES"
 
 // UID is the first of the user ids that test machines run as.
 const UID = 790000
@@ -39,15 +44,23 @@ func Kernel(t testing.TB) string {
 func Initramfs(t testing.TB) []initramfs.Entry {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "testinit")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, "atoll.dev/atoll/internal/vm/vmtest/testinit")
+	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", out, "atoll.dev/atoll/internal/vm/vmtest/testinit")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if msg, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building the test init: %v\n%s", err, msg)
 	}
-	return []initramfs.Entry{
+	entries := []initramfs.Entry{
 		{Path: "/init", Mode: 0o755, File: out},
 		{Path: "/dev/console", Mode: 0o600, Device: &initramfs.Device{Major: 5, Minor: 1}},
 	}
+	if dir := os.Getenv(ModulesEnv); dir != "" {
+		more, err := modules.Entries(dir, modules.ForPods()...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		entries = append(entries, more...)
+	}
+	return entries
 }
 
 // Guest talks to the test init of one machine.
