@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 )
 
 // Config says where one agent keeps its files, how it reaches the API server
@@ -91,7 +92,7 @@ func (c Config) WithDefaults() Config {
 		c.MaxPods = 500
 	}
 	if c.Logger == nil {
-		c.Logger = slog.Default()
+		c.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
 	for _, d := range []struct {
 		port *int

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 )
 
 // Config says where one server keeps its files, which addresses and ports it
@@ -90,7 +91,7 @@ func (c Config) WithDefaults() Config {
 		c.EtcdQuotaBytes = 4 << 30
 	}
 	if c.Logger == nil {
-		c.Logger = slog.Default()
+		c.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
 	c.Ports = c.Ports.withDefaults()
 	c.Network = c.Network.withDefaults()

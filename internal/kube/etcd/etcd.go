@@ -91,6 +91,7 @@ func serverConfig(cfg Config) *embed.Config {
 	// There are no followers to keep log entries in memory for.
 	ec.SnapshotCount = 2000
 	ec.SnapshotCatchUpEntries = 100
+	ec.WarningUnaryRequestDuration = time.Second
 	ec.Logger = "zap"
 	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logging.NewZap(cfg.Logger).WithOptions(zap.IncreaseLevel(zap.WarnLevel)))
 	return ec

@@ -1,6 +1,6 @@
 // Package logging leads the log output of upstream code into slog.
 //
-// Kubernetes logs through klog, etcd through zap; both become records of one
+// Kubernetes logs through klog, etcd through zap, CoreDNS through log; all become records of one
 // slog.Logger. It is not a logger itself. The roles call Install once per
 // process, before any upstream code runs. What can go wrong: nothing; a record
 // that cannot be converted keeps its message.
@@ -8,7 +8,9 @@ package logging
 
 import (
 	"context"
+	"log"
 	"log/slog"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -93,4 +95,32 @@ func slogLevel(level zapcore.Level) slog.Level {
 	default:
 		return slog.LevelError
 	}
+}
+
+// InstallStd makes the standard library's log package write to logger. CoreDNS
+// logs through it, with the level in brackets in front.
+func InstallStd(logger *slog.Logger) {
+	log.SetFlags(0)
+	log.SetOutput(stdWriter{logger: logger})
+}
+
+// stdWriter takes one line per call.
+type stdWriter struct {
+	logger *slog.Logger
+}
+
+// Write implements io.Writer.
+func (w stdWriter) Write(line []byte) (int, error) {
+	text := strings.TrimSpace(string(line))
+	level := slog.LevelInfo
+	for prefix, l := range map[string]slog.Level{
+		"[DEBUG] ": slog.LevelDebug, "[INFO] ": slog.LevelInfo, "[WARNING] ": slog.LevelWarn, "[ERROR] ": slog.LevelError, "[FATAL] ": slog.LevelError,
+	} {
+		if rest, ok := strings.CutPrefix(text, prefix); ok {
+			level, text = l, rest
+			break
+		}
+	}
+	w.logger.Log(context.Background(), level, text)
+	return len(line), nil
 }

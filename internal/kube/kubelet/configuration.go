@@ -1,0 +1,122 @@
+package kubelet
+
+import (
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	logsapi "k8s.io/component-base/logs/api/v1"
+	kubeletv1beta1 "k8s.io/kubelet/config/v1beta1"
+
+	"atoll.dev/atoll/internal/datadir/pki"
+)
+
+// cgroups is what must be known about the host's control groups.
+type cgroups struct {
+	// unified says that version 2 is mounted at /sys/fs/cgroup.
+	unified bool
+	// systemd says that systemd runs the host and manages groups.
+	systemd bool
+}
+
+// driver is the cgroup driver to use when the runtime does not say. The runtime
+// wins when it does.
+func (c cgroups) driver() string {
+	if c.unified && c.systemd {
+		return "systemd"
+	}
+	return "cgroupfs"
+}
+
+func detectCgroups() cgroups {
+	var c cgroups
+	var fs unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &fs); err == nil {
+		c.unified = fs.Type == unix.CGROUP2_SUPER_MAGIC
+	}
+	if comm, err := os.ReadFile("/proc/1/comm"); err == nil {
+		c.systemd = strings.TrimSpace(string(comm)) == "systemd"
+	}
+	return c
+}
+
+// configuration is the kubelet's configuration; what is not set has upstream's
+// default.
+func configuration(cfg Config, groups cgroups) *kubeletv1beta1.KubeletConfiguration {
+	no, yes := false, true
+	f := cfg.Files
+	healthPort := int32(cfg.HealthPort)
+	highGC, lowGC := int32(95), int32(90)
+	parallelPulls := int32(4)
+	eventQPS := int32(100)
+	apiQPS := int32(200)
+	resolvConf := cfg.ResolvConf
+	return &kubeletv1beta1.KubeletConfiguration{
+		TypeMeta:                 metav1.TypeMeta{APIVersion: kubeletv1beta1.SchemeGroupVersion.String(), Kind: "KubeletConfiguration"},
+		ContainerRuntimeEndpoint: "unix://" + cfg.Socket,
+		PodLogsDir:               cfg.PodLogsDir,
+
+		// Who may talk to the kubelet, and as whom it talks.
+		Address:                 "0.0.0.0",
+		Port:                    int32(cfg.Port),
+		ReadOnlyPort:            0,
+		HealthzBindAddress:      "127.0.0.1",
+		HealthzPort:             &healthPort,
+		TLSCertFile:             f.Cert(pki.KubeletServing),
+		TLSPrivateKeyFile:       f.Key(pki.KubeletServing),
+		TLSMinVersion:           "VersionTLS12",
+		RotateCertificates:      true,
+		EnableServer:            &yes,
+		EnableSystemLogHandler:  &no,
+		EnableProfilingHandler:  &no,
+		EnableDebugFlagsHandler: &no,
+		Authentication: kubeletv1beta1.KubeletAuthentication{
+			X509:      kubeletv1beta1.KubeletX509Authentication{ClientCAFile: f.CACert(pki.ClusterCA)},
+			Webhook:   kubeletv1beta1.KubeletWebhookAuthentication{Enabled: &yes},
+			Anonymous: kubeletv1beta1.KubeletAnonymousAuthentication{Enabled: &no},
+		},
+		Authorization: kubeletv1beta1.KubeletAuthorization{Mode: kubeletv1beta1.KubeletAuthorizationModeWebhook},
+
+		// Control groups. Version 1 is deprecated upstream but works.
+		CgroupDriver: groups.driver(),
+		CgroupRoot:   cfg.CgroupRoot,
+		FailCgroupV1: &no,
+		FailSwapOn:   &no,
+		MaxPods:      int32(cfg.MaxPods),
+		PodPidsLimit: ptr(int64(-1)),
+		// What the control plane, the agent and containerd need.
+		KubeReserved: map[string]string{"cpu": "100m", "memory": "700Mi"},
+
+		// Names.
+		ClusterDNS:     []string{cfg.DNSServiceIP.String()},
+		ClusterDomain:  cfg.Domain,
+		ResolverConfig: &resolvConf,
+
+		// Images may have been loaded by hand and be nowhere to pull from, so they
+		// are only removed when the disk is nearly full.
+		ImageGCHighThresholdPercent: &highGC,
+		ImageGCLowThresholdPercent:  &lowGC,
+		SerializeImagePulls:         &no,
+		MaxParallelImagePulls:       &parallelPulls,
+		EvictionHard: map[string]string{
+			"memory.available":   "100Mi",
+			"nodefs.available":   "3%",
+			"nodefs.inodesFree":  "3%",
+			"imagefs.available":  "3%",
+			"imagefs.inodesFree": "3%",
+		},
+
+		// Pods start and stop in bursts of hundreds.
+		KubeAPIQPS:                &apiQPS,
+		KubeAPIBurst:              2 * apiQPS,
+		EventRecordQPS:            &eventQPS,
+		EventBurst:                2 * eventQPS,
+		RegisterNode:              &yes,
+		NodeStatusUpdateFrequency: metav1.Duration{Duration: 10 * time.Second},
+		Logging:                   logsapi.LoggingConfiguration{Format: "text"},
+	}
+}
+
+func ptr[T any](v T) *T { return &v }
