@@ -172,3 +172,12 @@ func parse(s string) uint64 {
 	}
 	return n
 }
+
+// LocalOOMs is how often the group's own limit, not that of a group below, could not be kept.
+func (g *Group) LocalOOMs() uint64 {
+	events, err := g.keyed("memory.events.local")
+	if err != nil {
+		return 0
+	}
+	return events["oom"]
+}

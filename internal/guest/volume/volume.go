@@ -144,6 +144,26 @@ func (s *Store) Get(id string) (*Volume, error) {
 	return v, nil
 }
 
+// Remove deletes a volume and its content; one that is not there is fine.
+func (s *Store) Remove(id string) error {
+	s.mu.Lock()
+	v, ok := s.volumes[id]
+	delete(s.volumes, id)
+	s.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	if v.Kind == Memory {
+		if err := unix.Unmount(v.Root, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmounting volume %s: %w", id, err)
+		}
+	}
+	if err := os.RemoveAll(v.Root); err != nil {
+		return fmt.Errorf("removing volume %s: %w", id, err)
+	}
+	return nil
+}
+
 // List returns all volumes.
 func (s *Store) List() []*Volume {
 	s.mu.Lock()

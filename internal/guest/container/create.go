@@ -1,0 +1,265 @@
+package container
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"atoll.dev/atoll/internal/guest/program"
+)
+
+// ImageVolume is a volume that starts with the content of a directory in the image.
+type ImageVolume struct {
+	Volume string
+	Path   string
+}
+
+// Create is a request for a container.
+type Create struct {
+	ID           string
+	Spec         []byte   // OCI runtime spec, JSON
+	Lowers       []string // image ids, topmost first
+	Terminal     bool
+	Stdin        bool
+	ImageVolumes []ImageVolume
+	Seccomp      []byte
+	SeccompFlags uint32
+}
+
+// Create prepares a container; nothing runs yet.
+func (r *Runtime) Create(req Create) (err error) {
+	var spec specs.Spec
+	if err := json.Unmarshal(req.Spec, &spec); err != nil {
+		return fmt.Errorf("parsing spec: %w: %w", ErrInvalid, err)
+	}
+	if spec.Process == nil {
+		return fmt.Errorf("spec has no process: %w", ErrInvalid)
+	}
+	c := &Container{id: req.ID, runtime: r, execs: map[string]*process{}, dir: filepath.Join(r.cfg.Scratch, req.ID)}
+	if err := r.reserve(c); err != nil {
+		return err
+	}
+	var undo []func()
+	defer func() {
+		if err != nil {
+			for i := len(undo) - 1; i >= 0; i-- {
+				undo[i]()
+			}
+			r.forget(req.ID)
+		}
+	}()
+	lowers, err := r.lowers(req.Lowers)
+	if err != nil {
+		return err
+	}
+	undo = append(undo, func() { _ = os.RemoveAll(c.dir) })
+	overlay, err := c.makeLayer(lowers)
+	if err != nil {
+		return err
+	}
+	if err := r.fillVolumes(lowers, req.ImageVolumes); err != nil {
+		return err
+	}
+	binds, err := r.binds(spec.Mounts)
+	if err != nil {
+		return err
+	}
+	if c.pid, err = r.pidMode(&spec); err != nil {
+		return err
+	}
+	prog, err := program.Container{
+		Spec: &spec, Rootfs: r.cfg.Rootfs, Overlay: overlay, Binds: binds, Terminal: req.Terminal,
+		Seccomp: req.Seccomp, SeccompFlags: req.SeccompFlags, Home: home(lowers, spec.Process.User.UID),
+	}.Compile()
+	if err != nil {
+		return err
+	}
+	c.init = newProcess(prog, req.Terminal, req.Stdin)
+	if size := spec.Process.ConsoleSize; size != nil {
+		c.init.size = unix.Winsize{Row: uint16(size.Height), Col: uint16(size.Width)}
+	}
+	undo = append(undo, func() { _ = c.removeGroup() })
+	return c.makeGroup(spec.Linux)
+}
+
+// reserve enters a container that is not ready yet; process answers ErrState until it is.
+func (r *Runtime) reserve(c *Container) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.containers[c.id]; ok {
+		return fmt.Errorf("container %s: %w", c.id, ErrExists)
+	}
+	r.containers[c.id] = c
+	return nil
+}
+
+// lowers finds the directories of the images.
+func (r *Runtime) lowers(ids []string) ([]string, error) {
+	if len(ids) == 0 {
+		return nil, fmt.Errorf("container without an image: %w", ErrInvalid)
+	}
+	dirs := make([]string, len(ids))
+	for i, id := range ids {
+		dir, err := r.cfg.Disks.Image(id)
+		if err != nil {
+			return nil, err
+		}
+		dirs[i] = dir
+	}
+	return dirs, nil
+}
+
+// makeLayer makes the writable layer and returns the mount data of the overlay. The root of the
+// overlay shows the attributes of the upper directory, so that takes over the image's.
+func (c *Container) makeLayer(lowers []string) (string, error) {
+	upper, work := filepath.Join(c.dir, "upper"), filepath.Join(c.dir, "work")
+	if err := os.Mkdir(c.dir, 0o700); err != nil {
+		return "", fmt.Errorf("making writable layer: %w", err)
+	}
+	var err error
+	if c.usage, err = c.runtime.cfg.Meter.Track(c.dir, 0); err != nil {
+		return "", err
+	}
+	for _, d := range []string{upper, work} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return "", fmt.Errorf("making writable layer: %w", err)
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(lowers[0], &st); err != nil {
+		return "", fmt.Errorf("reading image root: %w", err)
+	}
+	if st.Uid != 0 || st.Gid != 0 {
+		if err := unix.Chown(upper, int(st.Uid), int(st.Gid)); err != nil {
+			return "", fmt.Errorf("making writable layer: %w", err)
+		}
+	}
+	if err := unix.Chmod(upper, st.Mode&0o7777); err != nil {
+		return "", fmt.Errorf("making writable layer: %w", err)
+	}
+	// The layer dies with the virtual machine: no sync of it is worth anything ("volatile").
+	return "lowerdir=" + strings.Join(lowers, ":") + ",upperdir=" + upper + ",workdir=" + work +
+		",index=off,metacopy=off,redirect_dir=off,volatile", nil
+}
+
+// fillVolumes copies image directories into the volumes that start with them.
+func (r *Runtime) fillVolumes(lowers []string, list []ImageVolume) error {
+	for _, v := range list {
+		for _, lower := range lowers {
+			fd, err := openIn(lower, v.Path, unix.O_PATH|unix.O_DIRECTORY)
+			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("image directory %s: %w", v.Path, err)
+			}
+			err = r.cfg.Volumes.Fill(v.Volume, fmt.Sprintf("/proc/self/fd/%d/.", fd))
+			_ = unix.Close(fd)
+			if err != nil {
+				return err
+			}
+			break
+		}
+	}
+	return nil
+}
+
+// openIn opens a path as if root were the root directory.
+func openIn(root, name string, flags uint64) (int, error) {
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer func() { _ = unix.Close(dir) }()
+	return unix.Openat2(dir, path.Clean("/"+name), &unix.OpenHow{
+		Flags: flags | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+}
+
+// binds resolves the sources of all bind mounts.
+func (r *Runtime) binds(mounts []specs.Mount) (map[int]program.Bind, error) {
+	binds := map[int]program.Bind{}
+	for i, m := range mounts {
+		if !isBind(m) {
+			continue
+		}
+		if path.Clean(m.Source) == r.cfg.Shm {
+			binds[i] = program.Bind{Root: r.cfg.Shm, Dir: true}
+			continue
+		}
+		src, err := r.cfg.Volumes.Source(m.Source)
+		if err != nil {
+			return nil, fmt.Errorf("mount on %s: %w", m.Destination, err)
+		}
+		binds[i] = program.Bind{Root: src.Root, Sub: src.Sub, Dir: src.Dir}
+	}
+	return binds, nil
+}
+
+func isBind(m specs.Mount) bool {
+	if m.Type == "bind" {
+		return true
+	}
+	for _, o := range m.Options {
+		if o == "bind" || o == "rbind" {
+			return true
+		}
+	}
+	return false
+}
+
+// pidMode says which pid namespace a container lives in.
+type pidMode struct {
+	shared bool   // the pod's
+	path   string // another container's, /proc/<pid>/ns/pid
+}
+
+func (r *Runtime) pidMode(spec *specs.Spec) (pidMode, error) {
+	if spec.Linux == nil {
+		return pidMode{}, nil
+	}
+	r.mu.Lock()
+	shared := r.pause.pid != 0
+	r.mu.Unlock()
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type != specs.PIDNamespace {
+			continue
+		}
+		if ns.Path != "" {
+			if ok, err := path.Match("/proc/[0-9]*/ns/pid", ns.Path); err != nil || !ok {
+				return pidMode{}, fmt.Errorf("pid namespace %q: %w", ns.Path, ErrInvalid)
+			}
+			return pidMode{path: ns.Path}, nil
+		}
+	}
+	return pidMode{shared: shared}, nil
+}
+
+// makeGroup makes the cgroup with its limits.
+func (c *Container) makeGroup(linux *specs.Linux) error {
+	group, err := c.runtime.cfg.Tree.Create(c.id)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.group = group
+	c.mu.Unlock()
+	var resources *specs.LinuxResources
+	if linux != nil {
+		resources = linux.Resources
+	}
+	if err := group.Apply(resources); err != nil {
+		return err
+	}
+	if err := c.runtime.cfg.Filter.attach(group, resources, linux); err != nil {
+		return err
+	}
+	return c.runtime.cfg.Watch.add(c.id, group)
+}

@@ -1,0 +1,44 @@
+package container
+
+import (
+	"bufio"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxPasswd bounds how much of a container's /etc/passwd is read.
+const maxPasswd = 1 << 20
+
+// home looks up a user's home directory in the /etc/passwd of the first root that has one. The file
+// is the user's: it is opened without leaving the root and read with a bound.
+func home(roots []string, uid uint32) string {
+	for _, root := range roots {
+		fd, err := openIn(root, "/etc/passwd", unix.O_RDONLY|unix.O_NONBLOCK)
+		if err != nil {
+			continue
+		}
+		f := os.NewFile(uintptr(fd), "passwd")
+		defer f.Close()
+		if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+			return ""
+		}
+		return parseHome(io.LimitReader(f, maxPasswd), uid)
+	}
+	return ""
+}
+
+func parseHome(r io.Reader, uid uint32) string {
+	s := bufio.NewScanner(r)
+	want := strconv.FormatUint(uint64(uid), 10)
+	for s.Scan() {
+		f := strings.Split(s.Text(), ":")
+		if len(f) >= 6 && f[2] == want && strings.HasPrefix(f[5], "/") {
+			return f[5]
+		}
+	}
+	return ""
+}

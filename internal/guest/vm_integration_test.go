@@ -1,0 +1,456 @@
+//go:build integration
+
+package guest_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	"github.com/hashicorp/yamux"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	guestv1 "atoll.dev/atoll/api/guest/v1"
+	"atoll.dev/atoll/internal/guest/channel"
+)
+
+// artefacts are built once for all tests.
+type artefacts struct{ dir, kernel, initrd, image string }
+
+var built = sync.OnceValues(build)
+
+// build makes initramfs and image. It needs go, cc, mkfs.erofs and a static busybox.
+func build() (a artefacts, err error) {
+	if a.dir, err = os.MkdirTemp("", "atoll-guest-test"); err != nil {
+		return a, err
+	}
+	a.kernel = os.Getenv("ATOLL_TEST_KERNEL")
+	if a.kernel == "" {
+		a.kernel = "../../build/guest/vmlinux"
+	}
+	if _, err = os.Stat(a.kernel); err != nil {
+		return a, fmt.Errorf("no pod kernel (set ATOLL_TEST_KERNEL): %w", err)
+	}
+	init := filepath.Join(a.dir, "init")
+	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", init, "./testinit")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return a, fmt.Errorf("building init: %w: %s", err, out)
+	}
+	helper := filepath.Join(a.dir, "exec")
+	if out, err := exec.Command("../../guestos/exec/build.sh", helper).CombinedOutput(); err != nil {
+		return a, fmt.Errorf("building exec helper: %w: %s", err, out)
+	}
+	a.initrd = filepath.Join(a.dir, "initrd")
+	if err = writeInitrd(a.initrd, map[string]string{"init": init, "exec": helper}); err != nil {
+		return a, err
+	}
+	a.image = filepath.Join(a.dir, "busybox.erofs")
+	return a, buildImage(filepath.Join(a.dir, "root"), a.image)
+}
+
+// buildImage makes an image with busybox, a few users, and a script without interpreter.
+func buildImage(root, image string) error {
+	list, err := exec.Command("busybox", "--list").Output()
+	if err != nil {
+		return fmt.Errorf("listing applets: %w", err)
+	}
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		return err
+	}
+	data, err := os.ReadFile(busybox)
+	if err != nil {
+		return err
+	}
+	for _, d := range []string{"bin", "etc", "data/sub", "home/user", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			return err
+		}
+	}
+	files := map[string]string{
+		"bin/busybox": string(data), "bin/noexec": "data", "bin/noformat": "what?", "bin/nointerp": "#!/no/such\n",
+		"etc/passwd": "root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n",
+		"etc/group":  "root:x:0:\nuser:x:1000:\n", "data/file": "from the image", "data/sub/deep": "deeper",
+	}
+	for name, content := range files {
+		mode := os.FileMode(0o755)
+		if name == "bin/noexec" || !strings.HasPrefix(name, "bin/") {
+			mode = 0o644
+		}
+		if err := os.WriteFile(filepath.Join(root, name), []byte(content), mode); err != nil {
+			return err
+		}
+	}
+	for _, applet := range strings.Fields(string(list)) {
+		if err := os.Symlink("busybox", filepath.Join(root, "bin", applet)); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	if out, err := exec.Command("mkfs.erofs", "--all-root", image, root).CombinedOutput(); err != nil {
+		return fmt.Errorf("mkfs.erofs: %w: %s", err, out)
+	}
+	return nil
+}
+
+// writeInitrd writes a cpio archive (newc) of executable files.
+func writeInitrd(name string, files map[string]string) error {
+	var b bytes.Buffer
+	ino := 1
+	entry := func(name string, mode, nlink, rmaj, rmin int, data []byte) {
+		fmt.Fprintf(&b, "070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s\x00",
+			ino, mode, 0, 0, nlink, 0, len(data), 0, 0, rmaj, rmin, len(name)+1, 0, name)
+		ino++
+		for b.Len()%4 != 0 {
+			b.WriteByte(0)
+		}
+		b.Write(data)
+		for b.Len()%4 != 0 {
+			b.WriteByte(0)
+		}
+	}
+	entry("dev", 0o40755, 2, 0, 0, nil)
+	entry("dev/console", 0o20600, 1, 5, 1, nil)
+	for _, n := range []string{"init", "exec"} {
+		data, err := os.ReadFile(files[n])
+		if err != nil {
+			return err
+		}
+		entry(n, 0o100755, 1, 0, 0, data)
+	}
+	entry("TRAILER!!!", 0, 1, 0, 0, nil)
+	return os.WriteFile(name, b.Bytes(), 0o600)
+}
+
+// vm is a micro-VM with a client of its init.
+type vm struct {
+	t       testing.TB
+	qemu    *exec.Cmd
+	exited  chan struct{}
+	console string
+	session *yamux.Session
+	guest   guestv1.GuestService
+	next    atomic.Int64
+}
+
+// boot starts a micro-VM and passes the barrier. Set-up is the caller's.
+func boot(t testing.TB, args ...string) *vm {
+	t.Helper()
+	a, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	scratch := filepath.Join(dir, "scratch")
+	run(t, "truncate", "-s", "1G", scratch)
+	run(t, "mkfs.ext4", "-q", "-E", "lazy_itable_init=1", "-m", "0", scratch)
+	v := &vm{t: t, exited: make(chan struct{}), console: filepath.Join(dir, "console")}
+	sock := filepath.Join(dir, "ctl")
+	l, err := net.Listen("unix", sock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	argv := []string{
+		"-M", "q35", "-accel", "tcg", "-m", "256", "-smp", "1,maxcpus=2", "-nodefaults", "-no-reboot", "-display", "none",
+		"-bios", "qboot.rom", "-kernel", a.kernel, "-initrd", a.initrd,
+		"-append", "console=ttyS0 loglevel=5 panic=-1 mitigations=off", "-serial", "file:" + v.console,
+		"-device", "virtio-serial-pci", "-chardev", "socket,id=c,path=" + sock,
+		"-device", "virtserialport,chardev=c,name=" + channel.PortName,
+		"-drive", "if=none,id=s,format=raw,cache=unsafe,file=" + scratch, "-device", "virtio-blk-pci,drive=s,serial=scratch",
+		"-netdev", "user,id=n,restrict=on", "-device", "virtio-net-pci,netdev=n",
+	}
+	for i := range 2 {
+		argv = append(argv, "-drive", fmt.Sprintf("if=none,id=i%d,format=raw,readonly=on,file=%s", i, a.image),
+			"-device", fmt.Sprintf("virtio-blk-pci,drive=i%d,serial=img%d", i, i))
+	}
+	v.qemu = exec.Command("qemu-system-x86_64", append(argv, args...)...)
+	v.qemu.Stderr = os.Stderr
+	if err := v.qemu.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = v.qemu.Wait(); close(v.exited) }()
+	t.Cleanup(v.close)
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	_ = conn.SetReadDeadline(start.Add(60 * time.Second))
+	if err := channel.WaitReady(conn); err != nil {
+		t.Fatalf("%v\n%s", err, v.log())
+	}
+	t.Logf("ready after %v", time.Since(start))
+	_ = conn.SetReadDeadline(time.Time{})
+	if v.session, err = channel.Client(conn); err != nil {
+		t.Fatal(err)
+	}
+	st, err := channel.Open(v.session, channel.Header{Kind: channel.KindRPC})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.guest = guestv1.NewGuestClient(ttrpc.NewClient(st))
+	return v
+}
+
+// start is boot and set-up with the image mounted as "busybox".
+func start(t testing.TB, change func(*guestv1.SetupRequest), args ...string) *vm {
+	t.Helper()
+	v := boot(t, args...)
+	req := &guestv1.SetupRequest{
+		Entropy: random(64), UnixNanos: time.Now().UnixNano(), Hostname: "pod", MachineId: strings.Repeat("0123abcd", 4),
+		ScratchSerial: "scratch",
+		Network: &guestv1.Network{
+			Mac: "02:00:00:00:00:07", Mtu: 1400, Addresses: []string{"10.0.2.15/24", "fd00::5/64"},
+			Routes: []*guestv1.Route{{Destination: "0.0.0.0/0", Gateway: "10.0.2.2"}, {Destination: "::/0", Gateway: "fe80::1"}},
+		},
+		Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "80"},
+	}
+	if change != nil {
+		change(req)
+	}
+	if _, err := v.guest.Setup(t.Context(), req); err != nil {
+		t.Fatalf("%v\n%s", err, v.log())
+	}
+	v.mountImage()
+	return v
+}
+
+func (v *vm) mountImage() {
+	v.t.Helper()
+	req := &guestv1.MountImageRequest{Id: "busybox", Serial: "img0", FsType: "erofs"}
+	if _, err := v.guest.MountImage(v.t.Context(), req); err != nil {
+		v.t.Fatalf("%v\n%s", err, v.log())
+	}
+}
+
+func (v *vm) close() {
+	if v.session != nil {
+		_ = v.session.Close()
+	}
+	_ = v.qemu.Process.Kill()
+	<-v.exited
+	if v.t.Failed() {
+		v.t.Logf("console:\n%s", v.log())
+	}
+}
+
+func (v *vm) log() string {
+	b, _ := os.ReadFile(v.console)
+	return string(b)
+}
+
+func run(t testing.TB, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", name, err, out)
+	}
+}
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b)
+	return b
+}
+
+// job is one process: what to run and what came of it.
+type job struct {
+	spec     *specs.Spec
+	terminal bool
+	stdin    io.Reader // nil: no stdin
+	seccomp  []byte
+	volumes  []*guestv1.ImageVolume
+	stdout   io.Writer // nil: into out
+	started  func(container string)
+	id       string
+	keep     bool
+
+	out, err []byte
+	wait     *guestv1.WaitResponse
+}
+
+// criSpec is what containerd's CRI plugin sends for an ordinary container, as far as it matters.
+func criSpec(args ...string) *specs.Spec {
+	caps := []string{
+		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
+		"CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+	}
+	safe := []string{"nosuid", "noexec", "nodev"}
+	adj, shares := 1000, uint64(2)
+	return &specs.Spec{
+		Version: specs.Version, Root: &specs.Root{Path: "rootfs"},
+		Process: &specs.Process{
+			Args: args, Cwd: "/", Env: []string{"PATH=/usr/local/bin:/bin:/sbin", "A=b"}, OOMScoreAdj: &adj,
+			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps},
+		},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc", Options: safe},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: safe},
+			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
+			{Destination: "/dev/shm", Type: "bind", Source: channel.ShmPath, Options: []string{"rbind", "rprivate", "rw"}},
+		},
+		Linux: &specs.Linux{
+			Resources:     &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &shares}, Unified: map[string]string{"memory.oom.group": "1"}},
+			Namespaces:    []specs.LinuxNamespace{{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.NetworkNamespace, Path: "/x"}},
+			MaskedPaths:   []string{"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/sys/firmware"},
+			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
+		},
+	}
+}
+
+// sh is a job that runs a shell script.
+func sh(script string) *job { return &job{spec: criSpec("sh", "-c", script)} }
+
+func (v *vm) create(j *job) error {
+	if j.id == "" {
+		j.id = fmt.Sprintf("c%d", v.next.Add(1))
+	}
+	spec, err := json.Marshal(j.spec)
+	if err != nil {
+		return err
+	}
+	_, err = v.guest.CreateContainer(v.t.Context(), &guestv1.CreateContainerRequest{
+		Id: j.id, Spec: spec, Lowers: []string{"busybox"}, Terminal: j.terminal, Stdin: j.stdin != nil,
+		Seccomp: j.seccomp, ImageVolumes: j.volumes,
+	})
+	return err
+}
+
+// run creates, starts, waits and deletes a container.
+func (v *vm) run(j *job) error {
+	if err := v.create(j); err != nil {
+		return err
+	}
+	err := v.process(j, "")
+	if !j.keep {
+		_, derr := v.guest.Delete(context.Background(), &guestv1.ProcessRequest{ContainerId: j.id})
+		err = errors.Join(err, derr)
+	}
+	return err
+}
+
+// exec runs a process in a running container.
+func (v *vm) exec(container string, j *job) error {
+	j.id = container
+	id := fmt.Sprintf("e%d", v.next.Add(1))
+	p, err := json.Marshal(j.spec.Process)
+	if err != nil {
+		return err
+	}
+	if _, err = v.guest.CreateExec(v.t.Context(), &guestv1.CreateExecRequest{
+		ContainerId: container, ExecId: id, Process: p, Terminal: j.terminal, Stdin: j.stdin != nil, Seccomp: j.seccomp,
+	}); err != nil {
+		return err
+	}
+	err = v.process(j, id)
+	_, derr := v.guest.Delete(context.Background(), &guestv1.ProcessRequest{ContainerId: container, ExecId: id})
+	return errors.Join(err, derr)
+}
+
+// process attaches stdio, starts and waits.
+func (v *vm) process(j *job, execID string) error {
+	var wg sync.WaitGroup
+	open := func(fd int) *yamux.Stream {
+		st, err := channel.Open(v.session, channel.Header{Kind: channel.KindIO, Container: j.id, Exec: execID, FD: fd})
+		if err != nil {
+			v.t.Fatal(err)
+		}
+		return st
+	}
+	collect := func(st *yamux.Stream, into *[]byte, w io.Writer) {
+		wg.Go(func() {
+			var b bytes.Buffer
+			if w == nil {
+				w = &b
+			}
+			_, _ = io.Copy(w, st)
+			_ = st.Close()
+			*into = b.Bytes()
+		})
+	}
+	feed := func(st *yamux.Stream) {
+		go func() {
+			_, _ = io.Copy(st, j.stdin)
+			if !j.terminal {
+				_ = st.Close()
+			}
+		}()
+	}
+	if j.terminal {
+		st := open(0)
+		collect(st, &j.out, j.stdout)
+		if j.stdin != nil {
+			feed(st)
+		}
+	} else {
+		collect(open(1), &j.out, j.stdout)
+		collect(open(2), &j.err, nil)
+		if j.stdin != nil {
+			feed(open(0))
+		}
+	}
+	req := &guestv1.ProcessRequest{ContainerId: j.id, ExecId: execID}
+	if _, err := v.guest.Start(v.t.Context(), req); err != nil {
+		return err
+	}
+	if j.started != nil {
+		j.started(j.id)
+	}
+	var err error
+	if j.wait, err = v.guest.Wait(v.t.Context(), req); err != nil {
+		return err
+	}
+	wg.Wait()
+	return nil
+}
+
+// must runs a job that is to end with status 0 and returns its trimmed output.
+func (v *vm) must(j *job) string {
+	v.t.Helper()
+	if err := v.run(j); err != nil {
+		v.t.Fatal(err)
+	}
+	if j.wait.Status != 0 {
+		v.t.Fatalf("status %d\nstdout: %s\nstderr: %s", j.wait.Status, j.out, j.err)
+	}
+	return strings.TrimSpace(string(j.out))
+}
+
+func (v *vm) volume(id string, kind guestv1.CreateVolumeRequest_Kind) string {
+	v.t.Helper()
+	if _, err := v.guest.CreateVolume(v.t.Context(), &guestv1.CreateVolumeRequest{Id: id, Kind: kind, Mode: 0o777}); err != nil {
+		v.t.Fatal(err)
+	}
+	return channel.VolumesDir + "/" + id
+}
+
+func bind(source, dest string, options ...string) specs.Mount {
+	return specs.Mount{Type: "bind", Source: source, Destination: dest, Options: append([]string{"rbind", "rprivate"}, options...)}
+}
+
+func atoi(t testing.TB, s string) int {
+	t.Helper()
+	n, err := strconv.Atoi(strings.TrimSpace(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
