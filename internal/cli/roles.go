@@ -39,7 +39,7 @@ type role struct {
 // roleCommands are the processes that `atoll up` starts. They are commands of
 // their own so that each can be run and looked at alone.
 func (a *app) roleCommands() []*cobra.Command {
-	return []*cobra.Command{a.containerdCommand(), a.serverCommand()}
+	return []*cobra.Command{a.containerdCommand(), a.serverCommand(), a.agentCommand()}
 }
 
 // newRole prepares what all roles need.

@@ -166,7 +166,9 @@ func (a *app) upBackground(ctx context.Context, t datadir.Tree, s up.Settings) e
 	if err != nil {
 		return err
 	}
-	note := func(r preflight.Result) { logger.Info("preflight", "check", r.Name, "level", r.Level, "detail", r.Detail) }
+	note := func(r preflight.Result) {
+		logger.Info("preflight", "check", r.Name, "level", r.Level, "detail", r.Detail)
+	}
 	if err := requirePreflight(ctx, t, note); err != nil {
 		return err
 	}

@@ -80,7 +80,7 @@ func (u *Up) serveControl(ctx context.Context) error {
 func (u *Up) snapshot(ctx context.Context) Report {
 	r := Report{
 		Version: u.cfg.Version, DataDir: u.cfg.Tree.Root(), PID: os.Getpid(), Started: u.began,
-		Settings: u.cfg.Settings, Pool: askPool(ctx, u.cfg.Tree.PoolSocket()),
+		Settings: u.cfg.Settings, Pool: AskPool(ctx, u.cfg.Tree.PoolSocket()),
 	}
 	r.Node, _ = u.node.Get()
 	self := Service{Status: supervise.Status{
@@ -102,8 +102,9 @@ func (u *Up) snapshot(ctx context.Context) Report {
 	return r
 }
 
-// askPool returns the pool's own status, or null.
-func askPool(ctx context.Context, socket string) json.RawMessage {
+// AskPool returns what the pool that listens on a socket says about itself, or
+// null.
+func AskPool(ctx context.Context, socket string) json.RawMessage {
 	null := json.RawMessage("null")
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()

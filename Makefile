@@ -1,0 +1,177 @@
+# Atoll's build. `make help` lists the targets. Needs Go, make, git and the
+# Debian archive; sudo only where root is needed and the user is not root.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := build
+MAKEFLAGS += --no-builtin-rules
+
+# One set of flags for everything, so that builds and tests share the Go cache.
+export CGO_ENABLED := 0
+export GOFLAGS := -trimpath -buildvcs=false
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+# Root, but with this user's Go and caches.
+ROOT := $(if $(SUDO),sudo env PATH=$(PATH) HOME=$(HOME) CGO_ENABLED=0 GOFLAGS="$(GOFLAGS)",)
+DATA_DIR ?= /var/lib/atoll
+ATOLL := bin/atoll
+FILES := internal/assets/files
+IMAGES := busybox nginx agnhost
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# What nodes report: the Kubernetes version with ours as build metadata.
+KUBE := $(shell sed -n 's/^.*component-base\/version.gitVersion=\(\S*\).*/\1/p' internal/kube/ldflags)
+KUBE_LDFLAGS := $(subst gitVersion=$(KUBE),gitVersion=$(KUBE)+atoll.$(subst _,-,$(subst +,-,$(VERSION))),$(shell cat internal/kube/ldflags))
+LDFLAGS := -s -w -X main.version=$(VERSION) $(KUBE_LDFLAGS)
+
+# Debian packages. What the host needs at run time, what the build needs, and
+# what the tests and the demo use.
+RUN_PACKAGES := qemu-system-x86 qemu-system-data seabios runc nftables e2fsprogs kmod mount
+BUILD_PACKAGES := linux-source-6.1 gcc libc6-dev make flex bison bc libelf-dev libssl-dev xz-utils cpio binutils perl dpkg-dev
+TEST_PACKAGES := curl iproute2 procps bsdutils conntrack erofs-utils protobuf-compiler
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | column -t -s "$$(printf '\t')"
+
+.PHONY: deps
+deps: ## install the Debian packages that are missing
+	@missing=; for p in $(RUN_PACKAGES) $(BUILD_PACKAGES) $(TEST_PACKAGES); do \
+		[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null)" = installed ] || missing="$$missing $$p"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+		echo "installing:$$missing"; \
+		$(SUDO) apt-get -q update || echo "the package lists could not be updated; going on with the old ones"; \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $$missing; \
+	fi
+
+# ---- build ----------------------------------------------------------------
+
+.PHONY: build
+build: deps assets ## build bin/atoll
+	@mkdir -p bin
+	go build -ldflags "$(LDFLAGS)" -o $(ATOLL) ./cmd/atoll
+	@ls -lh $(ATOLL) | awk '{print "built", $$9, $$5}'
+
+.PHONY: assets
+assets: build/vmlinux build/exec build/atoll-pod build/images/pause.tar ## build what is embedded in bin/atoll
+	@go run ./internal/assets/pack $(FILES) \
+		atoll-pod=build/atoll-pod vmlinux=build/vmlinux exec=build/exec pause.tar=build/images/pause.tar
+
+# The kernel's own script caches by content, so it is always asked.
+build/vmlinux: FORCE | build/images
+	@guestos/kernel/build.sh -o $@
+
+build/exec: guestos/exec/exec.c guestos/exec/build.sh | build/images
+	@guestos/exec/build.sh $@
+
+build/atoll-pod: FORCE | build/images
+	@go build -ldflags "-s -w" -o $@ ./cmd/atoll-pod
+
+build/images/%.tar: FORCE | build/images
+	@go run ./guestos/cmd/mkimage -o $@ guestos/images/$*
+
+.PHONY: images
+images: deps $(IMAGES:%=build/images/%.tar) ## build the images of demo and tests
+
+build/images:
+	@mkdir -p $@
+
+.PHONY: FORCE
+FORCE:
+
+# ---- checks ---------------------------------------------------------------
+
+.PHONY: verify
+verify: rules format lint generated ## all checks that run no product code
+	@echo "verify: ok"
+
+.PHONY: rules
+rules: ## the rules of the repository (rules_test.go)
+	go test -count=1 .
+
+build/tools/%: tools/go.mod tools/go.sum | build/tools
+	@echo "building $*"
+	@cd tools && go build -o ../$@ $(TOOL_$*)
+TOOL_gofumpt := mvdan.cc/gofumpt
+TOOL_golangci-lint := github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+TOOL_gotest := ./gotest
+build/tools/gotest: tools/gotest/main.go
+
+build/tools:
+	@mkdir -p $@
+
+.PHONY: format
+format: build/tools/gofumpt ## formatting of Go files and syntax of shell scripts
+	@unformatted=$$(git ls-files -z --cached --others --exclude-standard '*.go' | grep -zv '\.pb\.go$$\|_ttrpc\.go$$' | xargs -0 build/tools/gofumpt -l); \
+	if [ -n "$$unformatted" ]; then echo "not formatted with gofumpt:"; echo "$$unformatted"; exit 1; fi
+	@git ls-files -z '*.sh' .ci/run | xargs -0 -n1 bash -n
+
+.PHONY: lint
+lint: build/tools/golangci-lint ## linters (.golangci.yml)
+	@build/tools/golangci-lint run ./...
+
+.PHONY: generate
+generate: ## write generated code again
+	go generate ./...
+
+.PHONY: generated
+generated: deps ## fail when generated code is stale
+	@scripts=$$(grep -rl --include='*.go' '^//go:generate' api internal | xargs -n1 dirname | sort -u); \
+	before=$$(for d in $$scripts; do sha256sum $$d/*.go; done); \
+	go generate $$(printf './%s ' $$scripts); \
+	after=$$(for d in $$scripts; do sha256sum $$d/*.go; done); \
+	if [ "$$before" != "$$after" ]; then echo "generated code was stale; run make generate and commit:"; diff <(echo "$$before") <(echo "$$after") || true; exit 1; fi
+
+# ---- tests ----------------------------------------------------------------
+
+GOTEST := build/tools/gotest
+
+.PHONY: test-unit
+test-unit: build/tools/gotest ## tests that need neither root nor QEMU
+	@$(GOTEST) -stage unit -log build/test-unit.log -- -timeout 20m ./...
+
+.PHONY: test-integration
+test-integration: deps assets images build/tools/gotest ## tests of single packages that need root or QEMU
+	@$(ROOT) $(GOTEST) -stage integration -log build/test-integration.log -- -p 1 -timeout 40m -tags integration \
+		$$(git grep -l '^//go:build integration' -- '*_test.go' | xargs -n1 dirname | sort -u | sed 's,^,./,')
+
+.PHONY: test-e2e
+test-e2e: build images build/tools/gotest ## a supervisor on this host, used the way a person does
+	@$(ROOT) $(GOTEST) -stage e2e -log build/test-e2e.log -- -timeout 120m -tags e2e ./test/e2e
+
+.PHONY: test
+test: build images build/tools/gotest ## everything: unit, integration, end to end
+	@rm -f build/test-*.json
+	@failed=; for stage in test-unit test-integration test-e2e; do \
+		$(MAKE) --no-print-directory $$stage || failed="$$failed $$stage"; \
+	done; \
+	$(GOTEST) -total build; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
+
+.PHONY: conformance
+conformance: build ## upstream Kubernetes e2e against the running supervisor: FOCUS=... SKIP=...
+	@$(ROOT) env FOCUS='$(FOCUS)' SKIP='$(SKIP)' KUBECONFIG='$(DATA_DIR)/admin.kubeconfig' test/conformance/run.sh
+
+.PHONY: bench
+bench: build images build/images/bench.tar ## measure, print a table, write bench/results/*.json
+	@$(ROOT) $(ATOLL) up --detach --data-dir $(DATA_DIR)
+	@$(ROOT) $(ATOLL) image load --data-dir $(DATA_DIR) build/images/busybox.tar build/images/bench.tar
+	@$(ROOT) go run ./bench -data-dir $(DATA_DIR) $(BENCH_FLAGS)
+
+# ---- use ------------------------------------------------------------------
+
+.PHONY: demo
+demo: build images ## start a supervisor on this host and show a web application
+	@$(ROOT) examples/demo/run.sh $(ATOLL) $(DATA_DIR)
+
+.PHONY: demo-down
+demo-down: ## remove every trace of the demo and its supervisor
+	@if [ -x $(ATOLL) ]; then $(ROOT) $(ATOLL) down --purge --data-dir $(DATA_DIR); \
+	elif [ -e $(DATA_DIR)/bin/atoll ]; then $(ROOT) $(DATA_DIR)/bin/atoll down --purge --data-dir $(DATA_DIR); \
+	else echo "nothing to do"; fi
+
+.PHONY: clean
+clean: ## remove what was built here; caches in the home directory stay
+	rm -rf bin build
+	find $(FILES) -type f ! -name README -delete
