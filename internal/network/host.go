@@ -32,10 +32,11 @@ type HostConfig struct {
 // pod bridge with the gateway address, the nftables table, and what the CNI
 // plugin made for each pod should somebody remove it.
 type Host struct {
-	conf     HostConfig
-	log      *slog.Logger
-	store    string
-	warnOnce map[string]bool // messages given already; Setup is called by one goroutine
+	conf HostConfig
+	log  *slog.Logger
+	// The rest belongs to Setup, which one goroutine calls.
+	installed bool            // the table was installed by this Host
+	warned    map[string]bool // messages given already
 }
 
 // NewHost checks the configuration.
@@ -51,7 +52,7 @@ func NewHost(c HostConfig) (*Host, error) {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
-	return &Host{conf: c, log: c.Logger, store: n.StateDir, warnOnce: map[string]bool{}}, nil
+	return &Host{conf: c, log: c.Logger, warned: map[string]bool{}}, nil
 }
 
 // Run sets the host up, calls ready and then repairs it at every interval,
@@ -87,7 +88,7 @@ func (h *Host) Setup() error {
 
 func (h *Host) setup() error {
 	n := h.conf.Network
-	store, err := lease.Open(h.store)
+	store, err := lease.Open(n.StateDir)
 	if err != nil {
 		return err
 	}
@@ -153,17 +154,19 @@ func (h *Host) filter(leases []lease.Lease) error {
 	if err != nil {
 		return err
 	}
-	if !ok {
-		var pods []nat.Pod
-		for _, l := range leases {
-			if len(l.HostPorts) > 0 {
-				pods = append(pods, nat.Pod{Address: l.Address, Ports: l.HostPorts, Owner: l.Pod})
-			}
-		}
-		if err := nat.Ensure(cfg, pods); err != nil {
+	// The first time always: an earlier version may have installed other rules.
+	if !ok || !h.installed {
+		if err := nat.Ensure(cfg); err != nil {
 			return err
 		}
-		h.log.Info("nftables table installed", "table", cfg.Table, "podsWithHostPorts", len(pods))
+		for _, l := range leases {
+			// One pod's trouble is no reason to leave the others without.
+			if err := nat.Add(cfg, nat.Pod{Address: l.Address, Ports: l.HostPorts, Owner: l.Pod}); err != nil {
+				h.log.Warn("host ports not restored", "pod", l.Pod, "err", err)
+			}
+		}
+		h.installed = true
+		h.log.Info("nftables table installed", "table", cfg.Table)
 	}
 	if err := nat.AllowForward(gateway.Prefix); err != nil {
 		return err
@@ -175,8 +178,8 @@ func (h *Host) filter(leases []lease.Lease) error {
 }
 
 func (h *Host) warn(msg string) {
-	if !h.warnOnce[msg] {
-		h.warnOnce[msg] = true
+	if !h.warned[msg] {
+		h.warned[msg] = true
 		h.log.Warn(msg)
 	}
 }
@@ -189,7 +192,7 @@ func (h *Host) forwarding() error {
 		return fmt.Errorf("reading ip_forward: %w", err)
 	}
 	if strings.TrimSpace(string(old)) != "1" {
-		if err := os.WriteFile(filepath.Join(h.store, forwardFile), []byte("0"), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(h.conf.Network.StateDir, forwardFile), []byte("0"), 0o600); err != nil {
 			return fmt.Errorf("remembering ip_forward: %w", err)
 		}
 		if err := os.WriteFile(forward, []byte("1"), 0); err != nil {

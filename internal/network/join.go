@@ -17,8 +17,8 @@ import (
 const (
 	// PodInterface is the name of a pod's interface, as CNI makes it.
 	PodInterface = "eth0"
-	// PodTap is the name a tap gets in the pod's namespace.
-	PodTap = "tap0"
+	// PodTap is the interface of the pod's namespace that leads to the tap.
+	PodTap = "vm0"
 )
 
 // Guest is what the guest's eth0 must be: the identity of the pod's interface.
@@ -39,13 +39,16 @@ type Route struct {
 	Gateway     netip.Addr   // the zero Addr means on-link
 }
 
-// JoinTap moves the tap from its pool namespace into the pod's namespace at
-// netnsPath, gives it the MTU of the pod's eth0, joins the two with tc and
-// returns what the guest must configure. QEMU keeps its descriptor: the device
-// is the same one.
+// JoinTap joins the tap, which stays in its pool namespace, to the eth0 of the
+// pod's namespace at netnsPath, and returns what the guest must configure.
+//
+// A veth pair leads from one namespace to the other and tc passes every frame
+// on at both ends. Moving the tap itself would be one hop less, but for each
+// move the kernel waits out a grace period while it holds the lock of all
+// network configuration: 10 to 20 ms in which no other pod could start.
 //
 // A second call for the same namespace (with another tap: the first VM is
-// gone) replaces the join.
+// gone) replaces the join. The join goes away with the pod's namespace.
 func JoinTap(netnsPath string, tap Tap) (Guest, error) {
 	g, err := joinTap(netnsPath, tap)
 	if err != nil {
@@ -55,38 +58,118 @@ func JoinTap(netnsPath string, tap Tap) (Guest, error) {
 }
 
 func joinTap(netnsPath string, tap Tap) (Guest, error) {
-	pod, err := openPod(netnsPath)
+	pod, err := openAt(netnsPath)
 	if err != nil {
 		return Guest{}, err
 	}
 	defer pod.close()
+	pool, err := openAt(tap.PoolNetns)
+	if err != nil {
+		return Guest{}, err
+	}
+	defer pool.close()
 	g, eth0, err := pod.guest()
 	if err != nil {
 		return Guest{}, err
 	}
-	if err := moveTap(tap, pod.ns, g.MTU); err != nil {
-		return Guest{}, err
-	}
-	moved, err := pod.LinkByName(PodTap)
+	dev, err := pool.LinkByName(tap.Name)
 	if err != nil {
-		return Guest{}, fmt.Errorf("finding moved tap: %w", err)
+		return Guest{}, fmt.Errorf("finding tap: %w", err)
 	}
-	if err := pod.redirect(eth0, moved.Attrs().Index); err != nil {
+	if dev.Attrs().MTU != g.MTU {
+		if err := pool.LinkSetMTU(dev, g.MTU); err != nil {
+			return Guest{}, fmt.Errorf("setting MTU of tap: %w", err)
+		}
+	}
+	podEnd, poolEnd, err := addWire(pod, pool, dev.Attrs().Index, g.MTU)
+	if err != nil {
 		return Guest{}, err
 	}
-	if err := pod.redirect(moved.Attrs().Index, eth0); err != nil {
-		return Guest{}, err
+	for _, r := range []struct {
+		in       *space
+		from, to int
+	}{
+		{pod, eth0, podEnd}, {pod, podEnd, eth0},
+		{pool, poolEnd, dev.Attrs().Index}, {pool, dev.Attrs().Index, poolEnd},
+	} {
+		if err := r.in.redirect(r.from, r.to); err != nil {
+			return Guest{}, err
+		}
 	}
-	return g, nil
+	return g, up(pod, podEnd, pool, poolEnd, dev.Attrs().Index)
 }
 
-// podNS is an open namespace of a pod and a socket in it.
-type podNS struct {
+// up brings everything up at last, when the redirects are in place and nothing
+// reaches the namespaces' own protocol stacks.
+func up(pod *space, podEnd int, pool *space, poolEnd, tap int) error {
+	for _, u := range []struct {
+		in    *space
+		index int
+	}{{pod, podEnd}, {pool, poolEnd}, {pool, tap}} {
+		if err := u.in.LinkUp(u.index); err != nil {
+			return fmt.Errorf("bringing up interface %d: %w", u.index, err)
+		}
+	}
+	// The end that came up first waits for the kernel's link watch; asking for
+	// it makes that happen now.
+	if _, err := pod.LinkByIndex(podEnd); err != nil {
+		return fmt.Errorf("checking %s: %w", PodTap, err)
+	}
+	return nil
+}
+
+// addWire makes the veth pair between the namespaces and returns the indices
+// of its ends. What an earlier join left is removed.
+func addWire(pod, pool *space, tap, mtu int) (podEnd, poolEnd int, err error) {
+	poolName := fmt.Sprintf("w%d", tap)
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("veth"))
+	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
+	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
+	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(poolName))
+	peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu)))
+	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(pool.ns.FD())))
+	add := func() error {
+		return pod.Send(
+			unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, nl.NewIfInfomsg(unix.AF_UNSPEC),
+			nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(PodTap)),
+			nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu))),
+			info,
+		)
+	}
+	err = add()
+	if errors.Is(err, unix.EEXIST) {
+		for _, old := range []struct {
+			in   *space
+			name string
+		}{{pod, PodTap}, {pool, poolName}} {
+			if link, err := old.in.LinkByName(old.name); err == nil {
+				_ = old.in.LinkDel(link)
+			}
+		}
+		err = add()
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("creating %s: %w", PodTap, err)
+	}
+	a, err := pod.LinkByName(PodTap)
+	if err != nil {
+		return 0, 0, fmt.Errorf("finding %s: %w", PodTap, err)
+	}
+	b, err := pool.LinkByName(poolName)
+	if err != nil {
+		return 0, 0, fmt.Errorf("finding other end of %s: %w", PodTap, err)
+	}
+	return a.Attrs().Index, b.Attrs().Index, nil
+}
+
+// space is an open network namespace and a socket in it.
+type space struct {
 	*rtnl.Socket
 	ns *netns.NS
 }
 
-func openPod(path string) (*podNS, error) {
+func openAt(path string) (*space, error) {
 	ns, err := netns.Open(path)
 	if err != nil {
 		return nil, err
@@ -96,16 +179,16 @@ func openPod(path string) (*podNS, error) {
 		_ = ns.Close()
 		return nil, err
 	}
-	return &podNS{Socket: s, ns: ns}, nil
+	return &space{Socket: s, ns: ns}, nil
 }
 
-func (p *podNS) close() {
+func (p *space) close() {
 	p.Close()
 	_ = p.ns.Close()
 }
 
 // guest reads the identity of eth0 and its index.
-func (p *podNS) guest() (Guest, int, error) {
+func (p *space) guest() (Guest, int, error) {
 	link, err := p.LinkByName(PodInterface)
 	if err != nil {
 		return Guest{}, 0, fmt.Errorf("finding %s: %w", PodInterface, err)
@@ -175,38 +258,8 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	return netip.PrefixFrom(a.Unmap(), ones), true
 }
 
-// moveTap moves the tap into the pod's namespace, renames it, sets its MTU and
-// brings it up, in one message: each step apart would wait for the kernel's
-// grace periods again.
-func moveTap(tap Tap, pod *netns.NS, mtu int) error {
-	return netns.Do(tap.PoolNetns, func() error {
-		s, err := rtnl.Open()
-		if err != nil {
-			return err
-		}
-		defer s.Close()
-		index, err := rtnl.Index(tap.Name)
-		if err != nil {
-			return err
-		}
-		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-		msg.Index = int32(index)
-		msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
-		err = s.Send(
-			unix.RTM_SETLINK, 0, msg,
-			nl.NewRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(pod.FD()))),
-			nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(PodTap)),
-			nl.NewRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu))),
-		)
-		if err != nil {
-			return fmt.Errorf("moving tap: %w", err)
-		}
-		return nil
-	})
-}
-
 // redirect sends every frame that arrives on one interface out of the other.
-func (p *podNS) redirect(from, to int) error {
+func (p *space) redirect(from, to int) error {
 	qdisc := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: from,
 		Parent:    netlink.HANDLE_INGRESS,

@@ -26,11 +26,12 @@
 //
 // # How a micro-VM is wired
 //
-// Two tc rules in the pod's namespace, one on eth0 and one on the tap, take
-// every arriving frame and send it out of the other. Taking happens before the
-// namespace's own protocol stack sees the frame, so eth0 keeps its address for
-// whoever looks, but ARP, ICMP and everything else is answered by the guest
-// alone, which uses the same MAC and address.
+// A tap is made before its pod is known, in a namespace of the pool, and stays
+// there. At pod start a veth pair is laid from there to the pod's namespace,
+// and four tc rules pass every frame on: tap <-> pair, pair <-> eth0. They take
+// a frame before the namespace's own protocol stack sees it, so eth0 keeps its
+// address for whoever looks, but ARP, ICMP and everything else is answered by
+// the guest alone, which uses the same MAC and address.
 //
 // # What can go wrong
 //

@@ -12,7 +12,7 @@ import (
 //
 // The device lives as long as somebody holds File or a copy of it: QEMU does,
 // so the caller may Close after QEMU was started, and the device goes away by
-// itself when QEMU ends, wherever it was moved to by then.
+// itself when QEMU ends. Its namespace lives as long, even when its path is gone.
 type Tap struct {
 	// File is the open device for QEMU's "-netdev tap,fd=": no packet
 	// information, with virtio-net headers; QEMU turns offloads on when the

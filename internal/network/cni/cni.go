@@ -116,7 +116,9 @@ func (c *call) openPorts(l *lease.Lease) error {
 		err = nat.Add(cfg, pod)
 	}
 	if errors.Is(err, nat.ErrNoTable) {
-		err = nat.Ensure(cfg, []nat.Pod{pod})
+		if err = nat.Ensure(cfg); err == nil {
+			err = nat.Add(cfg, pod)
+		}
 	}
 	if err != nil {
 		return err

@@ -43,9 +43,19 @@ func wire(n cniconf.Network, l *lease.Lease, pod *netns.NS, lim limits) (mtu int
 	if err := lim.towardsPod(s, index, mtu); err != nil {
 		return 0, err
 	}
-	return mtu, pod.Do(func() error {
+	err = pod.Do(func() error {
 		return configure(n, l, mtu, lim)
 	})
+	if err != nil {
+		return 0, err
+	}
+	// The host's end came up without a carrier. Until the kernel's link watch
+	// has noticed the pod's end it drops every packet; asking for the link
+	// makes it notice (since Linux 6.8; before, within milliseconds).
+	if _, err := s.LinkByIndex(index); err != nil {
+		return 0, fmt.Errorf("checking host end: %w", err)
+	}
+	return mtu, nil
 }
 
 // addVeth makes the pair in one request, the pod's end where it belongs: moving

@@ -178,7 +178,7 @@ func (r *Range) complete() error {
 	if !r.Gateway.IsValid() {
 		r.Gateway = r.Subnet.Addr().Next()
 	}
-	if !r.Subnet.Contains(r.Gateway) || r.Gateway == r.Subnet.Addr() {
+	if !r.Subnet.Contains(r.Gateway) || r.Gateway == r.Subnet.Addr() || !r.Subnet.Contains(r.Gateway.Next()) {
 		return fmt.Errorf("gateway: %s is no host address of %s", r.Gateway, r.Subnet)
 	}
 	return nil

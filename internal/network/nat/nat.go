@@ -73,8 +73,8 @@ type Pod struct {
 }
 
 // Ensure installs the table, replacing its chains and keeping hostPorts that
-// are there, and adds the hostPorts of pods. It is one transaction.
-func Ensure(c Config, pods []Pod) error {
+// are there, in one transaction.
+func Ensure(c Config) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("opening nftables: %w", err)
@@ -93,17 +93,11 @@ func Ensure(c Config, pods []Pod) error {
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("installing nftables table %s: %w", c.Table, err)
 	}
-	for _, p := range pods {
-		// Elements that are there already with the same value are no error to
-		// the kernel.
-		if err := Add(c, p); err != nil {
-			return err
-		}
-	}
 	return nil
 }
 
-// Add makes the pod's hostPorts lead to it: all or none.
+// Add makes the pod's hostPorts lead to it: all or none. Ports that lead to it
+// already are no error.
 func Add(c Config, p Pod) error {
 	if len(p.Ports) == 0 {
 		return nil
