@@ -19,6 +19,10 @@ var fixedTime = time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
 // maxLinkDepth bounds the symbolic links that are followed for one path.
 const maxLinkDepth = 40
 
+// maxContent bounds what the files of one image hold together, in bytes. A tar
+// entry may claim any size: a sparse file costs nothing to send.
+const maxContent = 32 << 30
+
 // node is a file of the tree. Two paths with the same node are hard links.
 type node struct {
 	kind     byte // tar type flag
@@ -39,6 +43,7 @@ type tree struct {
 	nodes map[string]*node
 	spool *os.File
 	end   int64
+	limit int64 // of end
 }
 
 // newTree makes an empty tree with its spool in dir.
@@ -50,7 +55,7 @@ func newTree(dir string) (*tree, error) {
 	if err := os.Remove(spool.Name()); err != nil {
 		return nil, errors.Join(fmt.Errorf("unlinking spool file: %w", err), spool.Close())
 	}
-	return &tree{nodes: map[string]*node{}, spool: spool}, nil
+	return &tree{nodes: map[string]*node{}, spool: spool, limit: maxContent}, nil
 }
 
 func (t *tree) close() error {
@@ -134,9 +139,13 @@ func (t *tree) put(name string, n *node) error {
 func (t *tree) putFile(name string, r io.Reader, n node) error {
 	n.kind = tar.TypeReg
 	n.offset = t.end
-	size, err := io.Copy(io.NewOffsetWriter(t.spool, t.end), r)
+	room := t.limit - t.end
+	size, err := io.Copy(io.NewOffsetWriter(t.spool, t.end), io.LimitReader(r, room+1))
 	if err != nil {
 		return fmt.Errorf("storing %s: %w", name, err)
+	}
+	if size > room {
+		return fmt.Errorf("storing %s: the image holds more than %d bytes", name, t.limit)
 	}
 	n.size = size
 	t.end += size

@@ -109,6 +109,17 @@ func TestTreeRefuses(t *testing.T) {
 	}
 }
 
+func TestContentIsBounded(t *testing.T) {
+	tr := emptyTree(t)
+	tr.limit = 10
+	if err := tr.putBytes("/a", []byte("0123456789"), 0o644); err != nil {
+		t.Error(err)
+	}
+	if err := tr.putBytes("/b", []byte("x"), 0o644); err == nil || !strings.Contains(err.Error(), "more than 10 bytes") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestHardLinksStayHardLinks(t *testing.T) {
 	var source bytes.Buffer
 	tw := tar.NewWriter(&source)
@@ -159,8 +170,13 @@ func FuzzAddTar(f *testing.F) {
 	_ = tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "a/c"})
 	_ = tw.Close()
 	f.Add(seed.Bytes())
+	tr, err := newTree(f.TempDir())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { _ = tr.close() })
 	f.Fuzz(func(t *testing.T, data []byte) {
-		tr := emptyTree(t)
+		tr.nodes, tr.end, tr.limit = map[string]*node{}, 0, 1<<20
 		if tr.addTar(bytes.NewReader(data)) != nil {
 			return
 		}
