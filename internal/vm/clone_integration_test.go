@@ -27,7 +27,7 @@ func config(t testing.TB) vm.Config {
 	t.Helper()
 	return vm.Config{
 		Kernel: vmtest.Kernel(t), Initramfs: vmtest.Initramfs(t),
-		MaxMemoryMiB: 2048, MaxCPUs: 4,
+		MemoryMiB: vmtest.MemoryMiB(), MaxMemoryMiB: 2048, MaxCPUs: 4,
 		ScratchBytes: 1 << 30,
 		UID:          vmtest.UID, GID: vmtest.UID,
 	}

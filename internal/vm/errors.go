@@ -30,7 +30,11 @@ func withOutput(err error, stderr string, console []byte) error {
 	if s := strings.TrimSpace(stderr); s != "" {
 		err = fmt.Errorf("%w; qemu: %s", err, s)
 	}
-	if s := lastLines(string(console), 5); s != "" {
+	text := string(console)
+	if i := strings.LastIndex(text, "Kernel panic"); i >= 0 {
+		text, _, _ = strings.Cut(text[i:], "\n") // what follows is a stack
+	}
+	if s := lastLines(text, 5); s != "" {
 		err = fmt.Errorf("%w; console: %s", err, s)
 	}
 	return err

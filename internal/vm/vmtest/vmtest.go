@@ -40,6 +40,14 @@ func Kernel(t testing.TB) string {
 	return k
 }
 
+// MemoryMiB is how much memory that kernel wants.
+func MemoryMiB() int {
+	if os.Getenv(ModulesEnv) != "" {
+		return 512
+	}
+	return vm.DefaultMemoryMiB
+}
+
 // Initramfs builds the test init and returns an initramfs of it.
 func Initramfs(t testing.TB) []initramfs.Entry {
 	t.Helper()

@@ -30,6 +30,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"atoll.dev/atoll/internal/vm/initramfs/modules"
 )
 
 func main() {
@@ -45,6 +47,9 @@ func run() error {
 		if err := unix.Mount(m[0], m[1], m[2], 0, ""); err != nil {
 			return fmt.Errorf("mounting %s: %w", m[1], err)
 		}
+	}
+	if err := loadModules(); err != nil {
+		return err
 	}
 	port, err := openPort("atoll.ctl")
 	if err != nil {
@@ -71,6 +76,22 @@ func run() error {
 			return err
 		}
 	}
+}
+
+// loadModules loads what package modules put in place, if anything, in its order.
+func loadModules() error {
+	names, _ := filepath.Glob(modules.Dir + "/*.ko") // sorted
+	for _, n := range names {
+		f, err := os.Open(n)
+		if err != nil {
+			return err
+		}
+		err = unix.FinitModule(int(f.Fd()), "", 0)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return fmt.Errorf("loading %s: %w", n, err)
+		}
+	}
+	return nil
 }
 
 // openPort finds a virtio-serial port by name.
