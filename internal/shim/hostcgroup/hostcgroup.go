@@ -37,32 +37,41 @@ type hierarchy struct {
 	cpuset bool // v1 with the cpuset controller
 }
 
-// Join makes the group name below parent in every hierarchy that has parent, moves the processes
-// there, and returns the group's directories.
-func Join(parent, name string, pids ...int) ([]string, error) {
-	dirs, err := create("/proc/self/mountinfo", parent, name)
-	if err != nil {
-		return nil, fmt.Errorf("joining cgroup %s/%s: %w", parent, name, err)
-	}
-	// Each move waits in the kernel; the waits overlap.
-	errs := make([]error, len(dirs))
-	var wg sync.WaitGroup
-	for i, dir := range dirs {
-		wg.Go(func() { errs[i] = move(dir, pids) })
-	}
-	wg.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return dirs, fmt.Errorf("joining cgroup %s/%s: %w", parent, name, err)
-	}
-	return dirs, nil
+// Group is a group in several hierarchies. The zero value is none.
+type Group struct {
+	// Dirs are its directories, one in each hierarchy.
+	Dirs []string
+	// Points are where the hierarchies are mounted, in the same order.
+	Points []string
 }
 
-func create(mountinfo, parent, name string) ([]string, error) {
+// Join makes the group name below parent in every hierarchy that has parent and moves the processes
+// there. The group is valid, for Remove, even when there is an error.
+func Join(parent, name string, pids ...int) (Group, error) {
+	g, err := create("/proc/self/mountinfo", parent, name)
+	if err == nil {
+		err = move(g.Dirs, pids)
+	}
+	if err != nil {
+		return g, fmt.Errorf("joining cgroup %s/%s: %w", parent, name, err)
+	}
+	return g, nil
+}
+
+// Leave moves a process out of the group, to the root, so that the group can be removed.
+func (g Group) Leave(pid int) error {
+	if err := move(g.Points, []int{pid}); err != nil {
+		return fmt.Errorf("leaving cgroup: %w", err)
+	}
+	return nil
+}
+
+func create(mountinfo, parent, name string) (Group, error) {
+	var g Group
 	hs, err := hierarchies(mountinfo)
 	if err != nil {
-		return nil, err
+		return g, err
 	}
-	var dirs []string
 	for _, h := range hs {
 		up := filepath.Join(h.point, filepath.Clean("/"+parent))
 		if _, err := os.Stat(up); err != nil {
@@ -70,19 +79,19 @@ func create(mountinfo, parent, name string) ([]string, error) {
 		}
 		dir := filepath.Join(up, name)
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-			return dirs, err
+			return g, err
 		}
-		dirs = append(dirs, dir)
+		g.Dirs, g.Points = append(g.Dirs, dir), append(g.Points, h.point)
 		if h.cpuset {
 			if err := inherit(up, dir); err != nil {
-				return dirs, err
+				return g, err
 			}
 		}
 	}
-	if len(dirs) == 0 {
-		return nil, ErrNoParent
+	if len(g.Dirs) == 0 {
+		return g, ErrNoParent
 	}
-	return dirs, nil
+	return g, nil
 }
 
 // inherit copies the sets of a v1 cpuset group, which begin empty and then take no process.
@@ -106,15 +115,23 @@ func inherit(parent, dir string) error {
 	return nil
 }
 
-// move puts processes into a group. One that has ended is no error.
-func move(dir string, pids []int) error {
-	for _, pid := range pids {
-		err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644)
-		if err != nil && !errors.Is(err, unix.ESRCH) {
-			return err
-		}
+// move puts processes into the groups. One that has ended is no error. Each move waits in the kernel;
+// the waits overlap.
+func move(dirs []string, pids []int) error {
+	errs := make([]error, len(dirs))
+	var wg sync.WaitGroup
+	for i, dir := range dirs {
+		wg.Go(func() {
+			for _, pid := range pids {
+				err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644)
+				if err != nil && !errors.Is(err, unix.ESRCH) {
+					errs[i] = err
+				}
+			}
+		})
 	}
-	return nil
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // hierarchies lists what is mounted, each once.

@@ -39,8 +39,8 @@ func TestJoin(t *testing.T) {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	dirs, err := Join(parent, "vm-1", cmd.Process.Pid)
-	t.Logf("%d hierarchies in %s", len(dirs), time.Since(start))
+	g, err := Join(parent, "vm-1", cmd.Process.Pid)
+	t.Logf("%d hierarchies in %s", len(g.Dirs), time.Since(start))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,12 +51,18 @@ func TestJoin(t *testing.T) {
 	if got := strings.Count(string(member), parent+"/vm-1"); got != len(hs) {
 		t.Errorf("in %d of %d hierarchies:\n%s", got, len(hs), member)
 	}
+	if err := Remove(g.Dirs[:1]); err == nil {
+		t.Error("removed a group with a process in it")
+	}
+	if err := g.Leave(cmd.Process.Pid); err != nil {
+		t.Error(err)
+	}
+	if err := Remove(g.Dirs); err != nil {
+		t.Error(err)
+	}
+	if err := Remove(g.Dirs); err != nil {
+		t.Error(err)
+	}
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
-	if err := Remove(dirs); err != nil {
-		t.Error(err)
-	}
-	if err := Remove(dirs); err != nil {
-		t.Error(err)
-	}
 }

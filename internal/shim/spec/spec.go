@@ -210,19 +210,24 @@ func drop(s *specs.Spec, _ Env) error {
 	s.Linux.MountLabel = ""
 	s.Linux.IntelRdt = nil
 	s.Linux.CgroupsPath = ""
-	if r := s.Linux.Resources; r != nil {
-		// Devices in the guest are the guest's own.
-		r.Devices = nil
-		r.BlockIO, r.Network, r.Rdma = nil, nil, nil
-		if r.CPU != nil {
-			// CPU and memory numbers of the host mean nothing in the guest.
-			r.CPU.Cpus, r.CPU.Mems = "", ""
-		}
-		// Limits per page size that are zero and cannot be exceeded.
-		r.HugepageLimits = slices.DeleteFunc(r.HugepageLimits, func(h specs.LinuxHugepageLimit) bool { return h.Limit == 0 })
+	if s.Linux.Resources != nil {
+		Resources(s.Linux.Resources)
 	}
 	s.Root.Path = "rootfs"
 	return nil
+}
+
+// Resources edits the limits of a container in place.
+func Resources(r *specs.LinuxResources) {
+	// Devices in the guest are the guest's own.
+	r.Devices = nil
+	r.BlockIO, r.Network, r.Rdma = nil, nil, nil
+	if r.CPU != nil {
+		// CPU and memory node numbers of the host mean nothing in the guest.
+		r.CPU.Cpus, r.CPU.Mems = "", ""
+	}
+	// Limits per page size that are zero and cannot be exceeded.
+	r.HugepageLimits = slices.DeleteFunc(r.HugepageLimits, func(h specs.LinuxHugepageLimit) bool { return h.Limit == 0 })
 }
 
 // process drops labels of security modules, which the guest kernel does not have.

@@ -1,0 +1,253 @@
+package task
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	apievents "github.com/containerd/containerd/api/events"
+	api "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	guestv1 "atoll.dev/atoll/api/guest/v1"
+	"atoll.dev/atoll/internal/guest/channel"
+	"atoll.dev/atoll/internal/shim/seccomp"
+	"atoll.dev/atoll/internal/shim/spec"
+	"atoll.dev/atoll/internal/shim/stdio"
+	"atoll.dev/atoll/internal/shim/volumes"
+	"atoll.dev/atoll/internal/supervise/undo"
+)
+
+// imageOption is the mount option by which the snapshotter names the image file of a container.
+const imageOption = "atoll.image="
+
+// Create makes a container. When it returns, everything is in the guest but the process.
+func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.CreateTaskResponse, error) {
+	c, err := s.create(ctx, r)
+	if err != nil {
+		return nil, errgrpc.ToGRPC(fmt.Errorf("creating container in micro-VM: %w", err))
+	}
+	s.cfg.Events.Publish(&apievents.TaskCreate{
+		ContainerID: r.ID, Bundle: r.Bundle, Rootfs: r.Rootfs, Pid: c.init.pid,
+		IO: &apievents.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
+	})
+	return &api.CreateTaskResponse{Pid: c.init.pid}, nil
+}
+
+func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (_ *container, err error) {
+	pod, err := s.running()
+	if err != nil {
+		return nil, err
+	}
+	if r.Checkpoint != "" {
+		return nil, fmt.Errorf("restoring a checkpoint: %w", errdefs.ErrNotImplemented)
+	}
+	c := &container{id: r.ID, bundle: r.Bundle, execs: map[string]*process{}}
+	if err := s.reserve(c); err != nil {
+		return nil, err
+	}
+	var stack undo.Stack
+	defer func() { err = stack.Unwind(err) }()
+	stack.Push("forgetting container", func() error {
+		s.forget(c.id)
+		return nil
+	})
+	steps := s.cfg.Steps.Begin("create")
+	oci, image, err := read(r)
+	if err != nil {
+		return nil, err
+	}
+	if c.seccomp, err = compile(oci.Linux.Seccomp); err != nil {
+		return nil, err
+	}
+	steps.Done("spec")
+	c.limits = limitsOf(oci.Linux.Resources)
+	if err := pod.Grow(ctx, s.total(c)); err != nil {
+		return nil, err
+	}
+	if err := s.provide(ctx, pod, c, oci, image); err != nil {
+		return nil, err
+	}
+	stack.Push("releasing image", func() error { return pod.Images.Release(context.WithoutCancel(ctx), c.image) })
+	steps.Done("image and volumes")
+	p := newProcess("", s.newPID(), stdio.Config{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal})
+	if p.io, err = stdio.Open(p.config); err != nil {
+		return nil, err
+	}
+	stack.Push("closing stdio", func() error {
+		p.io.Close()
+		return nil
+	})
+	if err := s.createInGuest(ctx, pod, c, p, oci, &stack); err != nil {
+		return nil, err
+	}
+	steps.Done("guest")
+	if err := s.enter(c, p); err != nil {
+		return nil, err
+	}
+	stack.Release()
+	return c, nil
+}
+
+// reserve takes the id.
+func (s *Service) reserve(c *container) error {
+	if !channel.ValidID(c.id) {
+		return fmt.Errorf("container id %q: %w", c.id, errdefs.ErrInvalidArgument)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.containers[c.id] != nil {
+		return fmt.Errorf("container %s: %w", c.id, errdefs.ErrAlreadyExists)
+	}
+	s.containers[c.id] = c
+	return nil
+}
+
+func (s *Service) forget(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.containers, id)
+}
+
+// enter makes a container visible, unless the micro-VM has ended meanwhile.
+func (s *Service) enter(c *container, p *process) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gone {
+		return fmt.Errorf("the micro-VM of the pod has ended: %w", errdefs.ErrFailedPrecondition)
+	}
+	c.init = p
+	return nil
+}
+
+// read loads the bundle's spec and finds the image file.
+func read(r *api.CreateTaskRequest) (*specs.Spec, string, error) {
+	data, err := os.ReadFile(filepath.Join(r.Bundle, "config.json"))
+	if err != nil {
+		return nil, "", fmt.Errorf("reading bundle: %w", err)
+	}
+	oci, err := spec.Parse(data)
+	if err != nil {
+		return nil, "", err
+	}
+	if oci.Linux == nil {
+		return nil, "", fmt.Errorf("spec has no linux section: %w", errdefs.ErrInvalidArgument)
+	}
+	image, err := imageOf(r.Rootfs)
+	return oci, image, err
+}
+
+// imageOf finds the image file in the root file system's mounts.
+func imageOf(rootfs []*types.Mount) (string, error) {
+	for _, m := range rootfs {
+		for _, o := range m.Options {
+			if p, ok := strings.CutPrefix(o, imageOption); ok && filepath.IsAbs(p) {
+				return p, nil
+			}
+		}
+	}
+	return "", fmt.Errorf("root file system names no image file; is the snapshotter \"atoll\" in use? %w", errdefs.ErrInvalidArgument)
+}
+
+func compile(profile *specs.LinuxSeccomp) (program, error) {
+	code, err := seccomp.Compile(profile)
+	if err != nil {
+		return program{}, err
+	}
+	flags, err := seccomp.Flags(profile)
+	return program{code: code, flags: flags}, err
+}
+
+// provide brings image and volumes into the guest and rewrites the spec to use them.
+func (s *Service) provide(ctx context.Context, pod *Pod, c *container, oci *specs.Spec, image string) error {
+	var binds []specs.Mount
+	for _, m := range oci.Mounts {
+		if spec.IsBind(m) {
+			binds = append(binds, m)
+		}
+	}
+	var wg sync.WaitGroup
+	var imageErr, volumeErr error
+	wg.Go(func() { c.image, imageErr = pod.Images.Acquire(ctx, image) })
+	c.volumes, volumeErr = pod.Volumes.Prepare(ctx, c.id, binds)
+	wg.Wait()
+	err := errors.Join(volumeErr, imageErr)
+	if err == nil {
+		err = spec.Container(oci, spec.Env{
+			SandboxPID: pod.PID, GuestPID: s.guestPID, Bind: c.volumes.Bind, Files: pod.Files, Shm: channel.ShmPath,
+		})
+	}
+	if err != nil && imageErr == nil {
+		return errors.Join(err, pod.Images.Release(context.WithoutCancel(ctx), c.image))
+	}
+	return err
+}
+
+// createInGuest creates the container there and connects its standard streams.
+func (s *Service) createInGuest(ctx context.Context, pod *Pod, c *container, p *process, oci *specs.Spec, stack *undo.Stack) error {
+	data, err := json.Marshal(oci)
+	if err != nil {
+		return fmt.Errorf("encoding spec: %w", err)
+	}
+	if len(data) > spec.MaxBytes {
+		return fmt.Errorf("spec of %d bytes is larger than %d: %w", len(data), spec.MaxBytes, errdefs.ErrInvalidArgument)
+	}
+	gctx, cancel := call(ctx)
+	defer cancel()
+	_, err = pod.Guest.CreateContainer(gctx, &guestv1.CreateContainerRequest{
+		Id: c.id, Spec: data, Lowers: []string{c.image}, Terminal: p.config.Terminal, Stdin: p.io.HasStdin(),
+		ImageVolumes: filled(c.volumes), Seccomp: c.seccomp.code, SeccompFlags: c.seccomp.flags,
+	})
+	if err != nil {
+		return err
+	}
+	stack.Push("deleting container in guest", func() error {
+		dctx, cancel := call(context.WithoutCancel(ctx))
+		defer cancel()
+		_, err := pod.Guest.Delete(dctx, &guestv1.ProcessRequest{ContainerId: c.id})
+		return err
+	})
+	return p.io.Start(p.config.Terminal, func(fd int) (stdio.Stream, error) {
+		return pod.Streams.OpenIO(c.id, "", fd)
+	})
+}
+
+func filled(c *volumes.Container) []*guestv1.ImageVolume { return c.Filled }
+
+// limitsOf reads the limits of a container.
+func limitsOf(r *specs.LinuxResources) Resources {
+	var out Resources
+	if r == nil {
+		return out
+	}
+	if m := r.Memory; m != nil && m.Limit != nil && *m.Limit > 0 {
+		out.Memory = uint64(*m.Limit)
+	}
+	if c := r.CPU; c != nil && c.Quota != nil && c.Period != nil && *c.Quota > 0 && *c.Period > 0 {
+		out.CPUs = float64(*c.Quota) / float64(*c.Period)
+	}
+	return out
+}
+
+// total adds up the limits of containers that have not ended, with c among them.
+func (s *Service) total(c *container) Resources {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sum := c.limits
+	for _, other := range s.containers {
+		if other == c || other.init == nil || other.init.hasEnded() {
+			continue
+		}
+		sum.Memory += other.limits.Memory
+		sum.CPUs += other.limits.CPUs
+	}
+	return sum
+}
