@@ -35,7 +35,9 @@ func (c compiler) buildGo(ctx context.Context, program GoProgram) (string, error
 	out := c.place("go", dir, program.Package, ldflags)
 	cmd := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-ldflags", ldflags, "-o", out, program.Package)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	// With its work directory beside the output, the go command puts the output
+	// in place by a rename, which another build of the same program survives.
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64", "GOTMPDIR="+c.dir)
 	if _, err := output(cmd); err != nil {
 		return "", fmt.Errorf("building %s: %w", program.Package, err)
 	}
@@ -49,8 +51,12 @@ func (c compiler) buildC(ctx context.Context, program CProgram) (string, error) 
 		return "", fmt.Errorf("locating C source: %w", err)
 	}
 	out := c.place(append([]string{"c", source}, program.Flags...)...)
-	args := append([]string{"-static", "-Os", "-s", "-Wall", "-o", out, source}, program.Flags...)
+	temporary := fmt.Sprintf("%s.%d", out, os.Getpid())
+	args := append([]string{"-static", "-Os", "-s", "-Wall", "-o", temporary, source}, program.Flags...)
 	if _, err := output(exec.CommandContext(ctx, "gcc", args...)); err != nil {
+		return "", fmt.Errorf("compiling %s: %w", program.Source, err)
+	}
+	if err := os.Rename(temporary, out); err != nil {
 		return "", fmt.Errorf("compiling %s: %w", program.Source, err)
 	}
 	return out, nil
