@@ -62,6 +62,13 @@ func runDir(root string) string {
 	return defaultRun + "-" + hex.EncodeToString(sum[:4])
 }
 
+// WithRun returns the same tree with another run directory. Only tests use it:
+// commands find the run directory by the data directory alone.
+func (t Tree) WithRun(dir string) Tree {
+	t.run = dir
+	return t
+}
+
 // Root is the data directory itself.
 func (t Tree) Root() string { return t.root }
 

@@ -1,0 +1,165 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"atoll.dev/atoll/internal/cli/up"
+	"atoll.dev/atoll/internal/supervise"
+)
+
+// runRoot runs a command line and returns what it printed.
+func runRoot(args ...string) (string, error) {
+	var out bytes.Buffer
+	a := &app{version: "v0-test", out: &out, errOut: &out}
+	root := a.root()
+	root.SetArgs(args)
+	err := root.Execute()
+	return out.String(), err
+}
+
+// TestEveryCommandHasHelp: a short and a long enough text and an example.
+func TestEveryCommandHasHelp(t *testing.T) {
+	a := &app{out: &bytes.Buffer{}, errOut: &bytes.Buffer{}}
+	var walk func(*cobra.Command)
+	walk = func(c *cobra.Command) {
+		builtIn := strings.Contains(c.CommandPath(), "completion") || c.Name() == "help"
+		if !builtIn && (c.Short == "" || !strings.Contains(c.Example, "atoll ")) {
+			t.Errorf("%q has no description or no example", c.CommandPath())
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(a.root())
+}
+
+func TestWrongUsage(t *testing.T) {
+	tests := []struct {
+		args string
+		want []string
+	}{
+		{"ups", []string{`unknown command "ups"`, "did you mean up", "commands of", "down"}},
+		{"up --poolsize 3", []string{"unknown flag: --poolsize", "--pool-size"}},
+		{"up now", []string{`takes no arguments, got "now"`}},
+		{"up --pool-size many", []string{"invalid argument"}},
+		{"up --pool-size 99 --data-dir /nonexistent/x", []string{"--pool-size 99: use 0 to 64"}},
+		{"logs", []string{"wants <service>"}},
+		{"status -o xml", []string{`--output "xml"`, "json"}},
+		{"image lod", []string{`unknown command "lod"`, "load"}},
+		{"image load", []string{"at least one archive"}},
+		{"image build x", []string{"say where the image goes"}},
+		{"status --data-dir relative", []string{"--data-dir", "absolute"}},
+		{"server", []string{"--node-name and --node-ip are required"}},
+		{"down --log-format xml", []string{`--log-format "xml": use text or json`}},
+	}
+	for _, tt := range tests {
+		_, err := runRoot(strings.Fields(tt.args)...)
+		var usage usageError
+		if !errors.As(err, &usage) {
+			t.Errorf("atoll %s: %v is not a usage error", tt.args, err)
+			continue
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("atoll %s: %q does not say %q", tt.args, err, want)
+			}
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	out, err := runRoot("version", "-o", "json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var v versions
+	if err := json.Unmarshal([]byte(out), &v); err != nil || v.Atoll != "v0-test" || v.Go == "" {
+		t.Errorf("version = %+v, %v", v, err)
+	}
+}
+
+func TestStatusOfNothing(t *testing.T) {
+	_, err := runRoot("status", "--data-dir", filepath.Join(t.TempDir(), "none"))
+	if !errors.Is(err, up.ErrNotRunning) {
+		t.Errorf("status = %v", err)
+	}
+}
+
+func TestTakeDataDir(t *testing.T) {
+	tests := []struct{ in, dir, rest string }{
+		{"get pods", "", "get pods"},
+		{"--data-dir /d get pods", "/d", "get pods"},
+		{"get --data-dir=/d pods", "/d", "get pods"},
+		{"exec p -- cmd --data-dir=/x", "", "exec p -- cmd --data-dir=/x"},
+		{"get --data-dir", "", "get --data-dir"},
+	}
+	for _, tt := range tests {
+		dir, rest := takeDataDir(strings.Fields(tt.in))
+		if dir != tt.dir || strings.Join(rest, " ") != tt.rest {
+			t.Errorf("takeDataDir(%s) = %q, %q", tt.in, dir, rest)
+		}
+	}
+}
+
+func TestPrintLog(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.log")
+	var lines []string
+	for range 5000 {
+		lines = append(lines, strings.Repeat("a line that is long enough to need blocks ", 3))
+	}
+	lines = append(lines, "last but one", "last")
+	for _, end := range []string{"\n", ""} {
+		if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")+end), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range []int{0, 1, 2, 4000, 9999} {
+			var out bytes.Buffer
+			if err := printLog(t.Context(), &out, f, n, false); err != nil {
+				t.Fatal(err)
+			}
+			got := slices.Collect(strings.Lines(out.String()))
+			if want := min(n, len(lines)); len(got) != want {
+				t.Errorf("end %q, n %d: %d lines", end, n, len(got))
+			}
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestPrintStatus(t *testing.T) {
+	var out bytes.Buffer
+	a := &app{out: &out}
+	service := func(name string, state supervise.State, problem string) up.Service {
+		return up.Service{RSS: 100 << 20, Anon: 40 << 20, Status: supervise.Status{
+			Name: name, State: state, PID: 7, Started: time.Now().Add(-3 * time.Hour), Error: problem, LogFile: "/logs/" + name,
+		}}
+	}
+	a.printStatus(up.Report{
+		Version: "v1", Services: []up.Service{service("server", supervise.Ready, ""), service("agent", supervise.Backoff, "exit status 1")},
+		Node: up.Node{Name: "n1", Message: "no network"}, Pool: json.RawMessage(`{"ready":4,"accelerator":"tcg","members":[1]}`),
+	}, true)
+	for _, want := range []string{"server", "3h0m", "200 MiB", "80 MiB", "not ready: no network", "accelerator tcg, ready 4", "agent: exit status 1 (log: /logs/agent)"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("status does not say %q:\n%s", want, out.String())
+		}
+	}
+	if got := poolLine(json.RawMessage("null")); got != "does not answer" {
+		t.Errorf("poolLine(null) = %q", got)
+	}
+}

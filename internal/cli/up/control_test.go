@@ -1,0 +1,112 @@
+package up
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"atoll.dev/atoll/internal/datadir"
+	"atoll.dev/atoll/internal/supervise"
+)
+
+// TestControl talks to a supervisor that has one service, over its socket.
+func TestControl(t *testing.T) {
+	tree, err := datadir.New(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree = tree.WithRun(t.TempDir())
+	client := NewClient(tree)
+	if _, err := client.Status(t.Context()); !errors.Is(err, ErrNotRunning) {
+		t.Fatalf("Status without a supervisor = %v", err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	u := &Up{cfg: Config{Tree: tree, Version: "v1", Logger: slog.New(slog.DiscardHandler)}, stop: stop}
+	u.children, err = supervise.New(supervise.Config{
+		Logger: u.cfg.Logger,
+		Services: []supervise.Service{{Name: "one", Run: func(ctx context.Context) error {
+			<-ctx.Done()
+			return nil
+		}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	childrenDone := make(chan error, 1)
+	go func() { childrenDone <- u.children.Run(ctx) }()
+	controlCtx, stopControl := context.WithCancel(t.Context())
+	controlDone := make(chan error, 1)
+	go func() { controlDone <- u.serveControl(controlCtx) }()
+	if err := u.children.WaitReady(t.Context(), "one"); err != nil {
+		t.Fatal(err)
+	}
+	var report Report
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if report, err = client.Status(t.Context()); err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	if report.Version != "v1" || len(report.Services) != 2 || report.Services[1].State != supervise.Ready || string(report.Pool) != "null" {
+		t.Errorf("report = %+v", report)
+	}
+	if info, err := os.Stat(tree.Control()); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the control socket: %v, %v", info.Mode(), err)
+	}
+	if err := client.StopService(t.Context(), "two"); err == nil {
+		t.Error("StopService of an unknown service succeeded")
+	}
+	if err := client.StopService(t.Context(), "one"); err != nil {
+		t.Error(err)
+	}
+	if err := client.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := <-childrenDone; err != nil {
+		t.Error(err)
+	}
+	stopControl()
+	if err := <-controlDone; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAskPool checks the bounds on a pool that misbehaves.
+func TestAskPool(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "pool.sock")
+	if got := AskPool(t.Context(), socket); string(got) != "null" {
+		t.Errorf("without a pool: %s", got)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	answers := []string{`{"ready":3}` + "\n", "garbage\n", ""}
+	go func() {
+		for _, answer := range answers {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			buf := make([]byte, 64)
+			if _, err := conn.Read(buf); err == nil {
+				_, _ = io.WriteString(conn, answer)
+			}
+			_ = conn.Close()
+		}
+	}()
+	for _, want := range []string{`{"ready":3}`, "null", "null"} {
+		if got := AskPool(t.Context(), socket); string(got) != want {
+			t.Errorf("AskPool = %s, want %s", got, want)
+		}
+	}
+}
