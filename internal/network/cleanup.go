@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,8 +23,8 @@ import (
 
 // CleanupConfig says what to remove.
 type CleanupConfig struct {
-	// Network names the bridge, the subnet and the state directory; the rest of
-	// it may be zero.
+	// Network names the bridge and the state directory; the rest of it may be
+	// zero. Without a subnet that of the bridge is used.
 	Network cniconf.Network
 	// NetnsDirs are directories of network namespace files: the pool's and
 	// the container runtime's. Everything in them is removed, and they.
@@ -93,6 +94,9 @@ func removeLinks(n cniconf.Network) error {
 	if err != nil {
 		return err
 	}
+	if !n.Subnet.IsValid() {
+		n.Subnet = bridgeSubnet(s, n.Bridge)
+	}
 	podWire := map[int]bool{}
 	for a, index := range routed {
 		podWire[index] = podWire[index] || n.Subnet.IsValid() && n.Subnet.Contains(a)
@@ -109,6 +113,20 @@ func removeLinks(n cniconf.Network) error {
 		}
 	}
 	return errs
+}
+
+// bridgeSubnet is the pod subnet as the bridge's address tells it.
+func bridgeSubnet(s *rtnl.Socket, name string) netip.Prefix {
+	link, err := s.LinkByName(name)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	addrs, err := s.AddrList(link, unix.AF_INET)
+	if err != nil || len(addrs) == 0 {
+		return netip.Prefix{}
+	}
+	p, _ := prefixOf(addrs[0].IPNet)
+	return p.Masked()
 }
 
 // leased returns the host ends that leases name.

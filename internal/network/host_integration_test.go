@@ -110,7 +110,6 @@ func TestPodsPassForeignForwardDrop(t *testing.T) {
 
 func TestCleanupLeavesNothing(t *testing.T) {
 	lab := networktest.New(t)
-	lab.Network.Subnet = lab.Network.Subnet.Masked()
 	networktest.Do(t, lab.Host, func() error {
 		// A host without other virtual networks: the wire to the world would
 		// count as one.
@@ -152,8 +151,9 @@ func TestCleanupLeavesNothing(t *testing.T) {
 	}
 	run(t, lab.Host, "nft add table ip kube-proxy; nft add table ip6 kube-proxy; nft add table ip others")
 	c := network.CleanupConfig{
-		Network: lab.Network, NetnsDirs: []string{pods, pool, filepath.Join(lab.Dir, "missing")},
-		Tables: []string{"kube-proxy"}, CNICacheDir: cache,
+		Network:   cniconf.Network{Name: lab.Network.Name, StateDir: lab.Network.StateDir},
+		NetnsDirs: []string{pods, pool, filepath.Join(lab.Dir, "missing")},
+		Tables:    []string{"kube-proxy"}, CNICacheDir: cache,
 	}
 	for range 2 {
 		networktest.Do(t, lab.Host, func() error { return network.Cleanup(c) })

@@ -4,9 +4,11 @@ package cni_test
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"atoll.dev/atoll/internal/network"
 	"atoll.dev/atoll/internal/network/cni"
@@ -173,5 +175,77 @@ func TestAddressesRunOut(t *testing.T) {
 	lab.Del(t, "p2", "")
 	if got := lab.Add(t, "p6", lab.Pod(t, "p6"), cniconf.RuntimeConfig{}); got.String() != "10.244.0.4" {
 		t.Errorf("address %s after the release of 10.244.0.4", got)
+	}
+}
+
+// TestUDPClientFollowsTheHostPort keeps one client socket, so one entry in the
+// connection tracking table, through the changes of the pod behind a port.
+func TestUDPClientFollowsTheHostPort(t *testing.T) {
+	lab := newLab(t)
+	var client net.Conn
+	networktest.Do(t, lab.World, func() (err error) {
+		client, err = net.Dial("udp4", networktest.HostAddress+":8053")
+		return err
+	})
+	defer client.Close()
+	ask := func() error {
+		_, _ = client.Write([]byte("?"))
+		_ = client.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		_, err := client.Read(make([]byte, 64))
+		return err
+	}
+	if err := ask(); err == nil {
+		t.Fatal("answered before there is a pod")
+	}
+	rc := cniconf.RuntimeConfig{PortMappings: []cniconf.PortMapping{{HostPort: 8053, ContainerPort: 53, Protocol: "udp"}}}
+	for _, id := range []string{"a", "b"} {
+		pod := lab.Pod(t, id)
+		lab.Add(t, id, pod, rc)
+		networktest.ServeWho(t, pod, 53)
+		// The first try may still get the refusal of the time before.
+		if err := ask(); err != nil {
+			if err := ask(); err != nil {
+				t.Errorf("pod %s: %v", id, err)
+			}
+		}
+		lab.Del(t, id, pod)
+	}
+}
+
+// TestServiceTraffic stands in for kube-proxy: destination NAT to pods, with
+// the masquerading it asks for.
+func TestServiceTraffic(t *testing.T) {
+	for _, bridgeCalls := range []string{"0", "1"} {
+		lab := newLab(t)
+		a, b := lab.Pod(t, "a"), lab.Pod(t, "b")
+		addrA := lab.Add(t, "a", a, cniconf.RuntimeConfig{}).String()
+		addrB := lab.Add(t, "b", b, cniconf.RuntimeConfig{}).String()
+		networktest.ServeWho(t, b, 80)
+		networktest.Do(t, lab.Host, func() error {
+			// Absent where br_netfilter is.
+			_ = os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte(bridgeCalls), 0)
+			return networktest.Run("sh", "-ec", `
+nft add table ip kube-proxy
+nft add chain ip kube-proxy in '{ type nat hook prerouting priority dstnat; }'
+nft add chain ip kube-proxy out '{ type nat hook output priority -100; }'
+nft add chain ip kube-proxy post '{ type nat hook postrouting priority srcnat; }'
+for c in in out; do
+  nft add rule ip kube-proxy $c ip daddr 10.96.0.50 tcp dport 80 ip saddr `+addrB+` meta mark set 0x4000 dnat to `+addrB+`:80
+  nft add rule ip kube-proxy $c ip daddr 10.96.0.50 tcp dport 80 dnat to `+addrB+`:80
+  nft add rule ip kube-proxy $c fib daddr type local tcp dport 30080 meta mark set 0x4000 dnat to `+addrB+`:80
+done
+nft add rule ip kube-proxy post mark and 0x4000 != 0 masquerade fully-random`)
+		})
+		for _, tc := range []struct{ name, from, to, want string }{
+			{"pod to service", a, "10.96.0.50:80", addrA},
+			{"pod to itself through its service", b, "10.96.0.50:80", networktest.HostAddress},
+			{"node port from the world", lab.World, networktest.HostAddress + ":30080", networktest.HostAddress},
+			{"node port from a pod", a, networktest.HostAddress + ":30080", networktest.HostAddress},
+			{"node port on the gateway address", a, lab.Network.Gateway.String() + ":30080", networktest.HostAddress},
+		} {
+			if got, err := networktest.Who(tc.from, "tcp4", tc.to); err != nil || got != tc.want {
+				t.Errorf("bridge-nf-call %s: %s: seen as %q, %v; want %s", bridgeCalls, tc.name, got, err, tc.want)
+			}
+		}
 	}
 }

@@ -121,6 +121,7 @@ func Add(c Config, p Pod) error {
 	}
 	switch err := conn.Flush(); {
 	case err == nil:
+		forgetBefore(p)
 		return nil
 	case errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("adding host ports of %s: %w", p.Owner, ErrNoTable)
@@ -220,6 +221,7 @@ func Remove(c Config, p Pod) error {
 	if err := drop(t.hairpin, hairpinElement(p)); err != nil {
 		return fmt.Errorf("removing host ports: %w", err)
 	}
+	forgetAfter(p)
 	return nil
 }
 

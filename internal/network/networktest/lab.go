@@ -69,7 +69,16 @@ func New(t testing.TB) *Lab {
 		return upWith("up0", HostAddress+"/24")
 	})
 	Do(t, l.World, func() error { return upWith("up0", WorldAddress+"/24") })
-	return l
+	// The first packets may be lost while the kernel notices the carrier.
+	for end := time.Now().Add(10 * time.Second); ; {
+		err := netns.Do(l.World, func() error { return Ping(netip.MustParseAddr(HostAddress)) })
+		if err == nil {
+			return l
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
 }
 
 func upWith(name, cidr string) error {
