@@ -165,13 +165,11 @@ func (c *Config) runtime() table {
 			"default_runtime_name": RuntimeAtoll,
 			"runtimes": table{
 				RuntimeAtoll: table{
-					"runtime_type": "io.containerd.atoll.v1",
-					"runtime_path": filepath.Join(c.BinDir, shimAtoll),
-					"sandboxer":    "shim",
-					"snapshotter":  layers.Name,
-					"pod_annotations": []string{
-						"atoll.dev/*", "kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth",
-					},
+					"runtime_type":    "io.containerd.atoll.v1",
+					"runtime_path":    filepath.Join(c.BinDir, shimAtoll),
+					"sandboxer":       "shim",
+					"snapshotter":     layers.Name,
+					"pod_annotations": []string{"atoll.dev/*"},
 				},
 				RuntimeRunc: table{
 					"runtime_type": "io.containerd.runc.v2",

@@ -22,7 +22,8 @@
 // It never mounts anything and knows nothing of virtual machines: what a
 // container's Mounts returns is a bind of the meta directory, enough for
 // containerd to look up users, with the image's path in the option
-// "atoll.image=" for the shim. A View returns an ordinary EROFS loop mount.
+// "atoll.image=" for the shim. A View and the snapshot of an image volume return
+// an ordinary EROFS loop mount, whose backing file is the image.
 //
 // Package kube/containerd calls [Register] before it starts containerd;
 // nothing else does. What can go wrong: a full disk, a corrupt layer
@@ -108,6 +109,10 @@ func contentOf(md any) content.Provider { return md.(*metadata.DB).ContentStore(
 func isUnpack(key string) bool {
 	return strings.HasPrefix(key[strings.LastIndexByte(key, '/')+1:], snapshots.UnpackKeyPrefix+"-")
 }
+
+// wantsLoop says whether a container snapshot key is that of an image volume
+// (a pod volume that is an image), which the CRI plugin mounts on the host.
+func wantsLoop(key string) bool { return strings.Contains(key, "/image-volumes/") }
 
 // layerMounts is what the differ is given for the snapshot in dir.
 func layerMounts(dir string) []mount.Mount {

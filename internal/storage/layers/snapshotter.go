@@ -48,7 +48,38 @@ func New(c Config) (*Snapshotter, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Snapshotter{root: c.Root, meta: meta}, nil
+	s := &Snapshotter{root: c.Root, meta: meta}
+	if err := s.dropHalfUnpacked(); err != nil {
+		meta.Close()
+		return nil, fmt.Errorf("opening snapshotter: %w", err)
+	}
+	return s, nil
+}
+
+// dropHalfUnpacked frees the space of layers whose unpacking ended with the
+// last process. Their snapshots stay until containerd collects them.
+func (s *Snapshotter) dropHalfUnpacked() error {
+	return s.meta.WithTransaction(context.Background(), false, func(ctx context.Context) error {
+		err := storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
+			if info.Kind != snapshots.KindActive || !isUnpack(info.Name) {
+				return nil
+			}
+			id, _, _, err := storage.GetInfo(ctx, info.Name)
+			if err != nil {
+				return err
+			}
+			for _, name := range []string{layerFile, layerFile + newSuffix} {
+				if err := os.Remove(s.path(id, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+					return err
+				}
+			}
+			return nil
+		})
+		if errdefs.IsNotFound(err) { // an empty database
+			return nil
+		}
+		return err
+	})
 }
 
 // Close closes the database.
@@ -187,7 +218,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		}
 		return nil, err
 	}
-	return s.mounts(snap, unpack)
+	return s.mounts(key, snap)
 }
 
 // makeDir makes the directory of a new snapshot. One that is there already is
@@ -249,11 +280,11 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	if err != nil {
 		return nil, fmt.Errorf("getting mounts: %w", err)
 	}
-	return s.mounts(snap, snap.Kind == snapshots.KindActive && isUnpack(key))
+	return s.mounts(key, snap)
 }
 
-func (s *Snapshotter) mounts(snap storage.Snapshot, unpack bool) ([]mount.Mount, error) {
-	if unpack {
+func (s *Snapshotter) mounts(key string, snap storage.Snapshot) ([]mount.Mount, error) {
+	if snap.Kind == snapshots.KindActive && isUnpack(key) {
 		return layerMounts(s.path(snap.ID)), nil
 	}
 	var image string
@@ -265,7 +296,7 @@ func (s *Snapshotter) mounts(snap storage.Snapshot, unpack bool) ([]mount.Mount,
 			return nil, fmt.Errorf("making the empty image: %w", err)
 		}
 	}
-	if snap.Kind == snapshots.KindView {
+	if snap.Kind == snapshots.KindView || wantsLoop(key) {
 		return []mount.Mount{{Type: "erofs", Source: image, Options: []string{"ro", "loop"}}}, nil
 	}
 	return []mount.Mount{{

@@ -266,6 +266,47 @@ func TestReopen(t *testing.T) {
 	}
 }
 
+// TestHalfUnpacked: a layer being unpacked when the process dies takes no space
+// after the next start, and cannot be committed.
+func TestHalfUnpacked(t *testing.T) {
+	b := newBench(t)
+	key := "k8s.io/1/extract-1 x"
+	mounts, err := b.sn.Prepare(t.Context(), key, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(mounts[0].Source, layerFile)
+	for _, f := range []string{file, file + newSuffix} {
+		if err := os.WriteFile(f, []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.sn.Close()
+	sn, err := New(Config{Root: b.root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sn.Close()
+	if exists(file) || exists(file+newSuffix) {
+		t.Error("the files are still there")
+	}
+	if err := sn.Commit(t.Context(), "k8s.io/2/x", key); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("commit: got %v", err)
+	}
+	if err := sn.Remove(t.Context(), key); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestImageVolume: the CRI plugin mounts an image that is a volume itself.
+func TestImageVolume(t *testing.T) {
+	b := newBench(t)
+	m := b.container(t, "k8s.io/9//run/io.containerd.grpc.v1.cri/image-volumes/pod/abc", b.image(t, layerTar(t, users("v"))))
+	if m.Type != "erofs" || !exists(m.Source) {
+		t.Errorf("got %v", m)
+	}
+}
+
 func TestCommitOfContainer(t *testing.T) {
 	b := newBench(t)
 	b.container(t, "k8s.io/9/c", b.image(t, layerTar(t, users("a"))))
