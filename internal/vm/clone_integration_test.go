@@ -116,6 +116,9 @@ func TestGuestSeesItsClock(t *testing.T) {
 	if c := g.Ask(t, "cmdline"); !strings.Contains(c, "tsc_early_khz=") {
 		t.Errorf("command line is %s", c)
 	}
+	if log := g.Ask(t, "dmesg"); !strings.Contains(log, "Calibrating delay loop (skipped)") {
+		t.Errorf("the guest has measured a delay loop: %s", log)
+	}
 }
 
 func TestConfinement(t *testing.T) {

@@ -145,14 +145,14 @@ func (c *Config) args() []string {
 		"-mon", "chardev=qmp,mode=control",
 		"-chardev", fmt.Sprintf("socket,id=con,fd=%d", fdConsole),
 		"-device", "isa-serial,chardev=con",
-		"-device", "virtio-serial-pci,id=vs,bus=pcie.0,addr=0x2,max_ports=2",
+		"-device", "virtio-serial-pci,id=vs,disable-legacy=on,bus=pcie.0,addr=0x2,max_ports=2",
 		"-chardev", fmt.Sprintf("socket,id=ctl,fd=%d", fdControl),
 		"-device", "virtserialport,bus=vs.0,nr=1,chardev=ctl,name="+ControlPort,
 	)
 	if c.Tap != nil {
 		a = append(a,
 			"-netdev", fmt.Sprintf("tap,id=net,fd=%d", fdTap),
-			"-device", "virtio-net-pci,netdev=net,mac=02:00:00:00:00:01,romfile=,bus=pcie.0,addr=0x3",
+			"-device", "virtio-net-pci,netdev=net,mac=02:00:00:00:00:01,romfile=,disable-legacy=on,bus=pcie.0,addr=0x3",
 		)
 	}
 	return append(a, c.diskArgs()...)
@@ -200,14 +200,14 @@ func (c *Config) diskArgs() []string {
 	}
 	if len(a) > 0 {
 		a = append(a, "-device",
-			"virtio-blk-pci,id=scratch,drive=s,serial="+ScratchSerial+",num-queues=1,bus=pcie.0,addr=0x4")
+			"virtio-blk-pci,id=scratch,drive=s,serial="+ScratchSerial+",num-queues=1,disable-legacy=on,bus=pcie.0,addr=0x4")
 	}
-	a = append(a, "-device", "virtio-scsi-pci,id=scsi,num_queues=1,bus=pcie.0,addr=0x5")
+	a = append(a, "-device", "virtio-scsi-pci,id=scsi,num_queues=1,disable-legacy=on,bus=pcie.0,addr=0x5")
 	for i := range ImageSlots {
 		a = append(a,
 			"-blockdev", fmt.Sprintf(`{"driver":"null-co","node-name":%q,"size":%d,"read-only":true,"read-zeroes":true}`,
 				SlotEmptyNode(i), PlaceholderBytes),
-			"-device", fmt.Sprintf("virtio-blk-pci,id=i%d,drive=%s,serial=%s,num-queues=1,bus=pcie.0,addr=0x6.%d,multifunction=on",
+			"-device", fmt.Sprintf("virtio-blk-pci,id=i%d,drive=%s,serial=%s,num-queues=1,disable-legacy=on,bus=pcie.0,addr=0x6.%d,multifunction=on",
 				i, SlotEmptyNode(i), SlotSerial(i), i))
 	}
 	return a

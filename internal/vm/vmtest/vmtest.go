@@ -1,6 +1,6 @@
 // Package vmtest starts micro-VMs in tests: it builds the test init, finds the kernel, and talks to
-// the machines. Only tests import it. Its users need root, QEMU and a pod kernel, whose path is in
-// the environment variable ATOLL_TEST_KERNEL; without them a test fails.
+// the machines. Only tests import it. Its users need root, QEMU and a pod kernel, which is at
+// build/vmlinux or where the environment variable ATOLL_TEST_KERNEL says; without them a test fails.
 package vmtest
 
 import (
@@ -30,12 +30,19 @@ const ModulesEnv = "ATOLL_TEST_MODULES"
 // UID is the first of the user ids that test machines run as.
 const UID = 790000
 
-// Kernel is the path of the kernel to test with.
+// Kernel is the path of the kernel to test with: of the environment, or what make has built.
 func Kernel(t testing.TB) string {
 	t.Helper()
 	k := os.Getenv(KernelEnv)
 	if k == "" {
-		t.Fatalf("%s must name a pod kernel", KernelEnv)
+		mod, err := exec.Command("go", "env", "GOMOD").Output()
+		if err != nil {
+			t.Fatalf("finding the repository: %v", err)
+		}
+		k = filepath.Join(filepath.Dir(strings.TrimSpace(string(mod))), "build", "vmlinux")
+	}
+	if _, err := os.Stat(k); err != nil {
+		t.Fatalf("no kernel to test with: %v; build it with make build/vmlinux, or set %s", err, KernelEnv)
 	}
 	return k
 }
