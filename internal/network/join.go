@@ -89,8 +89,10 @@ func joinTap(netnsPath string, tap Tap) (Guest, error) {
 		in       *space
 		from, to int
 	}{
-		{pod, eth0, podEnd}, {pod, podEnd, eth0},
-		{pool, poolEnd, dev.Attrs().Index}, {pool, dev.Attrs().Index, poolEnd},
+		{pod, eth0, podEnd},
+		{pod, podEnd, eth0},
+		{pool, poolEnd, dev.Attrs().Index},
+		{pool, dev.Attrs().Index, poolEnd},
 	} {
 		if err := r.in.redirect(r.from, r.to); err != nil {
 			return Guest{}, err
