@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"time"
 
@@ -11,6 +10,7 @@ import (
 	"atoll.dev/atoll/internal/agent"
 	"atoll.dev/atoll/internal/cli/up"
 	"atoll.dev/atoll/internal/network"
+	"atoll.dev/atoll/internal/pool/wire"
 )
 
 func (a *app) agentCommand() *cobra.Command {
@@ -92,10 +92,8 @@ func (r role) accelerator(ctx context.Context, limit time.Duration) string {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		var status struct {
-			Accelerator string `json:"accelerator"`
-		}
-		if json.Unmarshal(up.AskPool(ctx, r.tree.PoolSocket()), &status) == nil && status.Accelerator != "" {
+		status, err := wire.GetStatus(ctx, r.tree.PoolSocket())
+		if err == nil && status.Accelerator != "" {
 			return status.Accelerator
 		}
 		select {

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"atoll.dev/atoll/internal/cli/up"
+	"atoll.dev/atoll/internal/pool/wire"
 	"atoll.dev/atoll/internal/supervise"
 )
 
@@ -152,14 +153,14 @@ func TestPrintStatus(t *testing.T) {
 	}
 	a.printStatus(up.Report{
 		Version: "v1", Services: []up.Service{service("server", supervise.Ready, ""), service("agent", supervise.Backoff, "exit status 1")},
-		Node: up.Node{Name: "n1", Message: "no network"}, Pool: json.RawMessage(`{"ready":4,"accelerator":"tcg","members":[1]}`),
+		Node: up.Node{Name: "n1", Message: "no network"}, Pool: &wire.Status{Ready: 3, Wanted: 4, Accelerator: "tcg", Reason: "no /dev/kvm"},
 	}, true)
-	for _, want := range []string{"server", "3h0m", "200 MiB", "80 MiB", "not ready: no network", "accelerator tcg, ready 4", "agent: exit status 1 (log: /logs/agent)"} {
+	for _, want := range []string{"server", "3h0m", "200 MiB", "80 MiB", "not ready: no network", "3 of 4 micro-VMs ready", "tcg (no /dev/kvm)", "agent: exit status 1 (log: /logs/agent)"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("status does not say %q:\n%s", want, out.String())
 		}
 	}
-	if got := poolLine(json.RawMessage("null")); got != "does not answer" {
-		t.Errorf("poolLine(null) = %q", got)
+	if got := poolLine(nil); got != "does not answer" {
+		t.Errorf("poolLine(nil) = %q", got)
 	}
 }

@@ -2,10 +2,8 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -13,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"atoll.dev/atoll/internal/cli/up"
+	"atoll.dev/atoll/internal/pool/wire"
 	"atoll.dev/atoll/internal/supervise"
 )
 
@@ -100,30 +99,23 @@ func (a *app) printStatus(r up.Report, wide bool) {
 		{"versions", strings.Join(strings.Fields("atoll "+r.Version+" kubelet "+r.Node.KubeletVersion+" kernel "+r.Node.Kernel), " ")},
 		{"data", r.DataDir},
 	}
-	if r.Node.Accelerator != "" {
-		facts = append(facts, []string{"accelerator", r.Node.Accelerator})
-	}
 	a.table(facts)
 	for _, p := range problems {
 		a.printf("%s\n", p)
 	}
 }
 
-// poolLine prints the simple values of the pool's status.
-func poolLine(raw json.RawMessage) string {
-	var fields map[string]any
-	if json.Unmarshal(raw, &fields) != nil || fields == nil {
+// poolLine says in a line how the pool is.
+func poolLine(s *wire.Status) string {
+	if s == nil {
 		return "does not answer"
 	}
-	var parts []string
-	for name, value := range fields {
-		switch v := value.(type) {
-		case string, bool, float64:
-			if v != "" {
-				parts = append(parts, fmt.Sprintf("%s %v", name, v))
-			}
-		}
+	line := fmt.Sprintf("%d of %d micro-VMs ready, %d of %d pods started from it, accelerator %s", s.Ready, s.Wanted, s.TakenWarm, s.Taken, s.Accelerator)
+	if s.Reason != "" {
+		line += " (" + s.Reason + ")"
 	}
-	sort.Strings(parts)
-	return strings.Join(parts, ", ")
+	if s.Error != "" {
+		line += "; " + s.Error
+	}
+	return line
 }

@@ -1,7 +1,6 @@
 package up
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,6 +13,7 @@ import (
 
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/linux/process"
+	"atoll.dev/atoll/internal/pool/wire"
 	"atoll.dev/atoll/internal/supervise"
 )
 
@@ -28,7 +28,7 @@ type Report struct {
 	Services []Service `json:"services"`
 	// Pool is what the warm pool says about itself, null when it does not
 	// answer.
-	Pool json.RawMessage `json:"pool"`
+	Pool *wire.Status `json:"pool"`
 }
 
 // Service is a child process with what it uses.
@@ -80,7 +80,7 @@ func (u *Up) serveControl(ctx context.Context) error {
 func (u *Up) snapshot(ctx context.Context) Report {
 	r := Report{
 		Version: u.cfg.Version, DataDir: u.cfg.Tree.Root(), PID: os.Getpid(), Started: u.began,
-		Settings: u.cfg.Settings, Pool: AskPool(ctx, u.cfg.Tree.PoolSocket()),
+		Settings: u.cfg.Settings, Pool: askPool(ctx, u.cfg.Tree.PoolSocket()),
 	}
 	r.Node, _ = u.node.Get()
 	self := Service{Status: supervise.Status{
@@ -102,30 +102,15 @@ func (u *Up) snapshot(ctx context.Context) Report {
 	return r
 }
 
-// AskPool returns what the pool that listens on a socket says about itself, or
-// null.
-func AskPool(ctx context.Context, socket string) json.RawMessage {
-	null := json.RawMessage("null")
+// askPool returns the pool's own status, or nil.
+func askPool(ctx context.Context, socket string) *wire.Status {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", socket)
+	status, err := wire.GetStatus(ctx, socket)
 	if err != nil {
-		return null
+		return nil
 	}
-	defer conn.Close()
-	deadline, _ := ctx.Deadline()
-	if err := conn.SetDeadline(deadline); err != nil {
-		return null
-	}
-	if _, err := io.WriteString(conn, `{"op":"status"}`+"\n"); err != nil {
-		return null
-	}
-	var answer json.RawMessage
-	if err := json.NewDecoder(bufio.NewReader(io.LimitReader(conn, 1<<20))).Decode(&answer); err != nil {
-		return null
-	}
-	return answer
+	return &status
 }
 
 // ErrNotRunning says that no supervisor answers for a data directory.

@@ -3,11 +3,8 @@ package up
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
-	"net"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -55,7 +52,7 @@ func TestControl(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if report.Version != "v1" || len(report.Services) != 2 || report.Services[1].State != supervise.Ready || string(report.Pool) != "null" {
+	if report.Version != "v1" || len(report.Services) != 2 || report.Services[1].State != supervise.Ready || report.Pool != nil {
 		t.Errorf("report = %+v", report)
 	}
 	if info, err := os.Stat(tree.Control()); err != nil || info.Mode().Perm() != 0o600 {
@@ -76,37 +73,5 @@ func TestControl(t *testing.T) {
 	stopControl()
 	if err := <-controlDone; err != nil {
 		t.Error(err)
-	}
-}
-
-// TestAskPool checks the bounds on a pool that misbehaves.
-func TestAskPool(t *testing.T) {
-	socket := filepath.Join(t.TempDir(), "pool.sock")
-	if got := AskPool(t.Context(), socket); string(got) != "null" {
-		t.Errorf("without a pool: %s", got)
-	}
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	answers := []string{`{"ready":3}` + "\n", "garbage\n", ""}
-	go func() {
-		for _, answer := range answers {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			buf := make([]byte, 64)
-			if _, err := conn.Read(buf); err == nil {
-				_, _ = io.WriteString(conn, answer)
-			}
-			_ = conn.Close()
-		}
-	}()
-	for _, want := range []string{`{"ready":3}`, "null", "null"} {
-		if got := AskPool(t.Context(), socket); string(got) != want {
-			t.Errorf("AskPool = %s, want %s", got, want)
-		}
 	}
 }

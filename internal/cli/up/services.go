@@ -2,8 +2,9 @@ package up
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
-	"net"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -11,7 +12,10 @@ import (
 	"time"
 
 	"atoll.dev/atoll/internal/datadir"
+	"atoll.dev/atoll/internal/datadir/atomicfile"
 	"atoll.dev/atoll/internal/linux/process"
+	"atoll.dev/atoll/internal/pool/config"
+	"atoll.dev/atoll/internal/pool/wire"
 	"atoll.dev/atoll/internal/supervise"
 )
 
@@ -41,9 +45,9 @@ func (u *Up) services() ([]supervise.Service, error) {
 		Name: Pool,
 		Process: &supervise.Process{
 			Path: t.AtollPod(), Args: []string{"atoll-pod", "pool", "--config=" + t.PoolConfig()},
-			Log: t.Log(Pool),
+			Log: t.Log(Pool), Prepare: u.writePoolConfig,
 		},
-		Ready: dials(t.PoolSocket()),
+		Ready: u.poolAnswers,
 	}
 	return []supervise.Service{
 		u.role(Containerd, nil, common, nil),
@@ -67,16 +71,32 @@ func (u *Up) role(name string, after, common, flags []string) supervise.Service 
 	}
 }
 
-// dials returns a readiness check that connects to a unix socket.
-func dials(path string) func(context.Context) error {
-	return func(ctx context.Context) error {
-		var d net.Dialer
-		conn, err := d.DialContext(ctx, "unix", path)
-		if err != nil {
-			return fmt.Errorf("connecting: %w", err)
-		}
-		return conn.Close()
+// writePoolConfig writes the configuration file of the pool.
+func (u *Up) writePoolConfig() error {
+	t, s := u.cfg.Tree, u.cfg.Settings
+	b, err := json.MarshalIndent(config.Config{
+		RunDir: t.Run(), DataDir: t.Pool(), Binary: t.AtollPod(), Kernel: t.Kernel(), ExecHelper: t.ExecHelper(),
+		Kubelet: t.Kubelet(), Containerd: t.Containerd(), Warm: &s.PoolSize, Accelerator: s.Accelerator,
+	}, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encoding the pool's configuration: %w", err)
 	}
+	if _, err := atomicfile.WriteIfChanged(t.PoolConfig(), append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("writing the pool's configuration: %w", err)
+	}
+	return nil
+}
+
+// poolAnswers returns nil when the pool works, and its own problem otherwise.
+func (u *Up) poolAnswers(ctx context.Context) error {
+	status, err := wire.GetStatus(ctx, u.cfg.Tree.PoolSocket())
+	if err != nil {
+		return err
+	}
+	if status.Error != "" {
+		return errors.New(status.Error)
+	}
+	return nil
 }
 
 // Kind is a set of an instance's processes.
