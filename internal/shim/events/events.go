@@ -117,7 +117,7 @@ func topicOf(event proto.Message) (string, error) {
 	return "", fmt.Errorf("event %T has no topic", event)
 }
 
-// Run sends events until ctx ends; then it makes one last attempt for what is pending.
+// Run sends events until ctx ends.
 func (p *Publisher) Run(ctx context.Context) error {
 	c := &connection{address: p.address}
 	defer c.close()
@@ -153,6 +153,24 @@ func (p *Publisher) Run(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// Flush waits until everything is sent, or ctx ends.
+func (p *Publisher) Flush(ctx context.Context) {
+	const interval = 10 * time.Millisecond
+	for p.waiting() > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(interval):
+		}
+	}
+}
+
+func (p *Publisher) waiting() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.pending)
 }
 
 // next is the oldest event, which stays pending until it is sent.

@@ -1,0 +1,239 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	guestv1 "atoll.dev/atoll/api/guest/v1"
+	"atoll.dev/atoll/internal/network"
+	"atoll.dev/atoll/internal/pool/wire"
+	"atoll.dev/atoll/internal/shim/hostcgroup"
+	"atoll.dev/atoll/internal/shim/sandbox"
+	"atoll.dev/atoll/internal/shim/session"
+	"atoll.dev/atoll/internal/vm"
+	"atoll.dev/atoll/internal/vm/scratch"
+)
+
+const (
+	// warmRounds is how often the container path is run in a clone: the emulator translates code only
+	// when it has seen it, and the second round still gains a third.
+	warmRounds  = 2
+	warmTimeout = 60 * time.Second
+)
+
+// files are what the pool hands over.
+type files struct {
+	ram, state, scratch, warm *os.File
+}
+
+func inherited() files {
+	return files{
+		ram: os.NewFile(wire.FDRAM, "template-ram"), state: os.NewFile(wire.FDState, "template-state"),
+		scratch: os.NewFile(wire.FDScratch, "scratch-master"), warm: os.NewFile(wire.FDWarm, "warm-image"),
+	}
+}
+
+// clone is the micro-VM, from nothing to waiting.
+type clone struct {
+	init   wire.Init
+	files  files
+	urgent chan struct{} // closed when a pod waits: no more warming up
+	once   sync.Once
+	done   chan struct{} // closed when the fields below are set
+	vm     *sandbox.VM
+	err    error
+
+	mu      sync.Mutex // guards the field below
+	machine *vm.Machine
+}
+
+func newClone(i wire.Init, f files) *clone {
+	return &clone{init: i, files: f, urgent: make(chan struct{}), done: make(chan struct{})}
+}
+
+// hurry says that a pod waits.
+func (c *clone) hurry() { c.once.Do(func() { close(c.urgent) }) }
+
+func (c *clone) hurried() bool {
+	select {
+	case <-c.urgent:
+		return true
+	default:
+		return false
+	}
+}
+
+// wait returns the micro-VM once it is prepared.
+func (c *clone) wait(ctx context.Context) (*sandbox.VM, error) {
+	select {
+	case <-c.done:
+		return c.vm, c.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// pid is QEMU's, 0 without one.
+func (c *clone) pid() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.machine == nil {
+		return 0
+	}
+	return c.machine.PID()
+}
+
+// kill ends QEMU.
+func (c *clone) kill() {
+	c.mu.Lock()
+	m := c.machine
+	c.mu.Unlock()
+	if m == nil {
+		return
+	}
+	if err := m.Close(); err != nil {
+		slog.Warn("ending micro-VM", "error", err)
+	}
+}
+
+// prepare makes the micro-VM.
+func (c *clone) prepare(ctx context.Context) error {
+	c.vm, c.err = c.make(ctx)
+	close(c.done)
+	return c.err
+}
+
+func (c *clone) make(ctx context.Context) (*sandbox.VM, error) {
+	t, err := vm.OpenTemplate(c.init.Template, []*os.File{c.files.ram, c.files.state})
+	if err != nil {
+		return nil, err
+	}
+	defer t.Close()
+	tap, err := network.NewTap(c.init.PoolNetns, c.init.Tap)
+	if err != nil {
+		return nil, err
+	}
+	defer tap.Close() // QEMU has it
+	disk, err := c.scratch()
+	if err != nil {
+		return nil, err
+	}
+	defer disk.Close() // QEMU has it
+	m, err := t.Clone(ctx, vm.CloneConfig{UID: c.init.UID, GID: c.init.UID, Tap: tap.File, Scratch: disk})
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	c.machine = m
+	c.mu.Unlock()
+	s, err := session.Open(m.Channel())
+	if err != nil {
+		return nil, err
+	}
+	meta := t.Meta()
+	tap.File = nil
+	v := &sandbox.VM{
+		Machine: m, Session: s, Tap: tap, Memory: int64(meta.MemoryMiB) << 20, CPUs: meta.CPUs,
+		Scratch: vm.ScratchSerial, Accel: meta.Accel,
+	}
+	if c.hurried() {
+		return v, c.files.warm.Close()
+	}
+	if err := c.warm(ctx, m, s); err != nil {
+		return nil, fmt.Errorf("warming up: %w", err)
+	}
+	if !c.hurried() {
+		v.Warm = true
+		if err := m.Pause(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return v, nil
+}
+
+// scratch makes the disk of this micro-VM.
+func (c *clone) scratch() (*os.File, error) {
+	master, err := scratch.Open(c.init.ScratchDir, c.files.scratch)
+	if err != nil {
+		return nil, err
+	}
+	defer master.Close()
+	return master.Copy()
+}
+
+// warm runs what a pod start will run, round by round as long as no pod waits for it.
+func (c *clone) warm(ctx context.Context, m *vm.Machine, s *session.Session) error {
+	defer c.files.warm.Close()
+	ctx, cancel := context.WithTimeout(ctx, warmTimeout)
+	defer cancel()
+	serial := vm.SlotSerial(0)
+	for range warmRounds {
+		if c.hurried() {
+			return nil
+		}
+		if err := m.AttachImage(ctx, serial, c.files.warm); err != nil {
+			return err
+		}
+		entropy := make([]byte, 64)
+		_, _ = rand.Read(entropy) // never fails
+		_, err := s.Warm(ctx, &guestv1.WarmRequest{Serial: serial, ScratchSerial: vm.ScratchSerial, Entropy: entropy, Rounds: 1})
+		if err != nil {
+			return err
+		}
+		if err := m.DetachImage(ctx, serial); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isTemplate reports whether an error is the template's fault.
+func isTemplate(err error) bool { return errors.Is(err, vm.ErrTemplate) }
+
+// hostNetwork is the real network.
+type hostNetwork struct{}
+
+func (hostNetwork) JoinTap(netns string, tap network.Tap) (network.Guest, error) {
+	return network.JoinTap(netns, tap)
+}
+
+func (hostNetwork) ServePortForward(ctx context.Context, netns string, dial func(context.Context, uint16) (net.Conn, error)) error {
+	return network.ServePortForward(ctx, netns, dial)
+}
+
+// cgroups places processes and keeps the record of where.
+type cgroups struct {
+	d *daemon
+
+	mu    sync.Mutex // guards the field below
+	group hostcgroup.Group
+}
+
+func (c *cgroups) Join(parent, name string, pids ...int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var err error
+	c.group, err = hostcgroup.Join(parent, name, pids...)
+	c.d.mu.Lock()
+	c.d.entry.Cgroups = c.group.Dirs
+	c.d.mu.Unlock()
+	return errors.Join(err, c.d.reg.Put(c.d.record()))
+}
+
+func (c *cgroups) Leave() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	g := c.group
+	c.group = hostcgroup.Group{}
+	if err := g.Leave(os.Getpid()); err != nil {
+		return err
+	}
+	return hostcgroup.Remove(g.Dirs)
+}

@@ -1,0 +1,328 @@
+// Package daemon is the process that owns one micro-VM and serves it to containerd as a shim.
+//
+// The pool spawns daemons ahead of time ("atoll-pod shim-daemon <member>"); each clones a micro-VM,
+// warms it up, stops it and waits. An assignment over the socket shared with the pool makes it a pod's
+// shim. From then on it depends on nobody: it outlives the pool and restarts of containerd, and ends
+// when containerd shuts the sandbox down, or at SIGTERM. One that was never assigned ends with the pool.
+// QEMU is its child and dies with it.
+//
+// The package wires the pieces (packages sandbox, task, session, events) and holds no logic of pods.
+//
+// What can go wrong: the clone does not come up. A waiting member tells the pool and ends; one that was
+// assigned early answers containerd's Create with the error.
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+
+	"atoll.dev/atoll/internal/pool/registry"
+	"atoll.dev/atoll/internal/pool/wire"
+	"atoll.dev/atoll/internal/shim/events"
+	"atoll.dev/atoll/internal/shim/sandbox"
+	"atoll.dev/atoll/internal/shim/task"
+	"atoll.dev/atoll/internal/shim/timing"
+	"atoll.dev/atoll/internal/shim/volumes"
+)
+
+const (
+	// closeTimeout bounds the wait for calls that are being answered when the daemon ends.
+	closeTimeout = 3 * time.Second
+	// lastEvents bounds the sending of events that are pending then.
+	lastEvents = 2 * time.Second
+	// memoryLimit is where the garbage collector begins to work hard; a daemon needs a third of it.
+	memoryLimit = 24 << 20
+)
+
+// Main runs the daemon. args are those after the role: the member's id, which only names the process.
+func Main(args []string) int {
+	tune()
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	if len(args) != 1 {
+		fmt.Fprintln(os.Stderr, "shim-daemon: started by the warm pool only")
+		return 2
+	}
+	d, err := newDaemon()
+	if err == nil {
+		slog.SetDefault(slog.Default().With("member", d.init.Member))
+		err = d.run(context.Background())
+	}
+	if err != nil {
+		slog.Error("shim daemon ended", "error", err)
+		return 1
+	}
+	return 0
+}
+
+// tune makes the process small: there are as many as there are pods.
+func tune() {
+	runtime.GOMAXPROCS(2)
+	debug.SetGCPercent(40)
+	debug.SetMemoryLimit(memoryLimit)
+}
+
+// daemon is one shim.
+type daemon struct {
+	init    wire.Init
+	files   files
+	control *net.UnixConn
+	reg     registry.Registry
+	steps   *timing.Recorder
+	tasks   *task.Service
+	sandbox *sandbox.Service
+	clone   *clone
+	quit    chan struct{} // closed when the daemon is to end
+	once    sync.Once
+
+	mu     sync.Mutex // guards the fields below
+	entry  registry.Entry
+	events *events.Publisher // nil before the assignment
+	report *json.Encoder     // to the pool
+}
+
+// newDaemon takes what the pool hands over.
+func newDaemon() (*daemon, error) {
+	f := os.NewFile(wire.FDControl, "control")
+	defer f.Close()
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("opening control socket: %w", err)
+	}
+	d := &daemon{files: inherited(), steps: timing.New(), quit: make(chan struct{})}
+	var ok bool
+	if d.control, ok = conn.(*net.UnixConn); !ok {
+		return nil, errors.New("opening control socket: not a unix socket")
+	}
+	d.report = json.NewEncoder(d.control)
+	return d, nil
+}
+
+// run is the life of the daemon.
+func (d *daemon) run(ctx context.Context) (err error) {
+	orders := json.NewDecoder(d.control)
+	if err := orders.Decode(&d.init); err != nil {
+		return fmt.Errorf("reading what the pool wants: %w", err)
+	}
+	d.reg = registry.New(d.init.RunDir)
+	d.entry = registry.Entry{Member: d.init.Member, PID: os.Getpid(), UID: d.init.UID}
+	ctx, cancel := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
+	defer cancel()
+	listener, err := d.listen()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.reg.Remove(d.record())) }()
+	d.wire()
+	server, err := d.serve(listener)
+	if err != nil {
+		return err
+	}
+	defer d.clone.kill()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { d.prepare(ctx) })
+	go d.obey(orders) // ends with the process: it reads for as long as there is a pool
+	select {
+	case <-ctx.Done():
+		slog.Info("ending at a signal")
+	case <-d.quit:
+	}
+	cancel()
+	return d.close(server)
+}
+
+// listen makes the daemon's directory and socket.
+func (d *daemon) listen() (net.Listener, error) {
+	if err := os.MkdirAll(d.reg.Dir(d.init.Member), 0o700); err != nil {
+		return nil, fmt.Errorf("making directory of member: %w", err)
+	}
+	if err := d.reg.Put(d.record()); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("unix", d.reg.Socket(d.init.Member))
+	if err != nil {
+		return nil, fmt.Errorf("listening for containerd: %w", err)
+	}
+	return l, nil
+}
+
+// wire makes the services.
+func (d *daemon) wire() {
+	d.clone = newClone(d.init, d.files)
+	d.tasks = task.New(task.Config{
+		Events: d, Steps: d.steps, Shutdown: d.shutdown,
+		SandboxID: func() string { return d.sandbox.ID() },
+	})
+	d.sandbox = sandbox.New(sandbox.Config{
+		VM: d.clone.wait, Network: hostNetwork{}, Tasks: d.tasks, Cgroups: &cgroups{d: d}, Steps: d.steps,
+		Roots:    volumes.Roots{Kubelet: d.init.Kubelet, Containerd: d.init.Containerd},
+		Shutdown: d.shutdown,
+	})
+}
+
+// serve answers containerd.
+func (d *daemon) serve(l net.Listener) (*ttrpc.Server, error) {
+	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()))
+	if err != nil {
+		return nil, fmt.Errorf("making ttrpc server: %w", err)
+	}
+	sandboxapi.RegisterTTRPCSandboxService(server, d.sandbox)
+	taskapi.RegisterTTRPCTaskService(server, d.tasks)
+	go func() {
+		if err := server.Serve(context.Background(), l); err != nil && !errors.Is(err, ttrpc.ErrServerClosed) {
+			slog.Error("serving containerd", "error", err)
+			d.shutdown()
+		}
+	}()
+	return server, nil
+}
+
+// prepare makes the clone and says so to the pool.
+func (d *daemon) prepare(ctx context.Context) {
+	err := d.clone.prepare(ctx)
+	if err == nil {
+		d.setQEMU(d.clone.pid())
+		d.tell(wire.Report{Ready: true})
+		debug.FreeOSMemory()
+		return
+	}
+	d.tell(wire.Report{Error: err.Error(), Template: isTemplate(err)})
+	if !d.assigned() {
+		slog.Error("preparing a micro-VM", "error", err)
+		d.shutdown()
+	}
+}
+
+// obey does what the pool says. When the pool ends, a member that no pod has taken does, too.
+func (d *daemon) obey(orders *json.Decoder) {
+	for {
+		var o wire.Order
+		err := orders.Decode(&o)
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				slog.Warn("reading orders of the pool", "error", err)
+			}
+			if !d.assigned() {
+				d.shutdown()
+			}
+			return
+		}
+		if o.Assign == nil {
+			continue
+		}
+		if err := d.assign(*o.Assign); err != nil {
+			d.tell(wire.Report{Error: err.Error()})
+			d.shutdown()
+			return
+		}
+	}
+}
+
+// assign makes the member a pod's shim.
+func (d *daemon) assign(a wire.Assignment) error {
+	d.clone.hurry()
+	d.steps.Reset(a.Since)
+	phase := d.steps.Begin("shim")
+	e := d.record()
+	if e.Sandbox != "" {
+		return fmt.Errorf("member serves sandbox %s already", e.Sandbox)
+	}
+	e.Sandbox = a.Sandbox
+	d.mu.Lock()
+	d.entry.Sandbox = a.Sandbox
+	d.events = events.New(a.TTRPC, a.Namespace)
+	publisher := d.events
+	d.mu.Unlock()
+	if err := d.reg.Put(d.record()); err != nil {
+		return err
+	}
+	level := slog.LevelInfo
+	if a.Debug {
+		level = slog.LevelDebug
+	}
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("sandbox", a.Sandbox))
+	go func() { _ = publisher.Run(context.Background()) }() // for as long as the process lives
+	d.tell(wire.Report{Assigned: true, Address: "unix://" + d.reg.Socket(d.init.Member)})
+	phase.Done("assigned")
+	return nil
+}
+
+// Publish sends an event to containerd.
+func (d *daemon) Publish(event proto.Message) {
+	d.mu.Lock()
+	p := d.events
+	d.mu.Unlock()
+	if p != nil {
+		p.Publish(event)
+	}
+}
+
+// tell reports to the pool, if there still is one.
+func (d *daemon) tell(r wire.Report) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_ = d.control.SetWriteDeadline(time.Now().Add(time.Second))
+	if err := d.report.Encode(r); err != nil {
+		slog.Debug("reporting to the pool", "error", err)
+	}
+}
+
+// shutdown makes the daemon end once calls that are under way have been answered.
+func (d *daemon) shutdown() { d.once.Do(func() { close(d.quit) }) }
+
+func (d *daemon) assigned() bool { return d.record().Sandbox != "" }
+
+// record is the current record in the registry.
+func (d *daemon) record() registry.Entry {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.entry
+}
+
+func (d *daemon) setQEMU(pid int) {
+	d.mu.Lock()
+	d.entry.QEMU = pid
+	d.mu.Unlock()
+	if err := d.reg.Put(d.record()); err != nil {
+		slog.Warn("recording qemu", "error", err)
+	}
+}
+
+// close ends everything in order: the micro-VM, then the server, then what is to be told.
+func (d *daemon) close(server *ttrpc.Server) error {
+	var errs []error
+	if d.assigned() {
+		errs = append(errs, d.sandbox.Stop(context.Background()))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, net.ErrClosed) {
+		errs = append(errs, err)
+	}
+	d.mu.Lock()
+	p := d.events
+	d.mu.Unlock()
+	if p != nil {
+		fctx, cancel := context.WithTimeout(context.Background(), lastEvents)
+		defer cancel()
+		p.Flush(fctx)
+	}
+	return errors.Join(errs...)
+}
