@@ -114,7 +114,7 @@ func (c *Config) TOML() ([]byte, error) {
 			"io.containerd.shim.v1.manager":          table{"socket_dir": c.SocketDir},
 			"io.containerd.snapshotter.v1.overlayfs": table{"sync_remove": false},
 			"io.containerd.gc.v1.scheduler":          table{"startup_delay": "5s"},
-			"io.containerd.metadata.v1.bolt":         table{"content_sharing_policy": "shared"},
+			"io.containerd.metadata.v1.bolt":         table{"no_sync": true}, // see checkpoint
 		},
 	}
 	var b bytes.Buffer

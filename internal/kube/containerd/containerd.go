@@ -23,10 +23,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/cmd/containerd/server"
 	srvconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
+	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/log"
 	"github.com/containerd/plugin"
@@ -66,6 +68,12 @@ func (d *Daemon) Run(ctx context.Context) error {
 	}
 	bridgeLogs(d.log)
 	layers.Register()
+	var db *metadata.DB
+	saver := newCheckpoint(d.config.Root, d.log)
+	saver.register(func(m *metadata.DB) { db = m })
+	if err := saver.restore(); err != nil {
+		return err
+	}
 	conf, err := d.load(ctx)
 	if err != nil {
 		return err
@@ -81,6 +89,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return fmt.Errorf("starting containerd: %w", err)
 	}
 	defer srv.Stop()
+	var background sync.WaitGroup
+	defer background.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	background.Go(func() { saver.run(ctx, db) })
 	if err := srv.Start(ctx); err != nil {
 		return fmt.Errorf("serving containerd: %w", err)
 	}
