@@ -101,18 +101,18 @@ func removeLinks(n cniconf.Network) error {
 	for a, index := range routed {
 		podWire[index] = podWire[index] || n.Subnet.IsValid() && n.Subnet.Contains(a)
 	}
-	var errs error
+	var doomed []int
 	for _, l := range links {
 		a := l.Attrs()
 		wire := l.Type() == "veth" && (ours[a.Name] || podWire[a.Index] && strings.HasPrefix(a.Name, gateway.Prefix))
-		if !wire && !(a.Name == n.Bridge && l.Type() == "bridge") {
-			continue
-		}
-		if err := s.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
-			errs = errors.Join(errs, fmt.Errorf("removing interface %s: %w", a.Name, err))
+		if wire || a.Name == n.Bridge && l.Type() == "bridge" {
+			doomed = append(doomed, a.Index)
 		}
 	}
-	return errs
+	if err := s.DeleteLinks(doomed); err != nil {
+		return fmt.Errorf("removing interfaces: %w", err)
+	}
+	return nil
 }
 
 // bridgeSubnet is the pod subnet as the bridge's address tells it.

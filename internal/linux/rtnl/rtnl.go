@@ -9,6 +9,7 @@
 package rtnl
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/vishvananda/netlink"
@@ -89,6 +90,35 @@ func (s *Socket) LinkUp(index int) error {
 	up.Index = int32(index)
 	up.Flags, up.Change = unix.IFF_UP, unix.IFF_UP
 	return s.Send(unix.RTM_SETLINK, 0, up)
+}
+
+// doomed is the link group DeleteLinks uses: nobody else's.
+const doomed = 0x61746c6c
+
+// DeleteLinks deletes interfaces all at once, which takes the kernel hardly
+// longer than one. Those that are gone already are no error.
+func (s *Socket) DeleteLinks(indices []int) error {
+	group := func() *nl.RtAttr { return nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(doomed)) }
+	marked := 0
+	for _, i := range indices {
+		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+		msg.Index = int32(i)
+		err := s.Send(unix.RTM_SETLINK, 0, msg, group())
+		if errors.Is(err, unix.ENODEV) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("grouping interfaces: %w", err)
+		}
+		marked++
+	}
+	if marked == 0 {
+		return nil
+	}
+	if err := s.Send(unix.RTM_DELLINK, 0, nl.NewIfInfomsg(unix.AF_UNSPEC), group()); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("deleting interfaces: %w", err)
+	}
+	return nil
 }
 
 // Index returns the index of an interface of the calling thread's namespace,
