@@ -171,6 +171,13 @@ func (h *Host) filter(leases []lease.Lease) error {
 	if err := nat.AllowForward(gateway.Prefix); err != nil {
 		return err
 	}
+	dropped, err := nat.InputDropped()
+	if err != nil {
+		return err
+	}
+	if dropped {
+		h.warn("a firewall on this host drops input by default: accept interfaces " + gateway.Prefix + "* to ports 53 and 6443, or pods have no DNS and no API server")
+	}
 	if b, err := os.ReadFile("/proc/thread-self/net/ip_tables_names"); err == nil && strings.Contains(string(b), "filter") {
 		h.warn("iptables rules of the old kernel interface are in use; if their FORWARD policy is DROP, accept interfaces " + gateway.Prefix + "+ there")
 	}

@@ -32,8 +32,9 @@ const maxForwards = 512
 // returns for that port. This is what the CRI port-forward of containerd
 // connects to, which knows nothing of micro-VMs.
 //
-// It returns nil when ctx ends, after every connection was closed. Unused it
-// costs two sockets and two parked goroutines.
+// It returns nil when ctx ends, after every connection was closed. End it when
+// the pod stops: its sockets keep the namespace alive. Unused it costs two
+// sockets and two parked goroutines.
 //
 // A connection whose dial fails is reset. When the connection dial returns has
 // a CloseWrite method, the end of one direction is passed on while the other

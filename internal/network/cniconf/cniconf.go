@@ -28,7 +28,9 @@ const (
 	// DefaultName is the network's name.
 	DefaultName = "atoll"
 
-	cniVersion = "1.1.0"
+	// The plugin also speaks 1.1.0, but with that the runtime would execute it
+	// for STATUS every few seconds, and there is nothing ADD cannot repair.
+	cniVersion = "1.0.0"
 )
 
 // Network is the pod network of a node.

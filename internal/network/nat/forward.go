@@ -88,6 +88,27 @@ func ForgetForward(prefix string) error {
 	return nil
 }
 
+// InputDropped reports whether a foreign chain drops what is not accepted
+// explicitly on its way to the host itself: DNS of pods and their way to the
+// API server are then the administrator's to accept.
+func InputDropped() (bool, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("opening nftables: %w", err)
+	}
+	chains, err := conn.ListChains()
+	if err != nil {
+		return false, fmt.Errorf("listing nftables chains: %w", err)
+	}
+	for _, c := range chains {
+		ip := c.Table.Family == nftables.TableFamilyIPv4 || c.Table.Family == nftables.TableFamilyINet
+		if ip && c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookInput && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 func foreignForward(c *nftables.Chain) bool {
 	return c.Table.Name == "filter" && c.Name == "FORWARD"
 }

@@ -145,6 +145,9 @@ func (l *Lab) CNI(verb, id, pod string, rc cniconf.RuntimeConfig, change ...func
 	}
 	conf := list.Plugins[0]
 	conf.CNIVersion, conf.Name, conf.RuntimeConfig = list.CNIVersion, list.Name, rc
+	if verb == "GC" || verb == "STATUS" {
+		conf.CNIVersion = "1.1.0"
+	}
 	for _, c := range change {
 		c(&conf)
 	}
