@@ -148,6 +148,9 @@ func (c *Config) images() table {
 		"stats_collect_period":         10,
 		"pinned_images":                table{"sandbox": PauseImage},
 		"registry":                     table{"config_path": c.RegistryDir},
+		// Without it the CRI reports no file system for containers of runc pods,
+		// and the kubelet then has no statistics of any pod.
+		"runtime_platforms": table{RuntimeRunc: table{"snapshotter": "overlayfs"}},
 	}
 }
 
