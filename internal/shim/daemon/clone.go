@@ -98,7 +98,7 @@ func (c *clone) kill() {
 	if m == nil {
 		return
 	}
-	if err := m.Close(); err != nil {
+	if err := m.Close(); err != nil && !errors.Is(err, net.ErrClosed) { // the session closes its end, too
 		slog.Warn("ending micro-VM", "error", err)
 	}
 }

@@ -59,9 +59,9 @@ func Main(args []string) int {
 		fmt.Fprintln(os.Stderr, "shim-daemon: started by the warm pool only")
 		return 2
 	}
+	slog.SetDefault(slog.Default().With("member", args[0]))
 	d, err := newDaemon()
 	if err == nil {
-		slog.SetDefault(slog.Default().With("member", d.init.Member))
 		err = d.run(context.Background())
 	}
 	if err != nil {

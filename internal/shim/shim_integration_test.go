@@ -1,0 +1,480 @@
+//go:build integration
+
+package shim_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	events "github.com/containerd/containerd/api/services/ttrpc/events/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/ttrpc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"atoll.dev/atoll/internal/pool/wire"
+	"atoll.dev/atoll/internal/shim/cripb"
+	"atoll.dev/atoll/internal/vm/vmtest"
+)
+
+// These tests need root, QEMU, busybox-static, erofs-utils, a C compiler and a pod kernel (see vmtest).
+
+// host stands for a host with a warm pool, and for containerd and the kubelet on it.
+type host struct {
+	t       testing.TB
+	dir     string
+	run     string
+	kubelet string
+	shim    string // containerd-shim-atoll-v1
+	image   string // EROFS with busybox
+	pool    *exec.Cmd
+	events  chan *events.ForwardRequest
+}
+
+// Forward receives events as containerd does.
+func (h *host) Forward(_ context.Context, r *events.ForwardRequest) (*emptypb.Empty, error) {
+	h.events <- r
+	return &emptypb.Empty{}, nil
+}
+
+func command(t testing.TB, name string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", name, err, out)
+	}
+}
+
+// newHost builds everything and starts a pool that keeps warm members.
+func newHost(t testing.TB, warm int) *host {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "atoll-shim")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	h := &host{
+		t: t, dir: dir, run: filepath.Join(dir, "run"), kubelet: filepath.Join(dir, "kubelet"),
+		shim: filepath.Join(dir, "containerd-shim-atoll-v1"), image: filepath.Join(dir, "busybox.erofs"),
+		events: make(chan *events.ForwardRequest, 1000),
+	}
+	pod := filepath.Join(dir, "atoll-pod")
+	command(t, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", pod, "atoll.dev/atoll/cmd/atoll-pod")
+	if err := os.Link(pod, h.shim); err != nil {
+		t.Fatal(err)
+	}
+	command(t, "../../guestos/exec/build.sh", filepath.Join(dir, "exec"))
+	h.makeImage()
+	for _, d := range []string{"run", "data", "kubelet", "containerd"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o711); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	config, err := json.Marshal(map[string]any{
+		"runDir": h.run, "dataDir": filepath.Join(dir, "data"), "binary": pod, "kernel": vmtest.Kernel(t),
+		"execHelper": filepath.Join(dir, "exec"), "kubelet": h.kubelet, "containerd": filepath.Join(dir, "containerd"),
+		"warm": warm, "memoryMiB": 256,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "pool.json"), config, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.serveEvents()
+	h.startPool()
+	t.Cleanup(h.stopPool)
+	return h
+}
+
+// makeImage makes an EROFS image with a busybox.
+func (h *host) makeImage() {
+	h.t.Helper()
+	root := filepath.Join(h.dir, "root")
+	for _, d := range []string{"bin", "etc", "data", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	command(h.t, "cp", busybox, filepath.Join(root, "bin/busybox"))
+	for _, name := range []string{"sh", "cat", "echo", "sleep", "ls", "id", "hostname", "wc", "head", "dd", "stat", "uname", "nc", "ip", "mount", "true", "test", "seq", "sha256sum", "kill", "ps", "readlink"} {
+		if err := os.Symlink("busybox", filepath.Join(root, "bin", name)); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "data/seed"), []byte("from the image\n"), 0o644); err != nil {
+		h.t.Fatal(err)
+	}
+	command(h.t, "mkfs.erofs", h.image, root)
+}
+
+// serveEvents listens where containerd would.
+func (h *host) serveEvents() {
+	h.t.Helper()
+	l, err := net.Listen("unix", filepath.Join(h.run, "containerd.sock.ttrpc"))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	srv, err := ttrpc.NewServer()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	events.RegisterTTRPCEventsService(srv, h)
+	go func() { _ = srv.Serve(context.Background(), l) }()
+	h.t.Cleanup(func() { _ = srv.Close() })
+}
+
+func (h *host) startPool() {
+	h.t.Helper()
+	log, err := os.OpenFile(filepath.Join(h.dir, "pool.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer log.Close()
+	h.pool = exec.Command(filepath.Join(h.dir, "atoll-pod"), "pool", "--config", filepath.Join(h.dir, "pool.json"))
+	h.pool.Stdout, h.pool.Stderr = log, log
+	if err := h.pool.Start(); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *host) stopPool() {
+	_ = h.pool.Process.Signal(syscall.SIGTERM)
+	_ = h.pool.Wait()
+	if h.t.Failed() {
+		log, _ := os.ReadFile(filepath.Join(h.dir, "pool.log"))
+		h.t.Logf("pool and shims:\n%s", log)
+	}
+}
+
+// waitReady waits until n clones are ready.
+func (h *host) waitReady(n int) wire.Status {
+	h.t.Helper()
+	var last wire.Status
+	for deadline := time.Now().Add(90 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		s, err := wire.GetStatus(context.Background(), filepath.Join(h.run, "pool.sock"))
+		if err == nil && s.Ready >= n {
+			return s
+		}
+		last = s
+	}
+	h.t.Fatalf("%d clones are not ready: %+v", n, last)
+	return last
+}
+
+// event waits for an event with the topic and returns its content.
+func (h *host) event(topic string, into proto.Message) {
+	h.t.Helper()
+	for {
+		select {
+		case r := <-h.events:
+			if r.Envelope.Topic != topic {
+				continue
+			}
+			if err := proto.Unmarshal(r.Envelope.Event.Value, into); err != nil {
+				h.t.Fatal(err)
+			}
+			return
+		case <-time.After(20 * time.Second):
+			h.t.Fatalf("no event %s", topic)
+		}
+	}
+}
+
+// pod is a sandbox and a client of its shim.
+type pod struct {
+	*host
+	id      string
+	uid     string
+	conn    *ttrpc.Client
+	sandbox sandboxapi.TTRPCSandboxService
+	task    taskapi.TTRPCTaskService
+	pid     uint32
+	closed  chan struct{}
+}
+
+// start executes "shim start" as containerd does and connects to the shim.
+func (h *host) start(id string) *pod {
+	h.t.Helper()
+	bundle := filepath.Join(h.dir, "containerd", id)
+	if err := os.MkdirAll(bundle, 0o700); err != nil {
+		h.t.Fatal(err)
+	}
+	params, err := proto.Marshal(&bootapi.BootstrapParams{
+		InstanceID: id, Namespace: "k8s.io",
+		ContainerdGrpcAddress:  filepath.Join(h.run, "containerd.sock"),
+		ContainerdTtrpcAddress: filepath.Join(h.run, "containerd.sock.ttrpc"),
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	cmd := exec.Command(h.shim, "-namespace", "k8s.io", "-id", id, "-address", filepath.Join(h.run, "containerd.sock"), "start")
+	cmd.Dir, cmd.Stdin = bundle, bytes.NewReader(params)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		h.t.Fatalf("shim start: %v: %s", err, out)
+	}
+	var result bootapi.BootstrapResult
+	if err := proto.Unmarshal(out, &result); err != nil || result.Version != 3 || result.Protocol != "ttrpc" {
+		h.t.Fatalf("shim start printed %q: %v", out, err)
+	}
+	conn, err := net.Dial("unix", strings.TrimPrefix(result.Address, "unix://"))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	p := &pod{host: h, id: id, uid: "uid-" + id, closed: make(chan struct{})}
+	var once sync.Once
+	p.conn = ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { once.Do(func() { close(p.closed) }) }))
+	p.sandbox, p.task = sandboxapi.NewTTRPCSandboxClient(p.conn), taskapi.NewTTRPCTaskClient(p.conn)
+	h.t.Cleanup(func() { _ = p.conn.Close() })
+	return p
+}
+
+// runPod starts a sandbox.
+func (h *host) runPod(id string, edit func(*cripb.PodSandboxConfig, *sandboxapi.CreateSandboxRequest)) *pod {
+	h.t.Helper()
+	p := h.start(id)
+	config := &cripb.PodSandboxConfig{
+		Metadata:  &cripb.PodSandboxMetadata{Name: id, Namespace: "default", Uid: p.uid},
+		Hostname:  "host-" + id,
+		DnsConfig: &cripb.DNSConfig{Servers: []string{"10.96.0.10"}, Searches: []string{"cluster.local"}},
+		Linux: &cripb.LinuxPodSandboxConfig{SecurityContext: &cripb.LinuxSandboxSecurityContext{
+			NamespaceOptions: &cripb.NamespaceOption{Pid: cripb.NamespaceMode_CONTAINER},
+		}},
+	}
+	req := &sandboxapi.CreateSandboxRequest{SandboxID: id}
+	if edit != nil {
+		edit(config, req)
+	}
+	value, err := proto.Marshal(config)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	req.Options = &anypb.Any{TypeUrl: "runtime.v1.PodSandboxConfig", Value: value}
+	if _, err := p.sandbox.CreateSandbox(h.t.Context(), req); err != nil {
+		h.t.Fatal(err)
+	}
+	resp, err := p.sandbox.StartSandbox(h.t.Context(), &sandboxapi.StartSandboxRequest{SandboxID: id})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	p.pid = resp.Pid
+	return p
+}
+
+// stop removes the sandbox as containerd does.
+func (p *pod) stop() {
+	p.t.Helper()
+	ctx := context.Background()
+	if _, err := p.sandbox.StopSandbox(ctx, &sandboxapi.StopSandboxRequest{SandboxID: p.id}); err != nil {
+		p.t.Error(err)
+	}
+	if _, err := p.sandbox.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: p.id}); err != nil {
+		p.t.Error(err)
+	}
+	select {
+	case <-p.closed:
+	case <-time.After(10 * time.Second):
+		p.t.Error("the shim did not end")
+	}
+}
+
+// volume is the kubelet's path of a volume.
+func (p *pod) volume(plugin, name string) string {
+	return filepath.Join(p.kubelet, "pods", p.uid, "volumes", "kubernetes.io~"+plugin, name)
+}
+
+// container is a container with its standard streams collected.
+type container struct {
+	*pod
+	id     string
+	exec   string
+	stdin  string // path of the FIFO
+	output sync.WaitGroup
+	stdout bytes.Buffer
+	stderr bytes.Buffer
+}
+
+// spec is an ordinary container's.
+func (p *pod) spec(args ...string) *specs.Spec {
+	ns := func(kind specs.LinuxNamespaceType, name string) specs.LinuxNamespace {
+		return specs.LinuxNamespace{Type: kind, Path: fmt.Sprintf("/proc/%d/ns/%s", p.pid, name)}
+	}
+	return &specs.Spec{
+		Version: "1.3.0",
+		Root:    &specs.Root{Path: "rootfs"},
+		Process: &specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin", "HOME=/"}},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
+			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
+		},
+		Linux: &specs.Linux{
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.PIDNamespace}, {Type: specs.MountNamespace},
+				ns(specs.NetworkNamespace, "net"), ns(specs.IPCNamespace, "ipc"), ns(specs.UTSNamespace, "uts"),
+			},
+			Resources: &specs.LinuxResources{},
+		},
+	}
+}
+
+// fifos makes the FIFOs of a process and collects what comes out.
+func (c *container) fifos(stdin bool) (in, out, errs string) {
+	dir, err := os.MkdirTemp(c.dir, "fifo")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	out, errs = filepath.Join(dir, "out"), filepath.Join(dir, "err")
+	names := []string{out, errs}
+	if stdin {
+		in = filepath.Join(dir, "in")
+		names = append(names, in)
+	}
+	for _, n := range names {
+		if err := unix.Mkfifo(n, 0o600); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	for name, buf := range map[string]*bytes.Buffer{out: &c.stdout, errs: &c.stderr} {
+		c.output.Go(func() {
+			f, err := os.Open(name)
+			if err != nil {
+				c.t.Error(err)
+				return
+			}
+			defer f.Close()
+			_, _ = io.Copy(buf, f)
+		})
+	}
+	c.stdin = in
+	return in, out, errs
+}
+
+// create makes a container.
+func (p *pod) create(id string, s *specs.Spec, stdin bool) (*container, error) {
+	p.t.Helper()
+	bundle := filepath.Join(p.dir, "containerd", id)
+	if err := os.MkdirAll(bundle, 0o700); err != nil {
+		p.t.Fatal(err)
+	}
+	data, err := json.Marshal(s)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(bundle, "config.json"), data, 0o600); err != nil {
+		p.t.Fatal(err)
+	}
+	c := &container{pod: p, id: id}
+	in, out, errs := c.fifos(stdin)
+	_, err = p.task.Create(p.t.Context(), &taskapi.CreateTaskRequest{
+		ID: id, Bundle: bundle, Stdin: in, Stdout: out, Stderr: errs,
+		Rootfs: []*types.Mount{{Type: "bind", Source: "/meta", Options: []string{"rbind", "ro", "atoll.image=" + p.image}}},
+	})
+	return c, err
+}
+
+func (p *pod) mustCreate(id string, s *specs.Spec, stdin bool) *container {
+	p.t.Helper()
+	c, err := p.create(id, s, stdin)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return c
+}
+
+func (c *container) start() {
+	c.t.Helper()
+	if _, err := c.task.Start(c.t.Context(), &taskapi.StartRequest{ID: c.id, ExecID: c.exec}); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// wait waits for the exit and the end of output.
+func (c *container) wait() uint32 {
+	c.t.Helper()
+	resp, err := c.task.Wait(c.t.Context(), &taskapi.WaitRequest{ID: c.id, ExecID: c.exec})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.output.Wait()
+	return resp.ExitStatus
+}
+
+func (c *container) delete() {
+	c.t.Helper()
+	if _, err := c.task.Delete(c.t.Context(), &taskapi.DeleteRequest{ID: c.id, ExecID: c.exec}); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// run runs a container to its end.
+func (p *pod) run(id string, s *specs.Spec) *container {
+	p.t.Helper()
+	c := p.mustCreate(id, s, false)
+	c.start()
+	if status := c.wait(); status != 0 {
+		p.t.Errorf("%s ended with %d: %s", id, status, c.stderr.String())
+	}
+	c.delete()
+	return c
+}
+
+// sh runs a command in a running container.
+func (c *container) sh(script string) string {
+	c.t.Helper()
+	e := c.newExec(fmt.Sprintf("e%d", time.Now().UnixNano()), false, "/bin/sh", "-c", script)
+	e.start()
+	if status := e.wait(); status != 0 {
+		c.t.Errorf("%s: status %d: %s", script, status, e.stderr.String())
+	}
+	e.delete()
+	return e.stdout.String()
+}
+
+func (c *container) newExec(id string, stdin bool, args ...string) *container {
+	c.t.Helper()
+	e := &container{pod: c.pod, id: c.id, exec: id}
+	in, out, errs := e.fifos(stdin)
+	value, err := json.Marshal(&specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin"}})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	_, err = c.task.Exec(c.t.Context(), &taskapi.ExecProcessRequest{
+		ID: c.id, ExecID: id, Stdin: in, Stdout: out, Stderr: errs,
+		Spec: &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: value},
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return e
+}
