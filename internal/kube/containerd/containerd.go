@@ -120,6 +120,12 @@ func (d *Daemon) prepare() error {
 			return fmt.Errorf("making directories: %w", err)
 		}
 	}
+	// After a restart containerd looks up the shim of a runc container by name:
+	// it records the path for sandboxes only. Not finding it, it declares the
+	// running container dead.
+	if err := os.Setenv("PATH", c.BinDir+":"+os.Getenv("PATH")); err != nil {
+		return fmt.Errorf("setting PATH: %w", err)
+	}
 	text, err := c.TOML()
 	if err != nil {
 		return err
