@@ -23,8 +23,9 @@ import (
 const checkpointEvery = 5 * time.Second
 
 // A checkpoint makes up for containerd's metadata database being written
-// without waiting for the disk, which takes a third off the start of a pod
-// (one start is some twenty commits of two waits each).
+// without waiting for the disk: the life of a pod is some 25 commits of two
+// waits each, and its start is 20 to 50 ms shorter without (measured with runc
+// on a busy machine, median and lower quartile of 60).
 //
 // Unsynced writes are safe when a process dies, since the kernel has them, but
 // not when the host does: the database may then be torn. So a synced copy is

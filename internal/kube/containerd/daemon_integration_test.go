@@ -110,6 +110,7 @@ func TestDaemon(t *testing.T) {
 	})
 	t.Run("load", b.testLoad)
 	t.Run("bad archives", b.testBadArchives)
+	t.Run("pull", b.testPull)
 	t.Run("runc pod", b.testRuncPod)
 	t.Run("atoll snapshot", b.testAtollSnapshot)
 
