@@ -240,6 +240,16 @@ func (b *daemonBench) testBadArchives(t *testing.T) {
 func (b *daemonBench) testRuncPod(t *testing.T) {
 	ctx := t.Context()
 	b.load(t, b.testImage(t, "example.com/app:run"))
+	t.Cleanup(func() { // what the kubelet does for a pod's cgroup
+		for _, pattern := range []string{"/sys/fs/cgroup/atoll-test", "/sys/fs/cgroup/*/atoll-test"} {
+			dirs, _ := filepath.Glob(pattern)
+			for _, dir := range dirs {
+				if err := os.Remove(dir); err != nil {
+					t.Errorf("the pod left something in its cgroup: %v", err)
+				}
+			}
+		}
+	})
 	sandbox := &cri.PodSandboxConfig{
 		Metadata: &cri.PodSandboxMetadata{Name: "p", Namespace: "default", Uid: "u", Attempt: 0}, LogDirectory: b.dir + "/logs",
 		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: "/atoll-test"},
