@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -316,7 +315,7 @@ func TestJoinTapIsFast(t *testing.T) {
 		name string
 		d    []time.Duration
 	}{{"NewTap", news}, {"JoinTap", joins}} {
-		sort.Slice(m.d, func(i, j int) bool { return m.d[i] < m.d[j] })
+		slices.Sort(m.d)
 		t.Logf("%s: median %s, p95 %s", m.name, m.d[len(m.d)/2], m.d[len(m.d)*95/100])
 	}
 }

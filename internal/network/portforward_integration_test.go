@@ -55,7 +55,7 @@ func TestPortForward(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- network.ServePortForward(ctx, pod, func(ctx context.Context, port uint16) (net.Conn, error) {
+		done <- network.ServePortForward(ctx, pod, func(_ context.Context, port uint16) (net.Conn, error) {
 			if port != 80 && port != 65535 {
 				return nil, errors.New("nothing listens there")
 			}

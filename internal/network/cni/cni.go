@@ -260,7 +260,7 @@ func result(n cniconf.Network, l *lease.Lease, mtu int) *current.Result {
 			{Name: l.IfName, Mac: gateway.MAC(l.Address).String(), Mtu: mtu, Sandbox: l.Netns},
 		},
 		IPs: []*current.IPConfig{{
-			Interface: current.Int(1),
+			Interface: new(1),
 			Address:   net.IPNet{IP: l.Address.AsSlice(), Mask: net.CIDRMask(32, 32)},
 			Gateway:   n.Gateway.AsSlice(),
 		}},

@@ -229,7 +229,7 @@ nft add table ip kube-proxy
 nft add chain ip kube-proxy in '{ type nat hook prerouting priority dstnat; }'
 nft add chain ip kube-proxy out '{ type nat hook output priority -100; }'
 nft add chain ip kube-proxy post '{ type nat hook postrouting priority srcnat; }'
-for c in in out; do
+for c in out in; do
   nft add rule ip kube-proxy $c ip daddr 10.96.0.50 tcp dport 80 ip saddr `+addrB+` meta mark set 0x4000 dnat to `+addrB+`:80
   nft add rule ip kube-proxy $c ip daddr 10.96.0.50 tcp dport 80 dnat to `+addrB+`:80
   nft add rule ip kube-proxy $c fib daddr type local tcp dport 30080 meta mark set 0x4000 dnat to `+addrB+`:80

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"testing"
@@ -131,7 +132,7 @@ func TestManyCyclesLeaveNothing(t *testing.T) {
 }
 
 func spread(d []time.Duration) string {
-	sort.Slice(d, func(i, j int) bool { return d[i] < d[j] })
+	slices.Sort(d)
 	return fmt.Sprint(d[len(d)/2].Round(10*time.Microsecond), " ", d[len(d)*95/100].Round(10*time.Microsecond))
 }
 

@@ -11,7 +11,7 @@
 // # On disk
 //
 //	lock                      taken with flock around every change
-//	boot                      boot id of the kernel the leases belong to
+//	boot                      id of the boot the leases belong to
 //	last                      the address given out last; the search goes on after it
 //	leases/<id>@<interface>   one JSON record per pod interface
 //	addresses/<address>       symbolic link to the record that holds it

@@ -108,7 +108,7 @@ type chain struct {
 //	                    ip saddr SUBNET ip daddr != CLUSTER masquerade fully-random }
 func (t *table) chains(c Config) []chain {
 	dnat := [][]expr.Any{t.dnat(t.addressPorts, true), t.dnat(t.ports, false)}
-	after := nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 5)
+	after := new(*nftables.ChainPriorityNATDest + 5)
 	loopback := netip.MustParsePrefix("127.0.0.0/8")
 	base := func(name string, typ nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
 		return &nftables.Chain{Table: t.table, Name: name, Type: typ, Hooknum: hook, Priority: prio}
