@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -145,7 +144,7 @@ type vm struct {
 	console string
 	session *yamux.Session
 	guest   guestv1.GuestService
-	next    atomic.Int64
+	ids     *atomic.Int64
 }
 
 // boot starts a micro-VM and passes the barrier. Set-up is the caller's.
@@ -159,7 +158,7 @@ func boot(t testing.TB, args ...string) *vm {
 	scratch := filepath.Join(dir, "scratch")
 	run(t, "truncate", "-s", "1G", scratch)
 	run(t, "mkfs.ext4", "-q", "-E", "lazy_itable_init=1", "-m", "0", scratch)
-	v := &vm{t: t, exited: make(chan struct{}), console: filepath.Join(dir, "console")}
+	v := &vm{t: t, exited: make(chan struct{}), console: filepath.Join(dir, "console"), ids: &atomic.Int64{}}
 	sock := filepath.Join(dir, "ctl")
 	l, err := net.Listen("unix", sock)
 	if err != nil {
@@ -279,6 +278,7 @@ type job struct {
 	started  func(container string)
 	id       string
 	keep     bool
+	lowers   []string // nil: busybox
 
 	out, err []byte
 	wait     *guestv1.WaitResponse
@@ -321,14 +321,17 @@ func sh(script string) *job { return &job{spec: criSpec("sh", "-c", script)} }
 
 func (v *vm) create(j *job) error {
 	if j.id == "" {
-		j.id = fmt.Sprintf("c%d", v.next.Add(1))
+		j.id = fmt.Sprintf("c%d", v.ids.Add(1))
 	}
 	spec, err := json.Marshal(j.spec)
 	if err != nil {
 		return err
 	}
+	if j.lowers == nil {
+		j.lowers = []string{"busybox"}
+	}
 	_, err = v.guest.CreateContainer(v.t.Context(), &guestv1.CreateContainerRequest{
-		Id: j.id, Spec: spec, Lowers: []string{"busybox"}, Terminal: j.terminal, Stdin: j.stdin != nil,
+		Id: j.id, Spec: spec, Lowers: j.lowers, Terminal: j.terminal, Stdin: j.stdin != nil,
 		Seccomp: j.seccomp, ImageVolumes: j.volumes,
 	})
 	return err
@@ -350,7 +353,7 @@ func (v *vm) run(j *job) error {
 // exec runs a process in a running container.
 func (v *vm) exec(container string, j *job) error {
 	j.id = container
-	id := fmt.Sprintf("e%d", v.next.Add(1))
+	id := fmt.Sprintf("e%d", v.ids.Add(1))
 	p, err := json.Marshal(j.spec.Process)
 	if err != nil {
 		return err
@@ -408,14 +411,14 @@ func (v *vm) process(j *job, execID string) error {
 		}
 	}
 	req := &guestv1.ProcessRequest{ContainerId: j.id, ExecId: execID}
-	if _, err := v.guest.Start(v.t.Context(), req); err != nil {
+	if _, err := v.guest.Start(context.Background(), req); err != nil {
 		return err
 	}
 	if j.started != nil {
 		j.started(j.id)
 	}
 	var err error
-	if j.wait, err = v.guest.Wait(v.t.Context(), req); err != nil {
+	if j.wait, err = v.guest.Wait(context.Background(), req); err != nil {
 		return err
 	}
 	wg.Wait()
@@ -446,11 +449,14 @@ func bind(source, dest string, options ...string) specs.Mount {
 	return specs.Mount{Type: "bind", Source: source, Destination: dest, Options: append([]string{"rbind", "rprivate"}, options...)}
 }
 
-func atoi(t testing.TB, s string) int {
-	t.Helper()
-	n, err := strconv.Atoi(strings.TrimSpace(s))
-	if err != nil {
-		t.Fatal(err)
+func (v *vm) kill(container string, sig uint32, all bool) error {
+	req := &guestv1.KillRequest{ContainerId: container, Signal: sig, All: all}
+	_, err := v.guest.Kill(context.Background(), req)
+	return err
+}
+
+func (v *vm) remove(container string) {
+	if _, err := v.guest.Delete(context.Background(), &guestv1.ProcessRequest{ContainerId: container}); err != nil {
+		v.t.Errorf("deleting %s: %v", container, err)
 	}
-	return n
 }

@@ -41,6 +41,7 @@ type process struct {
 	mu      sync.Mutex
 	child   started
 	running bool
+	failed  bool     // could not be started
 	master  *os.File // of the terminal
 	source  stream   // what copyInput reads from
 	state   State
@@ -68,7 +69,7 @@ func (p *process) attach(fd int, s stream) error {
 	if p.taken[fd] || p.terminal && fd != 0 || !p.terminal && fd == 0 && !p.stdin {
 		return fmt.Errorf("descriptor %d: %w", fd, ErrInvalid)
 	}
-	if p.isStopped() || fd == 0 && !p.terminal && isClosed(p.ended) {
+	if p.failed || p.isStopped() || fd == 0 && !p.terminal && isClosed(p.ended) {
 		return fmt.Errorf("process has ended: %w", ErrNotFound)
 	}
 	p.taken[fd] = true
@@ -174,7 +175,7 @@ type launch struct {
 
 // start runs the helper with the process's program and returns when it has executed the command.
 // spawn starts goroutines on behalf of the runtime.
-func (p *process) start(r *Reaper, l launch, spawn func(func())) error {
+func (p *process) start(r *Reaper, l launch, spawn func(func())) (err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.prog == nil {
@@ -182,6 +183,11 @@ func (p *process) start(r *Reaper, l launch, spawn func(func())) error {
 	}
 	prog := p.prog
 	p.prog = nil
+	defer func() {
+		if err != nil {
+			p.abort()
+		}
+	}()
 	io, err := p.open()
 	if err != nil {
 		return err
@@ -333,6 +339,27 @@ func (p *process) wait(oom func() bool) {
 	p.state = State{Status: e.status, ExitedAt: e.at, OOMKilled: oomKilled}
 	p.mu.Unlock()
 	close(p.done)
+}
+
+// abort ends the streams of a process that could not be started; later ones are refused. The lock
+// is held.
+func (p *process) abort() {
+	p.failed = true
+	for _, o := range p.outputs {
+		if o == nil {
+			continue
+		}
+		select {
+		case dst := <-o.stream:
+			_ = dst.Close()
+		default:
+		}
+	}
+	select {
+	case src := <-p.input:
+		_ = src.Close()
+	default:
+	}
 }
 
 // setSource notes the stream that copyInput reads from; it reports whether the process has ended.
