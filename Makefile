@@ -22,7 +22,8 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 # What nodes report: the Kubernetes version with ours as build metadata.
 KUBE := $(shell sed -n 's/^.*component-base\/version.gitVersion=\(\S*\).*/\1/p' internal/kube/ldflags)
 KUBE_LDFLAGS := $(subst gitVersion=$(KUBE),gitVersion=$(KUBE)+atoll.$(subst _,-,$(subst +,-,$(VERSION))),$(shell cat internal/kube/ldflags))
-LDFLAGS := -s -w -X main.version=$(VERSION) $(KUBE_LDFLAGS)
+CONTAINERD := $(shell sed -n 's,^.*github.com/containerd/containerd/v2 v,,p' go.mod)
+LDFLAGS := -s -w -X main.version=$(VERSION) $(KUBE_LDFLAGS) -X github.com/containerd/containerd/v2/version.Version=$(CONTAINERD)
 
 # Debian packages. What the host needs at run time, what the build needs, and
 # what the tests and the demo use.

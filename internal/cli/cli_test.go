@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"atoll.dev/atoll/internal/cli/up"
+	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/pool/wire"
 	"atoll.dev/atoll/internal/supervise"
 )
@@ -147,7 +148,7 @@ func TestPrintStatus(t *testing.T) {
 	var out bytes.Buffer
 	a := &app{out: &out}
 	service := func(name string, state supervise.State, problem string) up.Service {
-		return up.Service{RSS: 100 << 20, Anon: 40 << 20, Status: supervise.Status{
+		return up.Service{Memory: process.Memory{RSS: 300 << 20, PSS: 100 << 20, Anon: 40 << 20}, Status: supervise.Status{
 			Name: name, State: state, PID: 7, Started: time.Now().Add(-3 * time.Hour), Error: problem, LogFile: "/logs/" + name,
 		}}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"atoll.dev/atoll/internal/cli/up"
+	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/pool/wire"
 	"atoll.dev/atoll/internal/supervise"
 )
@@ -20,7 +21,8 @@ func (a *app) statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show the services of this host, the node and the warm pool",
-		Long: `Shows what runs, since when, how often it was restarted and what memory it uses.
+		Long: `Shows what runs, since when, how often it was restarted and what memory it uses (pages that several
+processes share are counted in parts, so the sum is right).
 The exit code is 0 when everything is ready and 1 otherwise.`,
 		Example: `  atoll status
   atoll status -o wide
@@ -62,29 +64,29 @@ The exit code is 0 when everything is ready and 1 otherwise.`,
 func (a *app) printStatus(r up.Report, wide bool) {
 	head := []string{"SERVICE", "STATE", "PID", "UP", "RESTARTS", "MEMORY"}
 	if wide {
-		head = append(head, "PRIVATE", "READY IN", "LOG")
+		head = append(head, "RESIDENT", "PRIVATE", "READY IN", "LOG")
 	}
 	rows := [][]string{head}
-	var rss, anon int64
+	var sum process.Memory
 	var problems []string
 	for _, s := range r.Services {
-		rss, anon = rss+s.RSS, anon+s.Anon
+		sum.PSS, sum.Anon = sum.PSS+s.PSS, sum.Anon+s.Anon
 		pid := "-"
 		if s.PID != 0 {
 			pid = strconv.Itoa(s.PID)
 		}
-		row := []string{s.Name, string(s.State), pid, age(s.Started), strconv.Itoa(s.Restarts), mib(s.RSS)}
+		row := []string{s.Name, string(s.State), pid, age(s.Started), strconv.Itoa(s.Restarts), mib(s.PSS)}
 		if wide {
-			row = append(row, mib(s.Anon), fmt.Sprintf("%.1fs", s.ReadyIn), s.LogFile)
+			row = append(row, mib(s.RSS), mib(s.Anon), fmt.Sprintf("%.1fs", s.ReadyIn), s.LogFile)
 		}
 		rows = append(rows, row)
 		if s.State != supervise.Ready && s.Error != "" {
 			problems = append(problems, fmt.Sprintf("%s: %s (log: %s)", s.Name, s.Error, s.LogFile))
 		}
 	}
-	total := []string{"total", "", "", "", "", mib(rss)}
+	total := []string{"total", "", "", "", "", mib(sum.PSS)}
 	if wide {
-		total = append(total, mib(anon), "", "")
+		total = append(total, "", mib(sum.Anon), "", "")
 	}
 	a.table(append(rows, total))
 	a.printf("\n")

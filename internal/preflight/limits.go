@@ -1,6 +1,7 @@
 package preflight
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -44,6 +45,9 @@ func (l Limit) Read() (int64, error) {
 // Raise sets the value to Min when it is lower and tells whether it did.
 func (l Limit) Raise() (bool, error) {
 	v, err := l.Read()
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil // nothing limits
+	}
 	if err != nil || v >= l.Min {
 		return false, err
 	}
@@ -60,6 +64,8 @@ func checkLimits() []Result {
 		r := Result{Name: filepath.Base(l.Key), Level: OK}
 		v, err := l.Read()
 		switch {
+		case errors.Is(err, os.ErrNotExist):
+			r.Detail = "this kernel or namespace has no such limit"
 		case err != nil:
 			r.Level, r.Detail = Warn, "cannot tell: "+reason(err).Error()
 		case v < l.Min:

@@ -34,10 +34,7 @@ type Report struct {
 // Service is a child process with what it uses.
 type Service struct {
 	supervise.Status
-	// RSS is the resident memory in bytes; Anon is the part of it that belongs
-	// to this process alone.
-	RSS  int64 `json:"rssBytes"`
-	Anon int64 `json:"anonBytes"`
+	process.Memory
 }
 
 // serveControl answers requests on the control socket. Only root can connect.
@@ -94,8 +91,8 @@ func (u *Up) snapshot(ctx context.Context) Report {
 		if list[i].PID == 0 {
 			continue
 		}
-		if rss, anon, err := (process.Info{PID: list[i].PID}).RSS(); err == nil {
-			list[i].RSS, list[i].Anon = rss, anon
+		if m, err := (process.Info{PID: list[i].PID}).Memory(); err == nil {
+			list[i].Memory = m
 		}
 	}
 	r.Services = list

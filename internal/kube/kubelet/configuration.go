@@ -94,6 +94,10 @@ func configuration(cfg Config, groups cgroups) *kubeletv1beta1.KubeletConfigurat
 		ClusterDomain:  cfg.Domain,
 		ResolverConfig: &resolvConf,
 
+		// The service proxy uses nftables; the kubelet's own chains would only
+		// be left behind.
+		MakeIPTablesUtilChains: &no,
+
 		// Images may have been loaded by hand and be nowhere to pull from, so they
 		// are only removed when the disk is nearly full.
 		ImageGCHighThresholdPercent: &highGC,

@@ -107,14 +107,25 @@ func (i Info) Alive() bool {
 	return err == nil && !now.zombie && now.start == i.start
 }
 
-// RSS returns the resident memory in bytes, and of it the part that is not
-// file pages.
-func (i Info) RSS() (total, private int64, err error) {
-	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(i.PID), "status"))
+// Memory is what a process holds of the host's memory, in bytes.
+type Memory struct {
+	// RSS counts every resident page in full.
+	RSS int64 `json:"rssBytes"`
+	// PSS counts a page that n processes share as 1/n, so that sums are right.
+	PSS int64 `json:"pssBytes"`
+	// Anon is the part that is not file pages.
+	Anon int64 `json:"anonBytes"`
+}
+
+// Memory reads the memory of the process. It needs root for processes of
+// others.
+func (i Info) Memory() (Memory, error) {
+	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(i.PID), "smaps_rollup"))
 	if err != nil {
-		return 0, 0, fmt.Errorf("reading the memory of process %d: %w", i.PID, err)
+		return Memory{}, fmt.Errorf("reading the memory of process %d: %w", i.PID, err)
 	}
-	return kilobytes(string(b), "VmRSS:"), kilobytes(string(b), "RssAnon:"), nil
+	text := string(b)
+	return Memory{RSS: kilobytes(text, "Rss:"), PSS: kilobytes(text, "Pss:"), Anon: kilobytes(text, "Pss_Anon:")}, nil
 }
 
 // kilobytes returns the value of a "Key:   123 kB" line in bytes, or 0.

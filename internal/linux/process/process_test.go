@@ -47,9 +47,9 @@ func TestSelf(t *testing.T) {
 	if self.Exe != exe || self.PPID != os.Getppid() || !slices.Equal(self.Args, os.Args) || !self.Alive() {
 		t.Errorf("self = %+v", self)
 	}
-	total, private, err := self.RSS()
-	if err != nil || private <= 0 || total < private {
-		t.Errorf("RSS = %d, %d, %v", total, private, err)
+	m, err := self.Memory()
+	if err != nil || m.Anon <= 0 || m.PSS < m.Anon || m.RSS < m.PSS {
+		t.Errorf("Memory = %+v, %v", m, err)
 	}
 }
 
