@@ -77,7 +77,7 @@ func buildImage(root, image string) error {
 	if err != nil {
 		return err
 	}
-	for _, d := range []string{"bin", "etc", "data/sub", "home/user", "tmp"} {
+	for _, d := range []string{"bin", "etc", "data/sub", "home/user", "tmp", "proc", "sys", "dev"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 			return err
 		}
@@ -168,7 +168,7 @@ func boot(t testing.TB, args ...string) *vm {
 	argv := []string{
 		"-M", "q35", "-accel", "tcg", "-m", "256", "-smp", "1,maxcpus=2", "-nodefaults", "-no-reboot", "-display", "none",
 		"-bios", "qboot.rom", "-kernel", a.kernel, "-initrd", a.initrd,
-		"-append", "console=ttyS0 loglevel=5 panic=-1 mitigations=off", "-serial", "file:" + v.console,
+		"-append", "console=ttyS0 loglevel=5 panic=-1 tsc_early_khz=1000000 lpj=10000000 mitigations=off", "-serial", "file:" + v.console,
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=c,path=" + sock,
 		"-device", "virtserialport,chardev=c,name=" + channel.PortName,
 		"-drive", "if=none,id=s,format=raw,cache=unsafe,file=" + scratch, "-device", "virtio-blk-pci,drive=s,serial=scratch",
@@ -207,11 +207,8 @@ func boot(t testing.TB, args ...string) *vm {
 	return v
 }
 
-// start is boot and set-up with the image mounted as "busybox".
-func start(t testing.TB, change func(*guestv1.SetupRequest), args ...string) *vm {
-	t.Helper()
-	v := boot(t, args...)
-	req := &guestv1.SetupRequest{
+func setupRequest() *guestv1.SetupRequest {
+	return &guestv1.SetupRequest{
 		Entropy: random(64), UnixNanos: time.Now().UnixNano(), Hostname: "pod", MachineId: strings.Repeat("0123abcd", 4),
 		ScratchSerial: "scratch",
 		Network: &guestv1.Network{
@@ -220,6 +217,13 @@ func start(t testing.TB, change func(*guestv1.SetupRequest), args ...string) *vm
 		},
 		Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "80"},
 	}
+}
+
+// start is boot and set-up with the image mounted as "busybox".
+func start(t testing.TB, change func(*guestv1.SetupRequest), args ...string) *vm {
+	t.Helper()
+	v := boot(t, args...)
+	req := setupRequest()
 	if change != nil {
 		change(req)
 	}
@@ -423,6 +427,21 @@ func (v *vm) process(j *job, execID string) error {
 	}
 	wg.Wait()
 	return nil
+}
+
+// openStdio opens stdout and stderr of a job and drops what comes.
+func openStdio(t testing.TB, v *vm, j *job) {
+	t.Helper()
+	for fd := 1; fd < 3; fd++ {
+		st, err := channel.Open(v.session, channel.Header{Kind: channel.KindIO, Container: j.id, FD: fd})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			_, _ = io.Copy(io.Discard, st)
+			_ = st.Close()
+		}()
+	}
 }
 
 // must runs a job that is to end with status 0 and returns its trimmed output.

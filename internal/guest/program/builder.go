@@ -42,9 +42,11 @@ const (
 
 // arg is one argument of an operation: a constant, an address in the program, or a register.
 type arg struct {
-	val   uint64
-	reg   bool
-	label string // rendering of an address
+	val  uint64
+	reg  bool
+	addr bool
+	str  string // the string at an address, or in braces what is there
+	n    int    // 64-bit words at the address, for rendering
 }
 
 // op is one operation before encoding.
@@ -77,14 +79,16 @@ type builder struct {
 	data    []byte // from headerSize on
 	strings map[string]arg
 	ops     []*op
-	steps   []Step
+	steps   []step
 	regs    uint8
 	err     error
 }
 
 func newBuilder() *builder {
-	b := &builder{strings: map[string]arg{}, steps: []Step{{Format: "loading exec program: %w"}}}
-	return b
+	return &builder{
+		strings: make(map[string]arg, 128), steps: append(make([]step, 0, 64), step{format: "loading exec program"}),
+		data: make([]byte, 0, 4096), ops: make([]*op, 0, 192),
+	}
 }
 
 func imm[T ~int | ~uint64 | ~uint32 | ~uint](v T) arg { return arg{val: uint64(v)} }
@@ -115,7 +119,7 @@ func (b *builder) str(s string) arg {
 	if strings.IndexByte(s, 0) >= 0 {
 		b.fail(fmt.Errorf("%w: NUL byte in %q", ErrInvalid, s))
 	}
-	a := b.bytes(append([]byte(s), 0), 1, fmt.Sprintf("%q", s))
+	a := b.bytes(append([]byte(s), 0), 1, s)
 	b.strings[s] = a
 	return a
 }
@@ -125,7 +129,7 @@ func (b *builder) bytes(p []byte, align int, label string) arg {
 	for (headerSize+len(b.data))%align != 0 {
 		b.data = append(b.data, 0)
 	}
-	a := arg{val: uint64(base + headerSize + len(b.data)), label: label}
+	a := arg{val: uint64(base + headerSize + len(b.data)), str: label, addr: true}
 	b.data = append(b.data, p...)
 	return a
 }
@@ -136,7 +140,9 @@ func (b *builder) words(label string, w ...uint64) arg {
 	for _, v := range w {
 		p = binary.LittleEndian.AppendUint64(p, v)
 	}
-	return b.bytes(p, 8, label)
+	a := b.bytes(p, 8, label)
+	a.n = len(w)
+	return a
 }
 
 // strv places a NULL-terminated array of strings.
@@ -149,13 +155,13 @@ func (b *builder) strv(label string, list []string) arg {
 }
 
 // step starts a new step: all following operations are reported under it.
-func (b *builder) step(s Step) {
+func (b *builder) step(s step) {
 	b.steps = append(b.steps, s)
 }
 
-// do names a step whose failure reads "name: errno".
+// do names a step whose failure reads "name: errno". Nothing is formatted before it fails.
 func (b *builder) do(format string, a ...any) {
-	b.step(Step{Format: strings.ReplaceAll(fmt.Sprintf(format, a...), "%", "%%") + ": %w"})
+	b.step(step{format: format, args: a})
 }
 
 // call appends a system call to the current step.
@@ -212,7 +218,7 @@ func (b *builder) encode() []byte {
 // Program is a compiled program.
 type Program struct {
 	Code  []byte
-	steps []Step
+	steps []step
 	ops   []*op
 }
 

@@ -218,7 +218,7 @@ func (b *builder) terminal(uid uint32) {
 	control := b.bytes(cmsg, 8, "{SCM_RIGHTS}")
 	iov := b.words("{iov}", b.str("0").val, 1)
 	msg := b.words("{msghdr}", 0, 0, iov.val, 1, control.val, uint64(len(cmsg)), 0)
-	b.call(opStore32, arg{val: control.val + 16, label: "&fd"}, reg(master))
+	b.call(opStore32, arg{val: control.val + 16, addr: true, str: "{&fd}"}, reg(master))
 	b.call(unix.SYS_SENDMSG, imm(0), msg, imm(0))
 
 	b.do("setting up console")

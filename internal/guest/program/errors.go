@@ -1,6 +1,8 @@
 package program
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -18,12 +20,15 @@ var (
 // ReportSize is the length of the helper's error report: step and errno, little-endian 32 bits.
 const ReportSize = 8
 
-// Step describes a group of operations for error messages. Format has one %w for the errno, unless
-// Texts has a complete text for that errno.
-type Step struct {
-	Format string
-	Texts  map[unix.Errno]string
+// step describes a group of operations for error messages: "format(args): errno", unless texts has
+// a complete text for that errno.
+type step struct {
+	format string
+	args   []any
+	text   map[unix.Errno]string
 }
+
+func (s step) name() string { return fmt.Sprintf(s.format, s.args...) }
 
 // ExecError is the failure of a helper: which step failed, and why.
 type ExecError struct {
@@ -49,10 +54,10 @@ func (p *Program) Error(report []byte) error {
 		return fmt.Errorf("exec helper reported an unknown step %d: %w", step, errno)
 	}
 	s := p.steps[step]
-	if text, ok := s.Texts[errno]; ok {
+	if text, ok := s.text[errno]; ok {
 		return &ExecError{text: text, errno: errno}
 	}
-	return &ExecError{text: fmt.Errorf(s.Format, errno).Error(), errno: errno}
+	return &ExecError{text: s.name() + ": " + errno.Error(), errno: errno}
 }
 
 // String renders the program one operation per line, for golden files and debugging.
@@ -62,7 +67,7 @@ func (p *Program) String() string {
 	for i, o := range p.ops {
 		if int(o.step) != last {
 			last = int(o.step)
-			fmt.Fprintf(&out, "# %s\n", strings.TrimSuffix(p.steps[last].Format, ": %w"))
+			fmt.Fprintf(&out, "# %s\n", p.steps[last].name())
 		}
 		fmt.Fprintf(&out, "%3d  ", i)
 		if o.save != 0 {
@@ -70,19 +75,30 @@ func (p *Program) String() string {
 		}
 		args := make([]string, o.nargs)
 		for j := range o.nargs {
-			args[j] = o.args[j].String()
+			args[j] = p.render(o.args[j])
 		}
 		fmt.Fprintf(&out, "%s(%s)%s\n", callName(o.nr), strings.Join(args, ", "), o.suffix())
 	}
 	return out.String()
 }
 
-func (a arg) String() string {
+// render shows an argument: strings quoted, words of memory in hex.
+func (p *Program) render(a arg) string {
 	switch {
 	case a.reg:
 		return fmt.Sprintf("r%d", a.val)
-	case a.label != "":
-		return a.label
+	case a.addr && (a.str == "{argv}" || a.str == "{envp}"):
+		return fmt.Sprintf("%q", p.strings(a))
+	case a.addr && a.n > 0:
+		words := make([]string, a.n)
+		for i := range words {
+			words[i] = fmt.Sprintf("%#x", p.word(a.val+8*uint64(i)))
+		}
+		return strings.TrimSuffix(a.str, "}") + ": " + strings.Join(words, " ") + "}"
+	case a.addr && strings.HasPrefix(a.str, "{"):
+		return a.str
+	case a.addr:
+		return fmt.Sprintf("%q", a.str)
 	case int64(a.val) < 0:
 		return fmt.Sprintf("%d", int64(a.val))
 	case a.val < 10:
@@ -90,6 +106,21 @@ func (a arg) String() string {
 	default:
 		return fmt.Sprintf("%#x", a.val)
 	}
+}
+
+// word reads a word of the program by its address.
+func (p *Program) word(addr uint64) uint64 {
+	return binary.LittleEndian.Uint64(p.Code[addr-base:])
+}
+
+// strings reads an array of strings.
+func (p *Program) strings(a arg) []string {
+	var list []string
+	for i := range a.n - 1 {
+		s := p.Code[p.word(a.val+8*uint64(i))-base:]
+		list = append(list, string(s[:bytes.IndexByte(s, 0)]))
+	}
+	return list
 }
 
 func (o *op) suffix() string {

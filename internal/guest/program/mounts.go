@@ -28,56 +28,67 @@ type mountFlag struct {
 	attr  uint64
 }
 
-func flagTable() map[string]mountFlag {
-	return map[string]mountFlag{
-		"defaults": {}, "rw": {true, unix.MS_RDONLY, unix.MOUNT_ATTR_RDONLY},
-		"ro":      {false, unix.MS_RDONLY, unix.MOUNT_ATTR_RDONLY},
-		"suid":    {true, unix.MS_NOSUID, unix.MOUNT_ATTR_NOSUID},
-		"nosuid":  {false, unix.MS_NOSUID, unix.MOUNT_ATTR_NOSUID},
-		"dev":     {true, unix.MS_NODEV, unix.MOUNT_ATTR_NODEV},
-		"nodev":   {false, unix.MS_NODEV, unix.MOUNT_ATTR_NODEV},
-		"exec":    {true, unix.MS_NOEXEC, unix.MOUNT_ATTR_NOEXEC},
-		"noexec":  {false, unix.MS_NOEXEC, unix.MOUNT_ATTR_NOEXEC},
-		"atime":   {true, unix.MS_NOATIME, unix.MOUNT_ATTR_NOATIME},
-		"noatime": {false, unix.MS_NOATIME, unix.MOUNT_ATTR_NOATIME},
-
-		"diratime":      {true, unix.MS_NODIRATIME, unix.MOUNT_ATTR_NODIRATIME},
-		"nodiratime":    {false, unix.MS_NODIRATIME, unix.MOUNT_ATTR_NODIRATIME},
-		"relatime":      {false, unix.MS_RELATIME, 0},
-		"norelatime":    {true, unix.MS_RELATIME, 0},
-		"strictatime":   {false, unix.MS_STRICTATIME, unix.MOUNT_ATTR_STRICTATIME},
-		"nostrictatime": {true, unix.MS_STRICTATIME, unix.MOUNT_ATTR_STRICTATIME},
-		"sync":          {false, unix.MS_SYNCHRONOUS, 0},
-		"async":         {true, unix.MS_SYNCHRONOUS, 0},
-		"dirsync":       {false, unix.MS_DIRSYNC, 0},
-		"silent":        {false, unix.MS_SILENT, 0},
-		"loud":          {true, unix.MS_SILENT, 0},
-		"lazytime":      {false, unix.MS_LAZYTIME, 0},
-		"nolazytime":    {true, unix.MS_LAZYTIME, 0},
+// lookupFlag knows the plain options; a switch, because it runs for every option of every mount.
+func lookupFlag(option string) (mountFlag, bool) {
+	switch option {
+	case "defaults":
+		return mountFlag{}, true
+	case "ro", "rw":
+		return mountFlag{option == "rw", unix.MS_RDONLY, unix.MOUNT_ATTR_RDONLY}, true
+	case "nosuid", "suid":
+		return mountFlag{option == "suid", unix.MS_NOSUID, unix.MOUNT_ATTR_NOSUID}, true
+	case "nodev", "dev":
+		return mountFlag{option == "dev", unix.MS_NODEV, unix.MOUNT_ATTR_NODEV}, true
+	case "noexec", "exec":
+		return mountFlag{option == "exec", unix.MS_NOEXEC, unix.MOUNT_ATTR_NOEXEC}, true
+	case "noatime", "atime":
+		return mountFlag{option == "atime", unix.MS_NOATIME, unix.MOUNT_ATTR_NOATIME}, true
+	case "nodiratime", "diratime":
+		return mountFlag{option == "diratime", unix.MS_NODIRATIME, unix.MOUNT_ATTR_NODIRATIME}, true
+	case "strictatime", "nostrictatime":
+		return mountFlag{option[0] == 'n', unix.MS_STRICTATIME, unix.MOUNT_ATTR_STRICTATIME}, true
+	case "relatime", "norelatime":
+		return mountFlag{option[0] == 'n', unix.MS_RELATIME, 0}, true
+	case "sync", "async":
+		return mountFlag{option == "async", unix.MS_SYNCHRONOUS, 0}, true
+	case "dirsync":
+		return mountFlag{false, unix.MS_DIRSYNC, 0}, true
+	case "silent", "loud":
+		return mountFlag{option == "loud", unix.MS_SILENT, 0}, true
+	case "lazytime", "nolazytime":
+		return mountFlag{option[0] == 'n', unix.MS_LAZYTIME, 0}, true
 	}
+	return mountFlag{}, false
+}
+
+func lookupPropagation(option string) uint64 {
+	switch option {
+	case "shared", "rshared":
+		return unix.MS_SHARED
+	case "slave", "rslave":
+		return unix.MS_SLAVE
+	case "private", "rprivate":
+		return unix.MS_PRIVATE
+	case "unbindable", "runbindable":
+		return unix.MS_UNBINDABLE
+	}
+	return 0
 }
 
 // parseOptions splits OCI mount options into what the kernel's calls want.
 func parseOptions(options []string) (mountOptions, error) {
 	var m mountOptions
-	table := flagTable()
-	propagation := map[string]uint64{
-		"shared": unix.MS_SHARED, "rshared": unix.MS_SHARED,
-		"slave": unix.MS_SLAVE, "rslave": unix.MS_SLAVE,
-		"private": unix.MS_PRIVATE, "rprivate": unix.MS_PRIVATE,
-		"unbindable": unix.MS_UNBINDABLE, "runbindable": unix.MS_UNBINDABLE,
-	}
 	for _, o := range options {
-		if f, ok := table[o]; ok {
+		if f, ok := lookupFlag(o); ok {
 			m.set(f)
 			continue
 		}
-		if f, ok := table[strings.TrimPrefix(o, "r")]; ok && f.attr != 0 {
+		if f, ok := lookupFlag(strings.TrimPrefix(o, "r")); ok && f.attr != 0 {
 			m.set(f)
 			m.recurseAttr = true
 			continue
 		}
-		if p, ok := propagation[o]; ok {
+		if p := lookupPropagation(o); p != 0 {
 			m.propagation = p
 			continue
 		}
@@ -221,7 +232,7 @@ func (b *builder) bindMount(dest string, src uint8, dir bool, o mountOptions) {
 		if o.propagation == unix.MS_SHARED {
 			propagation = unix.MS_SHARED
 		}
-		attr := b.words(fmt.Sprintf("{set %#x, clear %#x, propagation %#x}", o.attrs, o.clear, propagation),
+		attr := b.words("{mount_attr}",
 			o.attrs, o.clear, propagation, 0)
 		b.call(unix.SYS_MOUNT_SETATTR, reg(src), b.str(""), imm(flags), attr, imm(32))
 	}

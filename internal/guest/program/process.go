@@ -43,7 +43,7 @@ func (b *builder) process(p *specs.Process, terminal bool, home string, seccomp 
 	if !path.IsAbs(cwd) {
 		b.fail(fmt.Errorf("%w: working directory %q is not absolute", ErrInvalid, cwd))
 	}
-	b.step(Step{Format: strings.ReplaceAll(fmt.Sprintf("chdir to cwd (%q) set in config.json failed", cwd), "%", "%%") + ": %w"})
+	b.do("chdir to cwd (%q) set in config.json failed", cwd)
 	b.call(unix.SYS_CHDIR, b.str(cwd))
 	b.credentials(p)
 	if p.NoNewPrivileges {
@@ -79,7 +79,7 @@ func (b *builder) rlimits(limits []specs.POSIXRlimit) {
 }
 
 func (b *builder) rlimit(n int, soft, hard uint64) {
-	b.call(unix.SYS_PRLIMIT64, imm(0), imm(n), b.words(fmt.Sprintf("{%d, %d}", soft, hard), soft, hard), imm(0))
+	b.call(unix.SYS_PRLIMIT64, imm(0), imm(n), b.words("{rlimit}", soft, hard), imm(0))
 }
 
 func (b *builder) seccomp(filter []byte, flags uint32) {
@@ -104,7 +104,8 @@ func (b *builder) credentials(p *specs.Process) {
 	if p.Capabilities != nil {
 		caps = *p.Capabilities
 	}
-	bounding := b.capSet(caps.Bounding)
+	table := capNumbers()
+	bounding := capSet(table, caps.Bounding)
 	b.do("dropping bounding capabilities")
 	for c := range unix.CAP_LAST_CAP + 1 {
 		if bounding&(1<<c) == 0 {
@@ -122,7 +123,7 @@ func (b *builder) credentials(p *specs.Process) {
 	}
 	list := imm(0)
 	if len(groups) > 0 {
-		list = b.bytes(groups, 8, fmt.Sprint(p.User.AdditionalGids))
+		list = b.bytes(groups, 8, "{gids}")
 	}
 	b.call(unix.SYS_SETGROUPS, imm(len(p.User.AdditionalGids)), list)
 	b.call(unix.SYS_SETGID, imm(p.User.GID))
@@ -130,12 +131,12 @@ func (b *builder) credentials(p *specs.Process) {
 
 	b.do("setting capabilities")
 	const version3 = 0x20080522
-	eff, per, inh := b.capSet(caps.Effective), b.capSet(caps.Permitted), b.capSet(caps.Inheritable)
+	eff, per, inh := capSet(table, caps.Effective), capSet(table, caps.Permitted), capSet(table, caps.Inheritable)
 	low := func(hi, lo uint64) uint64 { return lo&0xffffffff | hi<<32 }
-	data := b.words(fmt.Sprintf("{eff %#x, per %#x, inh %#x}", eff, per, inh),
+	data := b.words("{eff, per, inh}",
 		low(per, eff), low(eff>>32, inh), low(inh>>32, per>>32))
 	b.call(unix.SYS_CAPSET, b.words("{v3}", version3), data)
-	ambient := b.capSet(caps.Ambient)
+	ambient := capSet(table, caps.Ambient)
 	for c := range unix.CAP_LAST_CAP + 1 {
 		if ambient&(1<<c) != 0 {
 			b.call(unix.SYS_PRCTL, imm(unix.PR_CAP_AMBIENT), imm(unix.PR_CAP_AMBIENT_RAISE), imm(c), imm(0), imm(0)).
@@ -146,28 +147,32 @@ func (b *builder) credentials(p *specs.Process) {
 
 // capSet is the bit mask of capability names. Names this kernel generation does not know are left
 // out, as other runtimes do.
-func (b *builder) capSet(names []string) uint64 {
+func capSet(table map[string]int, names []string) uint64 {
 	var set uint64
 	for _, n := range names {
-		for i, known := range capNames() {
-			if n == known {
-				set |= 1 << i
-			}
+		if c, ok := table[n]; ok {
+			set |= 1 << c
 		}
 	}
 	return set
 }
 
-func capNames() [unix.CAP_LAST_CAP + 1]string {
-	return [...]string{
-		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL",
-		"CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP", "CAP_LINUX_IMMUTABLE", "CAP_NET_BIND_SERVICE",
-		"CAP_NET_BROADCAST", "CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_IPC_LOCK", "CAP_IPC_OWNER",
-		"CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_SYS_CHROOT", "CAP_SYS_PTRACE", "CAP_SYS_PACCT",
-		"CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_NICE", "CAP_SYS_RESOURCE", "CAP_SYS_TIME",
-		"CAP_SYS_TTY_CONFIG", "CAP_MKNOD", "CAP_LEASE", "CAP_AUDIT_WRITE", "CAP_AUDIT_CONTROL",
-		"CAP_SETFCAP", "CAP_MAC_OVERRIDE", "CAP_MAC_ADMIN", "CAP_SYSLOG", "CAP_WAKE_ALARM",
-		"CAP_BLOCK_SUSPEND", "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
+func capNumbers() map[string]int {
+	return map[string]int{
+		"CAP_CHOWN": unix.CAP_CHOWN, "CAP_DAC_OVERRIDE": unix.CAP_DAC_OVERRIDE, "CAP_DAC_READ_SEARCH": unix.CAP_DAC_READ_SEARCH,
+		"CAP_FOWNER": unix.CAP_FOWNER, "CAP_FSETID": unix.CAP_FSETID, "CAP_KILL": unix.CAP_KILL,
+		"CAP_SETGID": unix.CAP_SETGID, "CAP_SETUID": unix.CAP_SETUID, "CAP_SETPCAP": unix.CAP_SETPCAP,
+		"CAP_LINUX_IMMUTABLE": unix.CAP_LINUX_IMMUTABLE, "CAP_NET_BIND_SERVICE": unix.CAP_NET_BIND_SERVICE, "CAP_NET_BROADCAST": unix.CAP_NET_BROADCAST,
+		"CAP_NET_ADMIN": unix.CAP_NET_ADMIN, "CAP_NET_RAW": unix.CAP_NET_RAW, "CAP_IPC_LOCK": unix.CAP_IPC_LOCK,
+		"CAP_IPC_OWNER": unix.CAP_IPC_OWNER, "CAP_SYS_MODULE": unix.CAP_SYS_MODULE, "CAP_SYS_RAWIO": unix.CAP_SYS_RAWIO,
+		"CAP_SYS_CHROOT": unix.CAP_SYS_CHROOT, "CAP_SYS_PTRACE": unix.CAP_SYS_PTRACE, "CAP_SYS_PACCT": unix.CAP_SYS_PACCT,
+		"CAP_SYS_ADMIN": unix.CAP_SYS_ADMIN, "CAP_SYS_BOOT": unix.CAP_SYS_BOOT, "CAP_SYS_NICE": unix.CAP_SYS_NICE,
+		"CAP_SYS_RESOURCE": unix.CAP_SYS_RESOURCE, "CAP_SYS_TIME": unix.CAP_SYS_TIME, "CAP_SYS_TTY_CONFIG": unix.CAP_SYS_TTY_CONFIG,
+		"CAP_MKNOD": unix.CAP_MKNOD, "CAP_LEASE": unix.CAP_LEASE, "CAP_AUDIT_WRITE": unix.CAP_AUDIT_WRITE,
+		"CAP_AUDIT_CONTROL": unix.CAP_AUDIT_CONTROL, "CAP_SETFCAP": unix.CAP_SETFCAP, "CAP_MAC_OVERRIDE": unix.CAP_MAC_OVERRIDE,
+		"CAP_MAC_ADMIN": unix.CAP_MAC_ADMIN, "CAP_SYSLOG": unix.CAP_SYSLOG, "CAP_WAKE_ALARM": unix.CAP_WAKE_ALARM,
+		"CAP_BLOCK_SUSPEND": unix.CAP_BLOCK_SUSPEND, "CAP_AUDIT_READ": unix.CAP_AUDIT_READ, "CAP_PERFMON": unix.CAP_PERFMON,
+		"CAP_BPF": unix.CAP_BPF, "CAP_CHECKPOINT_RESTORE": unix.CAP_CHECKPOINT_RESTORE,
 	}
 }
 
@@ -178,10 +183,10 @@ func (b *builder) exec(p *specs.Process, home string) {
 		return
 	}
 	env, search := environment(p.Env, home)
-	argv, envp := b.strv(fmt.Sprintf("%q", p.Args), p.Args), b.strv(fmt.Sprintf("%q", env), env)
+	argv, envp := b.strv("{argv}", p.Args), b.strv("{envp}", env)
 	name := p.Args[0]
 	if strings.Contains(name, "/") {
-		b.step(Step{Format: escape(fmt.Sprintf("exec: %q", name)) + ": %w", Texts: map[unix.Errno]string{
+		b.step(step{format: "exec: %q", args: []any{name}, text: map[unix.Errno]string{
 			unix.ENOENT: fmt.Sprintf("exec: %q: stat %s: no such file or directory", name, name),
 		}})
 		b.call(unix.SYS_ACCESS, b.str(name), imm(unix.X_OK))
@@ -199,7 +204,7 @@ func (b *builder) exec(p *specs.Process, home string) {
 		b.execve(file, argv, envp)
 		access.target = b.here()
 	}
-	b.step(Step{Format: "%w", Texts: map[unix.Errno]string{
+	b.step(step{format: "not found", text: map[unix.Errno]string{
 		unix.ENOENT: fmt.Sprintf("exec: %q: executable file not found in $PATH", name),
 	}})
 	b.call(opFail, imm(int(unix.ENOENT)))
@@ -208,11 +213,9 @@ func (b *builder) exec(p *specs.Process, home string) {
 // execve is a step of its own: a file that is there and cannot be run (no interpreter, wrong
 // format, a directory) reads differently from one that is missing.
 func (b *builder) execve(file string, argv, envp arg) {
-	b.step(Step{Format: escape("exec "+file) + ": %w"})
+	b.do("exec %s", file)
 	b.call(unix.SYS_EXECVE, b.str(file), argv, envp)
 }
-
-func escape(s string) string { return strings.ReplaceAll(s, "%", "%%") }
 
 // environment drops repeated variables (the last wins), adds HOME, and returns PATH.
 func environment(env []string, home string) (out []string, search string) {

@@ -1,0 +1,75 @@
+//go:build integration
+
+package guest_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	guestv1 "atoll.dev/atoll/api/guest/v1"
+)
+
+// TestWarmLatency measures a container start in a warmed-up guest, call by call, as the shim sees
+// it, and prints medians. It fails only when something does not work.
+func TestWarmLatency(t *testing.T) {
+	v := boot(t)
+	ctx := t.Context()
+	began := time.Now()
+	if _, err := v.guest.Warm(ctx, &guestv1.WarmRequest{Serial: "img1", ScratchSerial: "scratch", Entropy: random(64), Rounds: 2}); err != nil {
+		t.Fatalf("%v\n%s", err, v.log())
+	}
+	t.Logf("warm-up of two rounds: %v", time.Since(began))
+	times := map[string][]time.Duration{}
+	timed := func(name string, f func() error) {
+		t.Helper()
+		start := time.Now()
+		if err := f(); err != nil {
+			t.Fatalf("%s: %v\n%s", name, err, v.log())
+		}
+		times[name] = append(times[name], time.Since(start))
+	}
+	timed("setup", func() error {
+		_, err := v.guest.Setup(ctx, setupRequest())
+		return err
+	})
+	spec, err := json.Marshal(criSpec("true"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		id, image := fmt.Sprintf("c%d", i), fmt.Sprintf("i%d", i)
+		p := &guestv1.ProcessRequest{ContainerId: id}
+		start := time.Now()
+		timed("mount", func() error {
+			_, err := v.guest.MountImage(ctx, &guestv1.MountImageRequest{Id: image, Serial: "img0"})
+			return err
+		})
+		timed("create", func() error {
+			_, err := v.guest.CreateContainer(ctx, &guestv1.CreateContainerRequest{Id: id, Spec: spec, Lowers: []string{image}})
+			return err
+		})
+		timed("start", func() error { _, err := v.guest.Start(ctx, p); return err })
+		times["mount+create+start"] = append(times["mount+create+start"], time.Since(start))
+		if i == 0 {
+			t.Logf("first container: %v", time.Since(start))
+		}
+		timed("stats", func() error { _, err := v.guest.Stats(ctx, &guestv1.StatsRequest{}); return err })
+		j := &job{id: id}
+		openStdio(t, v, j)
+		timed("wait", func() error { _, err := v.guest.Wait(ctx, p); return err })
+		timed("delete", func() error { _, err := v.guest.Delete(ctx, p); return err })
+		timed("unmount", func() error {
+			_, err := v.guest.UnmountImage(ctx, &guestv1.UnmountImageRequest{Id: image})
+			return err
+		})
+		timed("ping", func() error { _, _ = v.guest.Pids(ctx, p); return nil })
+	}
+	for _, name := range []string{"setup", "mount", "create", "start", "mount+create+start", "stats", "wait", "delete", "unmount", "ping"} {
+		d := times[name]
+		slices.Sort(d)
+		t.Logf("%-20s median %8v  min %8v  max %8v", name, d[len(d)/2].Round(time.Microsecond), d[0].Round(time.Microsecond), d[len(d)-1].Round(time.Microsecond))
+	}
+}
