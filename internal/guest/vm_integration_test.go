@@ -157,7 +157,7 @@ func boot(t testing.TB, args ...string) *vm {
 	dir := t.TempDir()
 	scratch := filepath.Join(dir, "scratch")
 	run(t, "truncate", "-s", "1G", scratch)
-	run(t, "mkfs.ext4", "-q", "-E", "lazy_itable_init=1", "-m", "0", scratch)
+	run(t, "mkfs.ext4", mkfsArgs(scratch)...)
 	v := &vm{t: t, exited: make(chan struct{}), console: filepath.Join(dir, "console"), ids: &atomic.Int64{}}
 	sock := filepath.Join(dir, "ctl")
 	l, err := net.Listen("unix", sock)
@@ -478,4 +478,16 @@ func (v *vm) remove(container string) {
 	if _, err := v.guest.Delete(context.Background(), &guestv1.ProcessRequest{ContainerId: container}); err != nil {
 		v.t.Errorf("deleting %s: %v", container, err)
 	}
+}
+
+// mkfsArgs is the scratch disk's format; internal/vm/scratch has the same.
+func mkfsArgs(image string) []string {
+	features := "none,extent,64bit,flex_bg,filetype,dir_index,dir_nlink,ext_attr,extra_isize,huge_file,large_file,sparse_super2"
+	if os.Getenv("ATOLL_TEST_QUOTA") != "0" {
+		features += ",quota,project"
+	}
+	if os.Getenv("XCSUM") != "" {
+		features += ",metadata_csum"
+	}
+	return []string{"-q", "-F", "-b", "4096", "-m", "0", "-O", features, "-E", "root_owner=0:0", image}
 }
