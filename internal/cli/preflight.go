@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -12,6 +13,7 @@ import (
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/network/cniconf"
+	"atoll.dev/atoll/internal/network/gateway"
 	"atoll.dev/atoll/internal/preflight"
 )
 
@@ -20,7 +22,7 @@ const (
 	podCIDR     = "10.244.0.0/16"
 	nodeCIDR    = "10.244.0.0/22"
 	serviceCIDR = "10.96.0.0/16"
-	gateway     = "10.244.0.1"
+	gatewayIP   = "10.244.0.1"
 )
 
 func (a *app) preflightCommand() *cobra.Command {
@@ -80,7 +82,7 @@ func runPreflight(ctx context.Context, t datadir.Tree) ([]preflight.Result, erro
 	tcp := func(number int, addr netip.Addr, use string) preflight.Port {
 		return preflight.Port{Number: number, Network: "tcp", Address: addr, Use: use}
 	}
-	dns := netip.MustParseAddr(gateway)
+	dns := netip.MustParseAddr(gatewayIP)
 	checker, err := preflight.New(preflight.Config{
 		DataDir: t.Root(),
 		Ports: []preflight.Port{
@@ -102,7 +104,9 @@ func runPreflight(ctx context.Context, t datadir.Tree) ([]preflight.Result, erro
 			{Prefix: netip.MustParsePrefix(serviceCIDR), Use: "addresses of Services"},
 		},
 		Ours:         func(i process.Info) bool { return up.IsOwn(t, i) },
-		OurInterface: cniconf.DefaultBridge,
+		OurInterface: func(name string) bool {
+			return name == cniconf.DefaultBridge || strings.HasPrefix(name, gateway.Prefix)
+		},
 	})
 	if err != nil {
 		return nil, err

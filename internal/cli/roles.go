@@ -144,7 +144,7 @@ func (r role) runContainerd(ctx context.Context) error {
 func podNetwork(t datadir.Tree) cniconf.Network {
 	return cniconf.Network{
 		Subnet:      netip.MustParsePrefix(nodeCIDR),
-		Gateway:     netip.MustParseAddr(gateway),
+		Gateway:     netip.MustParseAddr(gatewayIP),
 		ClusterCIDR: netip.MustParsePrefix(podCIDR),
 		StateDir:    t.CNIState(),
 	}

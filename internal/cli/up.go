@@ -16,6 +16,7 @@ import (
 	"atoll.dev/atoll/internal/cli/detach"
 	"atoll.dev/atoll/internal/cli/up"
 	"atoll.dev/atoll/internal/datadir"
+	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/preflight"
 	"atoll.dev/atoll/internal/supervise"
 )
@@ -215,11 +216,9 @@ func (a *app) upDetached(ctx context.Context, t datadir.Tree, s up.Settings, tim
 	if err != nil {
 		return err
 	}
-	client := up.NewClient(t)
-	if _, err := client.Status(ctx); err == nil && (newBinary || (known && !old.Equal(s))) {
-		a.printf("restarting atoll with the new binary or settings; pods go on\n")
-		if err := client.Stop(ctx); err != nil {
-			return fmt.Errorf("restarting: %w", err)
+	if newBinary || (known && !old.Equal(s)) {
+		if err := a.stopSupervisor(ctx, t); err != nil {
+			return err
 		}
 	}
 	a.printf("starting atoll %s on %s in the background, logs in %s\n", a.version, t.Root(), t.Logs())
@@ -227,6 +226,30 @@ func (a *app) upDetached(ctx context.Context, t datadir.Tree, s up.Settings, tim
 		return err
 	}
 	return a.follow(ctx, t, timeout)
+}
+
+// stopSupervisor stops a running supervisor, if there is one, so that it can be
+// started anew, and waits for its end.
+func (a *app) stopSupervisor(ctx context.Context, t datadir.Tree) error {
+	client := up.NewClient(t)
+	report, err := client.Status(ctx)
+	if err != nil {
+		return nil // there is none, or none that can be asked
+	}
+	a.printf("stopping the running supervisor to use the new binary or settings; pods go on\n")
+	info, err := process.Read(report.PID)
+	if err != nil {
+		return nil // it has just ended
+	}
+	if err := client.Stop(ctx); err != nil {
+		return fmt.Errorf("stopping the running supervisor: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	if err := info.Wait(ctx); err != nil {
+		return fmt.Errorf("waiting for the running supervisor to stop: %w", err)
+	}
+	return nil
 }
 
 // follow prints what the background supervisor does until the node is Ready.

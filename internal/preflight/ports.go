@@ -166,7 +166,7 @@ func (c *Checker) checkNetworks() []Result {
 			if link, err := net.InterfaceByIndex(route.LinkIndex); err == nil {
 				name = link.Name
 			}
-			if name == c.cfg.OurInterface {
+			if c.cfg.OurInterface(name) {
 				continue
 			}
 			out = append(out, Result{

@@ -44,15 +44,15 @@ type Config struct {
 	DataDir string
 	// Ports are the ports that will be listened on.
 	Ports []Port
-	// HostNetworks are the address ranges the cluster will use, which must not
+	// Networks are the address ranges the cluster will use, which must not
 	// be in use around the host.
 	Networks []Network
 	// Ours tells whether a process belongs to this Atoll instance; a port that
 	// is held by one is not busy.
 	Ours func(process.Info) bool
-	// OurInterface is the name of the pod bridge; routes over it are no
-	// conflict.
-	OurInterface string
+	// OurInterface tells whether an interface of that name is part of the pod
+	// network; routes over it are no conflict.
+	OurInterface func(name string) bool
 }
 
 // Checker runs the checks. Make one with New.
@@ -67,6 +67,9 @@ func New(cfg Config) (*Checker, error) {
 	}
 	if cfg.Ours == nil {
 		cfg.Ours = func(process.Info) bool { return false }
+	}
+	if cfg.OurInterface == nil {
+		cfg.OurInterface = func(string) bool { return false }
 	}
 	return &Checker{cfg: cfg}, nil
 }
