@@ -17,6 +17,7 @@ import (
 	"atoll.dev/atoll/internal/kube/logging"
 	"atoll.dev/atoll/internal/kube/node"
 	"atoll.dev/atoll/internal/kube/proxy"
+	"atoll.dev/atoll/internal/linux/textpages"
 )
 
 // pollEvery is the pause between two looks at something that must appear.
@@ -79,6 +80,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	})
 	launch(func(ctx context.Context) error {
 		a.reportReady(ctx)
+		textpages.Run(ctx)
 		return nil
 	})
 	<-running.Done()

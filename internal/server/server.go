@@ -22,6 +22,7 @@ import (
 	"atoll.dev/atoll/internal/kube/etcd"
 	"atoll.dev/atoll/internal/kube/logging"
 	"atoll.dev/atoll/internal/kube/scheduler"
+	"atoll.dev/atoll/internal/linux/textpages"
 )
 
 // Server is one control plane.
@@ -104,6 +105,10 @@ func (s *Server) Run(ctx context.Context) error {
 		fail(err)
 		return s.reason(ctx, running)
 	}
+	defer s.launch(fail, "memory", func(ctx context.Context) error {
+		textpages.Run(ctx)
+		return nil
+	})()
 	s.cfg.Logger.Info("server ready", "url", apiURL(s.cfg.NodeIP.String(), s.cfg.Ports.API))
 	if s.cfg.OnReady != nil {
 		s.cfg.OnReady()

@@ -18,11 +18,11 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/spf13/pflag"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	genericapiserver "k8s.io/apiserver/pkg/server"
-	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	"k8s.io/kubernetes/plugin/pkg/admission/runtimeclass"
@@ -52,6 +52,9 @@ type Config struct {
 	Domain      string
 }
 
+// shutdownTimeout is how long connections may stay open when the server stops.
+const shutdownTimeout = 3 * time.Second
+
 // APIServer is one kube-apiserver.
 type APIServer struct {
 	cfg Config
@@ -69,20 +72,9 @@ func (s *APIServer) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("configuring API server: %w", err)
 	}
-	chain, metrics, err := s.build(opts)
+	prepared, err := s.build(opts)
 	if err != nil {
 		return fmt.Errorf("building API server: %w", err)
-	}
-	err = chain.GenericAPIServer.AddPostStartHook("atoll-resource-metrics", func(hook genericapiserver.PostStartHookContext) error {
-		metrics.Start(hook.Context)
-		return nil
-	})
-	if err != nil {
-		return fmt.Errorf("building API server: %w", err)
-	}
-	prepared, err := chain.PrepareRun()
-	if err != nil {
-		return fmt.Errorf("preparing API server: %w", err)
 	}
 	if err := prepared.Run(ctx); err != nil {
 		return fmt.Errorf("running API server: %w", err)
@@ -124,33 +116,63 @@ func registerAdmission(opts *options.ServerRunOptions) {
 	generic.RecommendedPluginOrder = slices.Insert(order, max(at, 0), podruntime.PluginName)
 }
 
-// build makes the chain of API servers and adds the resource metrics API to the
-// one that serves the built-in types.
-func (s *APIServer) build(opts options.CompletedOptions) (*aggregatorapiserver.APIAggregator, *metricsapi.Metrics, error) {
+// preparedServer is a chain of API servers that is ready to run.
+type preparedServer interface {
+	Run(ctx context.Context) error
+}
+
+// build makes the chain of API servers.
+func (s *APIServer) build(opts options.CompletedOptions) (preparedServer, error) {
 	config, err := app.NewConfig(opts)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	metricsapi.AddOpenAPI(config.KubeAPIs.ControlPlane.Generic)
 	completed, err := config.Complete()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	chain, err := app.CreateServerChain(completed)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	builtin, ok := chain.GenericAPIServer.NextDelegate().(*genericapiserver.GenericAPIServer)
+	if err := s.addMetrics(chain.GenericAPIServer); err != nil {
+		return nil, err
+	}
+	// Open watches hold their connections; clients open them anew elsewhere or
+	// later, so there is nothing to wait a minute for.
+	chain.GenericAPIServer.ShutdownTimeout = shutdownTimeout
+	prepared, err := chain.PrepareRun()
+	if err != nil {
+		return nil, err
+	}
+	// The OpenAPI documents are built now. What they were built from is made
+	// again when it is needed, and is too large to keep until then.
+	config.KubeAPIs.ControlPlane.Generic.OpenAPIV3Config.Definitions = nil
+	config.ApiExtensions.GenericConfig.OpenAPIV3Config.Definitions = nil
+	return prepared, nil
+}
+
+// addMetrics adds the resource metrics API to the server behind the aggregator,
+// the one that serves the built-in types.
+func (s *APIServer) addMetrics(aggregator *genericapiserver.GenericAPIServer) error {
+	builtin, ok := aggregator.NextDelegate().(*genericapiserver.GenericAPIServer)
 	if !ok {
-		return nil, nil, fmt.Errorf("the aggregator delegates to %T", chain.GenericAPIServer.NextDelegate())
+		return fmt.Errorf("the aggregator delegates to %T", aggregator.NextDelegate())
 	}
 	metrics, err := metricsapi.Install(metricsapi.Config{
 		Server:            builtin,
-		Loopback:          chain.GenericAPIServer.LoopbackClientConfig,
+		Loopback:          aggregator.LoopbackClientConfig,
 		KubeletCA:         s.cfg.Files.CACert(pki.ClusterCA),
 		KubeletClientCert: s.cfg.Files.Cert(pki.APIServerKubeletClient),
 		KubeletClientKey:  s.cfg.Files.Key(pki.APIServerKubeletClient),
 		KubeletPort:       s.cfg.KubeletPort,
 	})
-	return chain, metrics, err
+	if err != nil {
+		return err
+	}
+	return aggregator.AddPostStartHook("atoll-resource-metrics", func(hook genericapiserver.PostStartHookContext) error {
+		metrics.Start(hook.Context)
+		return nil
+	})
 }

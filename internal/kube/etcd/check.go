@@ -41,26 +41,25 @@ func checkData(dir, marker string) (err error) {
 	if err != nil {
 		return err
 	}
+	created, markerErr := os.ReadFile(marker)
+	used := markerErr == nil
 	info, err := os.Stat(database)
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && len(logs) == 0:
-		if created, err := os.ReadFile(marker); err == nil {
-			return fmt.Errorf("%w: %s and %s are gone, but a cluster was created here at %s", ErrDamaged, database, walDir, strings.TrimSpace(string(created)))
-		}
-		return nil
+	case errors.Is(err, fs.ErrNotExist) && len(logs) == 0 && used:
+		return fmt.Errorf("%w: %s and %s are gone, but a cluster was created here at %s", ErrDamaged, database, walDir, strings.TrimSpace(string(created)))
+	case errors.Is(err, fs.ErrNotExist) && used:
+		return fmt.Errorf("%w: %s is gone", ErrDamaged, database)
 	case errors.Is(err, fs.ErrNotExist):
-		if _, err := os.Stat(marker); err == nil {
-			return fmt.Errorf("%w: %s is gone", ErrDamaged, database)
-		}
-		// The first start was cut short: etcd replays its log.
+		// Never used, or the first start was cut short: etcd replays its log.
 		return nil
 	case err != nil:
 		return err
-	case len(logs) == 0:
-		if _, err := os.Stat(marker); err == nil || info.Size() == 0 {
-			return fmt.Errorf("%w: %s exists but %s holds no log", ErrDamaged, database, walDir)
-		}
+	case info.Size() == 0 && used:
+		return fmt.Errorf("%w: %s is empty", ErrDamaged, database)
+	case info.Size() == 0:
 		return nil
+	case len(logs) == 0:
+		return fmt.Errorf("%w: %s exists but %s holds no log", ErrDamaged, database, walDir)
 	}
 	applied, err := checkDatabase(database, info.Size())
 	if err != nil {

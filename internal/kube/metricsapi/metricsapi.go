@@ -13,7 +13,7 @@ package metricsapi
 import (
 	"context"
 	"fmt"
-	"maps"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -27,10 +27,8 @@ import (
 	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
-	openapicommon "k8s.io/kube-openapi/pkg/common"
 	"k8s.io/kube-openapi/pkg/validation/spec"
 	"sigs.k8s.io/metrics-server/pkg/api"
-	generatedopenapi "sigs.k8s.io/metrics-server/pkg/api/generated/openapi"
 	"sigs.k8s.io/metrics-server/pkg/scraper"
 	"sigs.k8s.io/metrics-server/pkg/storage"
 )
@@ -38,6 +36,8 @@ import (
 const (
 	// resolution is the scrape interval. kubelet collects every ten seconds.
 	resolution = 15 * time.Second
+	// definitionPrefix starts the OpenAPI name of every type of the API.
+	definitionPrefix = "io.k8s.metrics.pkg.apis.metrics."
 	// scrapeTimeout bounds one kubelet's answer.
 	scrapeTimeout = 10 * time.Second
 )
@@ -121,53 +121,26 @@ func (m *Metrics) collect(ctx context.Context) {
 	m.store.Store(m.scraper.Scrape(ctx))
 }
 
-// AddOpenAPI adds the types of the metrics API to the OpenAPI definitions of an
-// API server's configuration. It must be called before the server is made.
+// AddOpenAPI tells an API server's OpenAPI documents the kinds of the metrics
+// API; their definitions are among upstream's own. It must be called before the
+// server is made.
 func AddOpenAPI(cfg *genericapiserver.Config) {
-	namer := openapinamer.NewDefinitionNamer(api.Scheme)
-	extra := generatedopenapi.GetOpenAPIDefinitions(func(string) spec.Ref { return spec.Ref{} })
-	for name := range cfg.OpenAPIV3Config.Definitions {
-		delete(extra, name)
-	}
-
+	ours := openapinamer.NewDefinitionNamer(api.Scheme).GetDefinitionName
 	v2 := *cfg.OpenAPIConfig
-	v2.GetDefinitions = merged(v2.GetDefinitions, extra)
-	v2.GetDefinitionName = names(v2.GetDefinitionName, namer.GetDefinitionName, extra)
+	v2.GetDefinitionName = names(v2.GetDefinitionName, ours)
 	cfg.OpenAPIConfig = &v2
-
 	v3 := *cfg.OpenAPIV3Config
-	v3.GetDefinitions = merged(v3.GetDefinitions, extra)
-	v3.GetDefinitionName = names(v3.GetDefinitionName, namer.GetDefinitionName, extra)
-	v3.Definitions = maps.Clone(v3.Definitions)
-	reference := func(name string) spec.Ref {
-		defName, _ := v3.GetDefinitionName(name)
-		return spec.MustCreateRef("#/components/schemas/" + openapicommon.EscapeJsonPointer(defName))
-	}
-	for name, def := range generatedopenapi.GetOpenAPIDefinitions(reference) {
-		if _, ours := extra[name]; ours {
-			v3.Definitions[name] = def
-		}
-	}
+	v3.GetDefinitionName = names(v3.GetDefinitionName, ours)
 	cfg.OpenAPIV3Config = &v3
 }
 
-// merged adds the definitions named in extra to what base returns.
-func merged(base openapicommon.GetOpenAPIDefinitions, extra map[string]openapicommon.OpenAPIDefinition) openapicommon.GetOpenAPIDefinitions {
-	return func(ref openapicommon.ReferenceCallback) map[string]openapicommon.OpenAPIDefinition {
-		all := base(ref)
-		for name, def := range generatedopenapi.GetOpenAPIDefinitions(ref) {
-			if _, ours := extra[name]; ours {
-				all[name] = def
-			}
-		}
-		return all
-	}
-}
+// namer returns the name of a definition and what to add to it.
+type namer = func(string) (string, spec.Extensions)
 
-// names uses ours for the definitions in extra and base for all others.
-func names(base, ours func(string) (string, spec.Extensions), extra map[string]openapicommon.OpenAPIDefinition) func(string) (string, spec.Extensions) {
+// names uses ours for the types of the metrics API and base for all others.
+func names(base, ours namer) namer {
 	return func(name string) (string, spec.Extensions) {
-		if _, ok := extra[name]; ok {
+		if strings.HasPrefix(name, definitionPrefix) {
 			return ours(name)
 		}
 		return base(name)
