@@ -30,6 +30,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"atoll.dev/atoll/internal/network"
 	"atoll.dev/atoll/internal/pool/wire"
 	"atoll.dev/atoll/internal/shim/cripb"
 	"atoll.dev/atoll/internal/vm/vmtest"
@@ -167,6 +168,9 @@ func (h *host) startPool() {
 func (h *host) stopPool() {
 	_ = h.pool.Process.Signal(syscall.SIGTERM)
 	_ = h.pool.Wait()
+	if err := network.RemovePoolNetns(filepath.Join(h.run, "netns", "pool")); err != nil {
+		h.t.Error(err)
+	}
 	if h.t.Failed() {
 		log, _ := os.ReadFile(filepath.Join(h.dir, "pool.log"))
 		h.t.Logf("pool and shims:\n%s", log)
@@ -477,4 +481,43 @@ func (c *container) newExec(id string, stdin bool, args ...string) *container {
 		c.t.Fatal(err)
 	}
 	return e
+}
+
+// createTerminal makes a container with a terminal.
+func (p *pod) createTerminal(id string, s *specs.Spec) (*container, error) {
+	p.t.Helper()
+	c := &container{pod: p, id: id}
+	dir, err := os.MkdirTemp(p.dir, "fifo")
+	if err != nil {
+		return nil, err
+	}
+	out := filepath.Join(dir, "out")
+	c.stdin = filepath.Join(dir, "in")
+	for _, n := range []string{out, c.stdin} {
+		if err := unix.Mkfifo(n, 0o600); err != nil {
+			return nil, err
+		}
+	}
+	c.output.Go(func() {
+		if f, err := os.Open(out); err == nil {
+			_, _ = io.Copy(&c.stdout, f)
+			_ = f.Close()
+		}
+	})
+	bundle := filepath.Join(p.dir, "containerd", id)
+	if err := os.MkdirAll(bundle, 0o700); err != nil {
+		return nil, err
+	}
+	data, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(bundle, "config.json"), data, 0o600); err != nil {
+		return nil, err
+	}
+	_, err = p.task.Create(p.t.Context(), &taskapi.CreateTaskRequest{
+		ID: id, Bundle: bundle, Stdin: c.stdin, Stdout: out, Terminal: true,
+		Rootfs: []*types.Mount{{Type: "bind", Source: "/meta", Options: []string{"atoll.image=" + p.image}}},
+	})
+	return c, err
 }

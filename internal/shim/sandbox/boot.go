@@ -30,6 +30,9 @@ const (
 	bootTimeout = 100 * time.Second
 	// setupTimeout bounds each call to the guest.
 	setupTimeout = 30 * time.Second
+	// plugTimeout bounds the wait for the guest to find plugged memory and CPUs.
+	plugTimeout = 3 * time.Second
+	plugPoll    = 10 * time.Millisecond
 	// guestReserve is what the guest's kernel and init need besides the containers.
 	guestReserve = 64 << 20
 )
@@ -129,9 +132,7 @@ func (s *Service) setup(ctx context.Context, m *VM, g network.Guest) error {
 		return err
 	}
 	if grown {
-		if _, err := m.Session.OnlineResources(ctx, &guestv1.Empty{}); err != nil {
-			return fmt.Errorf("bringing memory and CPUs into use: %w", err)
-		}
+		return s.online(ctx, m)
 	}
 	return nil
 }
@@ -352,8 +353,31 @@ func (s *Service) growRunning(ctx context.Context, m *VM, want task.Resources) e
 	}
 	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
-	if _, err := m.Session.OnlineResources(ctx, &guestv1.Empty{}); err != nil {
-		return fmt.Errorf("bringing memory and CPUs into use: %w", err)
+	return s.online(ctx, m)
+}
+
+// online makes the guest use what was plugged. The guest finds new devices by and by.
+func (s *Service) online(ctx context.Context, m *VM) error {
+	s.room.Lock()
+	memory, cpus := s.room.memory, s.room.cpus
+	s.room.Unlock()
+	for deadline := time.Now().Add(plugTimeout); ; {
+		got, err := m.Session.OnlineResources(ctx, &guestv1.Empty{})
+		if err != nil {
+			return fmt.Errorf("bringing memory and CPUs into use: %w", err)
+		}
+		if got.GetCpus() >= uint32(cpus) && got.GetMemoryBytes() >= uint64(memory-guestReserve) {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			slog.Warn("micro-VM does not use all it was given", "sandbox", s.id,
+				"memory", got.GetMemoryBytes(), "memoryGiven", memory, "cpus", got.GetCpus(), "cpusGiven", cpus)
+			return nil
+		}
+		select {
+		case <-time.After(plugPoll):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	return nil
 }

@@ -230,8 +230,12 @@ func Resources(r *specs.LinuxResources) {
 	r.HugepageLimits = slices.DeleteFunc(r.HugepageLimits, func(h specs.LinuxHugepageLimit) bool { return h.Limit == 0 })
 }
 
-// process drops labels of security modules, which the guest kernel does not have.
+// process drops labels of security modules, which the guest kernel does not have, and makes explicit
+// what would be inherited from guest init.
 func process(p *specs.Process) error {
+	if p.OOMScoreAdj == nil {
+		p.OOMScoreAdj = new(int)
+	}
 	p.ApparmorProfile, p.SelinuxLabel = "", ""
 	p.CommandLine = ""
 	p.Scheduler, p.IOPriority, p.ExecCPUAffinity = nil, nil, nil
