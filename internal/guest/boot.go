@@ -77,7 +77,7 @@ func bootSteps() []step {
 			return m.disks.Scan()
 		}},
 		{"load device filter", func(m *machine) (err error) {
-			m.filter, err = container.NewDeviceFilter()
+			m.filter, err = container.NewDeviceFilter(m.tree.Keep())
 			return err
 		}},
 		{"watch memory", func(m *machine) (err error) {

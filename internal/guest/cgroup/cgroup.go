@@ -44,8 +44,25 @@ func (t *Tree) Init() error {
 	if err := os.Mkdir(t.pod, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("making pod cgroup: %w", err)
 	}
-	return delegate(t.pod)
+	if err := delegate(t.pod); err != nil {
+		return err
+	}
+	return t.keep()
 }
+
+// keep makes a group without processes that has a CPU limit and (from its user) a device filter, as
+// containers do. The first such group makes the kernel patch its own code and the last one undoes
+// it; with one that stays, neither happens when a container comes or goes.
+func (t *Tree) keep() error {
+	g := t.Keep()
+	if err := os.Mkdir(g.dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("making cgroup: %w", err)
+	}
+	return write(g.dir, "cpu.max", "50000 100000")
+}
+
+// Keep is the group without processes.
+func (t *Tree) Keep() *Group { return &Group{dir: filepath.Join(t.root, "keep")} }
 
 // controllers are those that containers get. Each costs time when a group is made, so the ones no
 // limit or counter here comes from (hugetlb, misc, rdma) stay off.

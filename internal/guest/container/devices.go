@@ -53,13 +53,14 @@ func usualRules() []deviceRule {
 	}
 }
 
-// NewDeviceFilter loads the usual program.
-func NewDeviceFilter() (*DeviceFilter, error) {
+// NewDeviceFilter loads the usual program and attaches it to keep, see cgroup.Tree.
+func NewDeviceFilter(keep *cgroup.Group) (*DeviceFilter, error) {
 	fd, err := loadDevices(usualRules())
 	if err != nil {
 		return nil, err
 	}
-	return &DeviceFilter{usual: fd}, nil
+	f := &DeviceFilter{usual: fd}
+	return f, f.attach(keep, nil, nil)
 }
 
 // attach puts the filter on a group. Rules of the spec that allow everything leave it out.
