@@ -362,14 +362,15 @@ func (s *Service) online(ctx context.Context, m *VM) error {
 	memory, cpus := s.room.memory, s.room.cpus
 	s.room.Unlock()
 	for deadline := time.Now().Add(plugTimeout); ; {
+		// A block of memory that is just being added cannot be brought into use yet.
 		got, err := m.Session.OnlineResources(ctx, &guestv1.Empty{})
-		if err != nil {
+		late := time.Now().After(deadline)
+		switch {
+		case err != nil && (late || gone(err)):
 			return fmt.Errorf("bringing memory and CPUs into use: %w", err)
-		}
-		if got.GetCpus() >= uint32(cpus) && got.GetMemoryBytes() >= uint64(memory-guestReserve) {
+		case err == nil && got.GetCpus() >= uint32(cpus) && got.GetMemoryBytes() >= uint64(memory-guestReserve):
 			return nil
-		}
-		if time.Now().After(deadline) {
+		case late:
 			slog.Warn("micro-VM does not use all it was given", "sandbox", s.id,
 				"memory", got.GetMemoryBytes(), "memoryGiven", memory, "cpus", got.GetCpus(), "cpusGiven", cpus)
 			return nil
