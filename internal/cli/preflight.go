@@ -103,7 +103,7 @@ func runPreflight(ctx context.Context, t datadir.Tree) ([]preflight.Result, erro
 			{Prefix: netip.MustParsePrefix(podCIDR), Use: "addresses of pods"},
 			{Prefix: netip.MustParsePrefix(serviceCIDR), Use: "addresses of Services"},
 		},
-		Ours:         func(i process.Info) bool { return up.IsOwn(t, i) },
+		Ours: func(i process.Info) bool { return up.IsOwn(t, i) },
 		OurInterface: func(name string) bool {
 			return name == cniconf.DefaultBridge || strings.HasPrefix(name, gateway.Prefix)
 		},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -51,6 +52,10 @@ func (a *app) newRole(name, nodeIP string) (role, error) {
 	logger, err := a.logger(a.errOut)
 	if err != nil {
 		return role{}, err
+	}
+	// The process runs from /proc/self/exe; "exe" is not what ps should call it.
+	if err := os.WriteFile("/proc/self/comm", []byte("atoll-"+name), 0); err != nil {
+		logger.Warn("naming the process failed", "error", err)
 	}
 	r := role{tree: t, logger: logger}
 	if nodeIP != "" {
