@@ -16,7 +16,8 @@ ROOT := $(if $(SUDO),sudo env PATH=$(PATH) HOME=$(HOME) CGO_ENABLED=0 GOFLAGS="$
 DATA_DIR ?= /var/lib/atoll
 ATOLL := bin/atoll
 FILES := internal/assets/files
-IMAGES := busybox nginx agnhost
+# agnhost is built for `make conformance` only.
+IMAGES := busybox nginx
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 # What nodes report: the Kubernetes version with ours as build metadata.
