@@ -15,12 +15,14 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"atoll.dev/atoll/internal/datadir"
 )
@@ -51,6 +53,10 @@ func Main(version string, args []string) int {
 	// A second signal ends the process at once.
 	context.AfterFunc(ctx, stop)
 	a := &app{version: version, out: os.Stdout, errOut: os.Stderr}
+	if err := settleProcess(); err != nil {
+		fmt.Fprintln(a.errOut, "Error:", err)
+		return exitFailed
+	}
 	root := a.root()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
@@ -66,6 +72,23 @@ func Main(version string, args []string) int {
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// settleProcess makes the process independent of who started it: system programs
+// are found even where PATH is that of an ordinary user, and files get the modes
+// they are made with.
+func settleProcess() error {
+	unix.Umask(0o022)
+	path := filepath.SplitList(os.Getenv("PATH"))
+	for _, dir := range []string{"/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"} {
+		if !slices.Contains(path, dir) {
+			path = append(path, dir)
+		}
+	}
+	if err := os.Setenv("PATH", strings.Join(path, string(filepath.ListSeparator))); err != nil {
+		return fmt.Errorf("setting PATH: %w", err)
+	}
+	return nil
 }
 
 // silentError is a failure that has been explained already.

@@ -40,6 +40,9 @@ func (a *app) withImages(f func(*images.Client) error) error {
 	if err != nil {
 		return err
 	}
+	if os.Geteuid() != 0 {
+		return errors.New("atoll image works as root only; use sudo")
+	}
 	if _, err := os.Stat(t.ContainerdSocket()); err != nil {
 		return fmt.Errorf("containerd does not run on %s; start it with `atoll up` (%w)", t.Root(), err)
 	}

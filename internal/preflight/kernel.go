@@ -43,32 +43,54 @@ func attrs(name string) netlink.LinkAttrs {
 	return a
 }
 
-// checkKernel tries the kernel features. The thread that is put into its own
-// namespaces is never used for anything else: it ends with the goroutine.
+// checkKernel tries the kernel features on a thread that is put into its own
+// namespaces.
 func checkKernel(ctx context.Context) []Result {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	done := make(chan []Result)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
-			done <- []Result{{
-				Name: "namespaces", Level: Fail, Detail: fmt.Sprintf("making namespaces: %v", err),
-				Fix: "run Atoll where it has all privileges of root, not in a container",
-			}}
-			return
-		}
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			done <- []Result{{Name: "namespaces", Level: Fail, Detail: fmt.Sprintf("making mounts private: %v", err)}}
-			return
-		}
-		var out []Result
-		for _, f := range features() {
-			out = append(out, f.check(ctx))
-		}
-		done <- out
-	}()
+	go onOwnThread(func() { done <- tryFeatures(ctx) })
 	return <-done
+}
+
+// onOwnThread runs f on a thread that is never used for anything else: it ends
+// with the goroutine. The first thread of a process cannot end, and what /proc
+// shows of the process is that thread's, so f is kept away from it.
+func onOwnThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return // locked, so the thread ends
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // the first thread is taken, so it is another one
+		f()
+	}()
+	<-done
+	runtime.UnlockOSThread()
+}
+
+// tryFeatures makes the namespaces and tries everything in them.
+func tryFeatures(ctx context.Context) []Result {
+	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS); err != nil {
+		return []Result{{
+			Name: "namespaces", Level: Fail, Detail: fmt.Sprintf("making namespaces: %v", err),
+			Fix: "run Atoll where it has all privileges of root, not in a container",
+		}}
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return []Result{{
+			Name: "namespaces", Level: Fail, Detail: fmt.Sprintf("making mounts private: %v", err),
+			Fix: "run Atoll where it has all privileges of root, not in a container",
+		}}
+	}
+	var out []Result
+	for _, f := range features() {
+		out = append(out, f.check(ctx))
+	}
+	return out
 }
 
 func (f feature) check(ctx context.Context) Result {

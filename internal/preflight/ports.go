@@ -37,7 +37,7 @@ type socket struct {
 func (c *Checker) checkPorts() []Result {
 	var sockets []socket
 	for _, file := range []string{"tcp", "tcp6", "udp", "udp6"} {
-		b, err := os.ReadFile(filepath.Join("/proc/net", file))
+		b, err := os.ReadFile(filepath.Join("/proc/thread-self/net", file))
 		if err != nil {
 			continue // no IPv6
 		}

@@ -11,6 +11,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/pool/wire"
@@ -154,9 +156,11 @@ func (c *Client) do(ctx context.Context, method, path string, into any) error {
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		var op *net.OpError
-		if errors.As(err, &op) && op.Op == "dial" {
+		switch {
+		case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
 			return ErrNotRunning
+		case errors.Is(err, os.ErrPermission):
+			return errors.New("only root may ask the supervisor; use sudo")
 		}
 		return fmt.Errorf("asking the supervisor: %w", err)
 	}
