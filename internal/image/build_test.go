@@ -254,11 +254,7 @@ func TestRegistryHoldsAnotherImage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &builder{recipe: recipe, cache: t.TempDir()}
-	if err := os.MkdirAll(filepath.Join(b.cache, "images"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	inner := mustBuild(t, filepath.Join(dir, "inner"), b.cache)
+	inner := mustBuild(t, filepath.Join(dir, "inner"), t.TempDir())
 	tr := emptyTree(t)
 	if err := (nested{entry: recipe.Registry[0], archive: inner.Archive}).addTo(tr); err != nil {
 		t.Fatal(err)

@@ -29,8 +29,15 @@ func (t *tree) finishDebian() error {
 		name string
 		mode int64
 	}{
-		{"dev", 0o755}, {"etc", 0o755}, {"home", 0o755}, {"proc", 0o555}, {"root", 0o700},
-		{"run", 0o755}, {"sys", 0o555}, {"tmp", 0o1777}, {"var/tmp", 0o1777},
+		{"dev", 0o755},
+		{"etc", 0o755},
+		{"home", 0o755},
+		{"proc", 0o555},
+		{"root", 0o700},
+		{"run", 0o755},
+		{"sys", 0o555},
+		{"tmp", 0o1777},
+		{"var/tmp", 0o1777},
 	} {
 		if _, err := t.lookup(dir.name); err == nil {
 			continue
