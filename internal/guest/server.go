@@ -41,7 +41,10 @@ type server struct {
 	m    *machine
 	stop context.CancelCauseFunc // ends the whole of init
 	ctx  context.Context         // of init; calls have their own
+	rpc  *ttrpc.Server
 	pod  atomic.Pointer[pod]
+
+	rehearsing atomic.Bool // while Warm runs
 
 	mu      sync.Mutex
 	isSetUp bool
@@ -51,25 +54,31 @@ func newServer(log *slog.Logger, m *machine, stop context.CancelCauseFunc) *serv
 	return &server{log: log, m: m, stop: stop}
 }
 
-// serve accepts streams until the session ends.
-func (s *server) serve(ctx context.Context, session *yamux.Session) error {
+// serve serves the session with the host until it ends.
+func (s *server) serve(ctx context.Context, session *yamux.Session) (err error) {
 	s.ctx = ctx
-	rpc, err := ttrpc.NewServer()
-	if err != nil {
+	if s.rpc, err = ttrpc.NewServer(); err != nil {
 		return fmt.Errorf("making ttrpc server: %w", err)
 	}
-	guestv1.RegisterGuestService(rpc, s)
+	guestv1.RegisterGuestService(s.rpc, s)
+	return s.serveStreams(session)
+}
+
+// serveStreams accepts streams until the session ends.
+func (s *server) serveStreams(session *yamux.Session) error {
+	done := make(chan struct{})
+	defer close(done)
 	for {
 		st, err := session.AcceptStream()
 		if err != nil {
 			return err
 		}
-		go s.stream(rpc, st)
+		go s.stream(st, done)
 	}
 }
 
-// stream reads the header and hands the stream on, or closes it.
-func (s *server) stream(rpc *ttrpc.Server, st *yamux.Stream) {
+// stream reads the header and hands the stream on, or closes it. done is closed with the session.
+func (s *server) stream(st *yamux.Stream, done <-chan struct{}) {
 	h, err := channel.ReadHeader(st)
 	if err != nil {
 		s.log.Warn("refusing stream", "err", err)
@@ -78,8 +87,9 @@ func (s *server) stream(rpc *ttrpc.Server, st *yamux.Stream) {
 	}
 	switch h.Kind {
 	case channel.KindRPC:
-		l := channel.NewListener(st)
-		err = rpc.Serve(s.ctx, l)
+		if err = s.rpc.Serve(s.ctx, channel.NewListener(st, done)); errors.Is(err, net.ErrClosed) {
+			err = nil
+		}
 	case channel.KindIO:
 		if p := s.pod.Load(); p != nil {
 			err = p.containers.Attach(h.Container, h.Exec, h.FD, st)

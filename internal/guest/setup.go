@@ -162,6 +162,25 @@ func (n *network) apply() error {
 	return nil
 }
 
+// remove takes the addresses off eth0 again and brings it down, which drops the routes.
+func (n *network) remove() error {
+	c, err := rtnl.Open()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	eth0, err := c.Index("eth0")
+	if err != nil {
+		return err
+	}
+	for _, a := range n.addresses {
+		if err := c.DeleteAddress(eth0, a); err != nil {
+			return err
+		}
+	}
+	return c.SetLink(eth0, nil, 0, false)
+}
+
 // setSysctls writes the pod's sysctls.
 func setSysctls(values map[string]string) error {
 	for name, value := range values {
@@ -225,7 +244,13 @@ func (s *server) Setup(ctx context.Context, req *guestv1.SetupRequest) (*guestv1
 	if err := s.setup(ctx, req); err != nil {
 		return nil, status(err)
 	}
-	s.isSetUp = true
+	if s.rehearsing.Load() {
+		if err := undoSetup(req); err != nil {
+			return nil, status(err)
+		}
+	} else {
+		s.isSetUp = true
+	}
 	memory, err := totalMemory()
 	if err != nil {
 		return nil, status(err)
@@ -269,6 +294,18 @@ func (s *server) setup(ctx context.Context, req *guestv1.SetupRequest) (err erro
 		return s.pod.Load().containers.SharePID()
 	}
 	return nil
+}
+
+// undoSetup takes back what the next setup would stumble over.
+func undoSetup(req *guestv1.SetupRequest) error {
+	if err := unix.Unmount(channel.ShmPath, 0); err != nil {
+		return fmt.Errorf("unmounting %s: %w", channel.ShmPath, err)
+	}
+	n, err := parseNetwork(req.GetNetwork())
+	if n == nil || err != nil {
+		return err
+	}
+	return n.remove()
 }
 
 // kernelRelease is uname -r.

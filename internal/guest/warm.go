@@ -6,19 +6,19 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"runtime/debug"
 	"strings"
 	"time"
 
+	"github.com/containerd/ttrpc"
+	"github.com/hashicorp/yamux"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
 	"atoll.dev/atoll/internal/guest/channel"
 	"atoll.dev/atoll/internal/guest/container"
-	"atoll.dev/atoll/internal/guest/rtnl"
 	"atoll.dev/atoll/internal/guest/volume"
 )
 
@@ -27,32 +27,21 @@ const (
 	maxRounds = 16
 )
 
-// Warm implements the protocol: it goes once through everything a pod start does, so that the
-// emulator has translated the code, and leaves nothing behind but the mounted scratch disk.
+// Warm implements the protocol: it goes through everything a pod start does, so that the emulator
+// has translated the code, and leaves nothing behind but the mounted scratch disk. Init is its own
+// host for that: a second session, inside this process, carries the same calls and streams that
+// the shim will send.
 func (s *server) Warm(ctx context.Context, req *guestv1.WarmRequest) (*guestv1.Empty, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.isSetUp {
-		return nil, status(fmt.Errorf("pod is set up: %w", container.ErrState))
-	}
 	return &guestv1.Empty{}, status(s.warm(ctx, req))
 }
 
 func (s *server) warm(ctx context.Context, req *guestv1.WarmRequest) error {
-	if len(req.GetEntropy()) > 0 {
-		if err := addEntropy(req.GetEntropy()); err != nil {
-			return err
-		}
+	if err := s.prepareWarm(ctx, req); err != nil {
+		return err
 	}
-	if s.pod.Load() == nil {
-		p, err := s.prepareScratch(ctx, req.GetScratchSerial())
-		if err != nil {
-			return err
-		}
-		s.pod.Store(p)
-	}
+	defer s.rehearsing.Store(false)
 	for range max(1, min(req.GetRounds(), maxRounds)) {
-		if err := s.warmRound(ctx, req.GetSerial()); err != nil {
+		if err := s.rehearse(ctx, req.GetSerial()); err != nil {
 			return fmt.Errorf("warming up: %w", err)
 		}
 	}
@@ -61,140 +50,207 @@ func (s *server) warm(ctx context.Context, req *guestv1.WarmRequest) error {
 	return nil
 }
 
-func (s *server) warmRound(ctx context.Context, serial string) error {
-	p := s.pod.Load()
-	if err := warmIdentity(); err != nil {
-		return err
+func (s *server) prepareWarm(ctx context.Context, req *guestv1.WarmRequest) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.isSetUp || !s.rehearsing.CompareAndSwap(false, true) {
+		return fmt.Errorf("pod is set up: %w", container.ErrState)
 	}
-	if err := warmNetwork(); err != nil {
-		return err
-	}
-	if err := mountShm(0); err != nil {
-		return err
-	}
-	if err := unix.Unmount(channel.ShmPath, 0); err != nil {
-		return fmt.Errorf("unmounting shm: %w", err)
-	}
-	if err := warmFiles(p.volumes); err != nil {
-		return err
-	}
-	if serial != "" {
-		if err := s.warmContainer(ctx, p, serial); err != nil {
+	if len(req.GetEntropy()) > 0 {
+		if err := addEntropy(req.GetEntropy()); err != nil {
 			return err
 		}
 	}
-	return p.volumes.Remove(warmID)
+	if s.pod.Load() != nil {
+		return nil
+	}
+	p, err := s.prepareScratch(ctx, req.GetScratchSerial())
+	if err != nil {
+		return err
+	}
+	s.pod.Store(p)
+	return nil
 }
 
-// warmIdentity does what Setup does to the kernel's state, without changing it.
-func warmIdentity() error {
+// rehearse is one round over a session of its own.
+func (s *server) rehearse(ctx context.Context, serial string) error {
+	host, guest := net.Pipe()
+	served := make(chan error, 1)
+	go func() {
+		if _, err := channel.ReadLine(guest, len(channel.Go)); err != nil {
+			served <- err
+			return
+		}
+		session, err := channel.Server(guest)
+		if err == nil {
+			err = s.serveStreams(session)
+		}
+		served <- err
+	}()
+	session, err := channel.Client(host)
+	if err != nil {
+		return err
+	}
+	r := rehearsal{session: session}
+	err = r.run(ctx, s.pod.Load().volumes, serial)
+	_ = session.Close()
+	<-served
+	return err
+}
+
+// rehearsal plays the host.
+type rehearsal struct {
+	session *yamux.Session
+	guest   guestv1.GuestService
+}
+
+func (r *rehearsal) run(ctx context.Context, volumes *volume.Store, serial string) error {
+	st, err := channel.Open(r.session, channel.Header{Kind: channel.KindRPC})
+	if err != nil {
+		return err
+	}
+	client := ttrpc.NewClient(st)
+	defer client.Close()
+	r.guest = guestv1.NewGuestClient(client)
+	if err := r.setup(ctx); err != nil {
+		return err
+	}
+	if err := r.files(ctx); err != nil {
+		return err
+	}
+	if serial != "" {
+		if err := r.container(ctx, serial); err != nil {
+			return err
+		}
+	}
+	return volumes.Remove(warmID)
+}
+
+// setup sets a pod up; the server takes it back at once. Nobody listens on eth0: the interface of
+// a clone that has no pod yet is connected to nothing.
+func (r *rehearsal) setup(ctx context.Context) error {
 	seed := make([]byte, minEntropy)
 	if _, err := unix.Getrandom(seed, 0); err != nil {
 		return fmt.Errorf("reading random bytes: %w", err)
 	}
-	if err := addEntropy(seed); err != nil {
-		return err
-	}
-	if err := setClock(time.Now().UnixNano()); err != nil {
-		return err
-	}
-	if err := setIdentity("localhost", ""); err != nil {
-		return err
-	}
-	const sysctl = "net.ipv4.ip_unprivileged_port_start"
-	old, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	port, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 	if err != nil {
 		return fmt.Errorf("reading sysctl: %w", err)
 	}
-	return setSysctls(map[string]string{sysctl: strings.TrimSpace(string(old))})
+	req := &guestv1.SetupRequest{
+		Entropy: seed, UnixNanos: time.Now().UnixNano(), Hostname: "localhost", MachineId: strings.Repeat("0", 32),
+		Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": strings.TrimSpace(string(port))},
+	}
+	if _, err := os.Stat("/sys/class/net/eth0"); err == nil {
+		req.Network = &guestv1.Network{
+			Mac: "02:00:00:00:00:01", Mtu: 1500, Addresses: []string{"192.0.2.2/24", "2001:db8::2/64"},
+			Routes: []*guestv1.Route{
+				{Destination: "0.0.0.0/0", Gateway: "192.0.2.1"}, {Destination: "::/0", Gateway: "2001:db8::1"},
+			},
+		}
+	}
+	_, err = r.guest.Setup(ctx, req)
+	return err
 }
 
-// warmNetwork gives eth0 addresses and takes them away again. Nobody listens: the interface of a
-// clone that has no pod yet is connected to nothing.
-func warmNetwork() error {
-	if _, err := os.Stat("/sys/class/net/eth0"); err != nil {
-		return nil //nolint:nilerr // a template without network
-	}
-	n := &network{
-		mac:       net.HardwareAddr{2, 0, 0, 0, 0, 1},
-		mtu:       1500,
-		addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/31"), netip.MustParsePrefix("2001:db8::1/127")},
-		routes: []route{
-			{dst: netip.MustParsePrefix("0.0.0.0/0"), gateway: netip.MustParseAddr("192.0.2.0")},
-			{dst: netip.MustParsePrefix("::/0"), gateway: netip.MustParseAddr("2001:db8::")},
-		},
-	}
-	if err := n.apply(); err != nil {
-		return err
-	}
-	c, err := rtnl.Open()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	eth0, err := c.Index("eth0")
-	if err != nil {
-		return err
-	}
-	if err := c.DeleteAddress(eth0, n.addresses[0]); err != nil {
-		return err
-	}
-	// Taking the link down drops the routes and every IPv6 address.
-	return c.SetLink(eth0, nil, 0, false)
-}
-
-// warmFiles pushes a tree the way a ConfigMap comes, with the helper as the file.
-func warmFiles(volumes *volume.Store) error {
-	if err := volumes.Create(warmID, volume.Pushed, 0, 0, 0, 0); err != nil {
+// files pushes a tree the way a ConfigMap comes, with the helper as a file to run.
+func (r *rehearsal) files(ctx context.Context) error {
+	req := &guestv1.CreateVolumeRequest{Id: warmID, Kind: guestv1.CreateVolumeRequest_PUSHED}
+	if _, err := r.guest.CreateVolume(ctx, req); err != nil {
 		return err
 	}
 	helper, err := os.ReadFile(helperPath)
 	if err != nil {
 		return fmt.Errorf("reading exec helper: %w", err)
 	}
-	return volumes.Put(warmID, []volume.File{
+	_, err = r.guest.PutFiles(ctx, &guestv1.PutFilesRequest{Volume: warmID, Replace: true, Commit: true, Files: []*guestv1.File{
 		{Path: "..v", Mode: unix.S_IFDIR | 0o755},
 		{Path: "..v/exec", Mode: unix.S_IFREG | 0o755, Data: helper},
 		{Path: "..data", Mode: unix.S_IFLNK | 0o777, Target: "..v"},
 		{Path: "exec", Mode: unix.S_IFLNK | 0o777, Target: "..data/exec"},
 		{Path: "hosts", Mode: unix.S_IFREG | 0o644},
-	}, true, true)
+	}})
+	return err
 }
 
-func (s *server) warmContainer(ctx context.Context, p *pod, serial string) error {
-	if err := s.m.disks.MountImage(ctx, warmID, serial, ""); err != nil {
+// container runs a container that waits for the end of its stdin, and an exec in it.
+func (r *rehearsal) container(ctx context.Context, serial string) error {
+	if _, err := r.guest.MountImage(ctx, &guestv1.MountImageRequest{Id: warmID, Serial: serial}); err != nil {
 		return err
 	}
-	spec, err := json.Marshal(warmSpec())
+	spec := warmSpec()
+	data, err := json.Marshal(spec)
 	if err != nil {
 		return err
 	}
-	if err := p.containers.Create(container.Create{ID: warmID, Spec: spec, Lowers: []string{warmID}, Stdin: true, Seccomp: allowAll()}); err != nil {
+	req := &guestv1.CreateContainerRequest{Id: warmID, Spec: data, Lowers: []string{warmID}, Stdin: true, Seccomp: allowAll()}
+	if _, err := r.guest.CreateContainer(ctx, req); err != nil {
 		return err
 	}
-	c, err := p.containers.Get(warmID)
+	stdin, err := r.start(ctx, &guestv1.ProcessRequest{ContainerId: warmID}, true)
 	if err != nil {
 		return err
 	}
+	if data, err = json.Marshal(spec.Process); err != nil {
+		return err
+	}
+	exec := &guestv1.ProcessRequest{ContainerId: warmID, ExecId: warmID}
+	if _, err := r.guest.CreateExec(ctx, &guestv1.CreateExecRequest{ContainerId: warmID, ExecId: warmID, Process: data, Seccomp: allowAll()}); err != nil {
+		return err
+	}
+	if _, err := r.start(ctx, exec, false); err != nil {
+		return err
+	}
+	if err := r.finish(ctx, exec); err != nil {
+		return err
+	}
+	if _, err := r.guest.Stats(ctx, &guestv1.StatsRequest{}); err != nil {
+		return err
+	}
+	if err := stdin.Close(); err != nil {
+		return err
+	}
+	if err := r.finish(ctx, &guestv1.ProcessRequest{ContainerId: warmID}); err != nil {
+		return err
+	}
+	_, err = r.guest.UnmountImage(ctx, &guestv1.UnmountImageRequest{Id: warmID})
+	return err
+}
+
+// start opens the streams of a process and starts it.
+func (r *rehearsal) start(ctx context.Context, p *guestv1.ProcessRequest, withStdin bool) (stdin *yamux.Stream, err error) {
 	for fd := range 3 {
-		if err := p.containers.Attach(warmID, "", fd, nowhere{}); err != nil {
-			return err
+		if fd == 0 && !withStdin {
+			continue
 		}
+		h := channel.Header{Kind: channel.KindIO, Container: p.GetContainerId(), Exec: p.GetExecId(), FD: fd}
+		st, err := channel.Open(r.session, h)
+		if err != nil {
+			return nil, err
+		}
+		if fd == 0 {
+			stdin = st
+			continue
+		}
+		go func() {
+			_, _ = io.Copy(io.Discard, st)
+			_ = st.Close()
+		}()
 	}
-	if _, err := c.Start(""); err != nil {
-		return err
-	}
-	state, err := c.Wait(ctx, "")
+	_, err = r.guest.Start(ctx, p)
+	return stdin, err
+}
+
+func (r *rehearsal) finish(ctx context.Context, p *guestv1.ProcessRequest) error {
+	state, err := r.guest.Wait(ctx, p)
 	if err != nil {
 		return err
 	}
-	if state.Status != 0 {
-		return fmt.Errorf("warm-up container ended with status %d", state.Status)
+	if state.GetStatus() != 0 {
+		return fmt.Errorf("process ended with status %d", state.GetStatus())
 	}
-	if _, err := c.Delete(ctx, ""); err != nil {
-		return err
-	}
-	return s.m.disks.UnmountImage(ctx, warmID)
+	_, err = r.guest.Delete(ctx, p)
+	return err
 }
 
 // allowAll is a seccomp program of one instruction.
@@ -233,11 +289,3 @@ func warmSpec() *specs.Spec {
 		},
 	}
 }
-
-// nowhere is a stream at its end that takes everything.
-type nowhere struct{}
-
-func (nowhere) Read([]byte) (int, error)        { return 0, io.EOF }
-func (nowhere) Write(p []byte) (int, error)     { return len(p), nil }
-func (nowhere) Close() error                    { return nil }
-func (nowhere) SetReadDeadline(time.Time) error { return nil }

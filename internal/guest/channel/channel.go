@@ -276,12 +276,13 @@ func (f *frames) Write(p []byte) (int, error) {
 // Listener hands out one connection, which is all a ttrpc server over a yamux stream needs.
 type Listener struct {
 	conns chan net.Conn
-	done  chan struct{}
+	done  <-chan struct{}
 }
 
-// NewListener makes a listener whose first Accept returns conn and whose second blocks until Close.
-func NewListener(conn net.Conn) *Listener {
-	l := &Listener{conns: make(chan net.Conn, 1), done: make(chan struct{})}
+// NewListener makes a listener whose first Accept returns conn and whose second blocks until done
+// is closed.
+func NewListener(conn net.Conn, done <-chan struct{}) *Listener {
+	l := &Listener{conns: make(chan net.Conn, 1), done: done}
 	l.conns <- conn
 	return l
 }
@@ -296,14 +297,11 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close makes Accept return net.ErrClosed. It must be called once.
-func (l *Listener) Close() error {
-	close(l.done)
-	return nil
-}
+// Close does nothing: the end of done ends the listener.
+func (*Listener) Close() error { return nil }
 
 // Addr names the listener.
-func (l *Listener) Addr() net.Addr { return addr{} }
+func (*Listener) Addr() net.Addr { return addr{} }
 
 type addr struct{}
 

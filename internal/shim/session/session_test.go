@@ -71,7 +71,7 @@ func serve(t *testing.T, st *yamux.Stream) {
 			return
 		}
 		guestv1.RegisterGuestService(srv, fake{})
-		_ = srv.Serve(context.Background(), channel.NewListener(st))
+		_ = srv.Serve(context.Background(), channel.NewListener(st, nil))
 	case h.Kind == channel.KindDial && h.Port == 80:
 		_, _ = io.WriteString(st, "ok\n")
 		_, _ = io.Copy(st, st) // echo until the host ends
