@@ -9,11 +9,13 @@ import (
 )
 
 // What a micro-VM costs beside its containers: QEMU, the guest kernel and init,
-// and the shim. The memory is what a node must have, the CPU what an idle
-// micro-VM uses.
+// and the shim. The scheduler adds it to the pod's requests and the kubelet to
+// the limits of the pod's cgroup. Memory is what an idle pod takes, with some
+// room; CPU is next to nothing when the guest is idle, and so small that 500
+// pods fit a host of two processors.
 const (
 	overheadMemory = "64Mi"
-	overheadCPU    = "10m"
+	overheadCPU    = "2m"
 )
 
 // manifest is one object as YAML.

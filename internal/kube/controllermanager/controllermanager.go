@@ -54,6 +54,9 @@ func (c Config) flags() []string {
 		"--cluster-cidr=" + c.PodCIDR.String(),
 		fmt.Sprintf("--node-cidr-mask-size=%d", c.NodeMask),
 		"--service-cluster-ip-range=" + c.ServiceCIDR.String(),
+		// Deployments of hundreds of pods must not wait for the client's limit.
+		"--kube-api-qps=200",
+		"--kube-api-burst=400",
 		// One node: finished pods are only worth their logs.
 		"--terminated-pod-gc-threshold=1000",
 	}

@@ -66,19 +66,24 @@ func (c Config) corefile() string {
         max_concurrent 1000
     }`
 	}
-	return fmt.Sprintf(`.:%d {
-    bind %s
+	// Names of the cluster are in memory already; caching them would only delay
+	// changes.
+	return fmt.Sprintf(`.:%[1]d {
+    bind %[2]s
     errors
-    ready 127.0.0.1:%d
-    kubernetes %s in-addr.arpa ip6.arpa {
-        kubeconfig %s
+    ready 127.0.0.1:%[3]d
+    kubernetes %[4]s in-addr.arpa ip6.arpa {
+        kubeconfig %[5]s
         pods insecure
         fallthrough in-addr.arpa ip6.arpa
         ttl 30
     }
-    cache 30
+    cache 30 {
+        disable success %[4]s
+        disable denial %[4]s
+    }
     loadbalance
-    %s
+    %[6]s
 }
 `, c.Port, c.Address, c.ReadyPort, c.Domain, c.Kubeconfig, elsewhere)
 }

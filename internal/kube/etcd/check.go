@@ -56,10 +56,10 @@ func checkData(dir, marker string) (err error) {
 		return err
 	case info.Size() == 0 && used:
 		return fmt.Errorf("%w: %s is empty", ErrDamaged, database)
-	case info.Size() == 0:
-		return nil
-	case len(logs) == 0:
+	case len(logs) == 0 && used:
 		return fmt.Errorf("%w: %s exists but %s holds no log", ErrDamaged, database, walDir)
+	case info.Size() == 0 || len(logs) == 0:
+		return nil
 	}
 	applied, err := checkDatabase(database, info.Size())
 	if err != nil {

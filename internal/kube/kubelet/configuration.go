@@ -44,7 +44,7 @@ func detectCgroups() cgroups {
 
 // configuration is the kubelet's configuration; what is not set has upstream's
 // default.
-func configuration(cfg Config, groups cgroups) *kubeletv1beta1.KubeletConfiguration {
+func configuration(cfg Config, groups cgroups, limits hostLimits) *kubeletv1beta1.KubeletConfiguration {
 	no, yes := false, true
 	f := cfg.Files
 	healthPort := int32(cfg.HealthPort)
@@ -53,7 +53,7 @@ func configuration(cfg Config, groups cgroups) *kubeletv1beta1.KubeletConfigurat
 	eventQPS := int32(100)
 	apiQPS := int32(200)
 	resolvConf := cfg.ResolvConf
-	return &kubeletv1beta1.KubeletConfiguration{
+	kc := &kubeletv1beta1.KubeletConfiguration{
 		TypeMeta:                 metav1.TypeMeta{APIVersion: kubeletv1beta1.SchemeGroupVersion.String(), Kind: "KubeletConfiguration"},
 		ContainerRuntimeEndpoint: "unix://" + cfg.Socket,
 		PodLogsDir:               cfg.PodLogsDir,
@@ -121,6 +121,27 @@ func configuration(cfg Config, groups cgroups) *kubeletv1beta1.KubeletConfigurat
 		NodeStatusUpdateFrequency: metav1.Duration{Duration: 10 * time.Second},
 		Logging:                   logsapi.LoggingConfiguration{Format: "text"},
 	}
+	if limits.openFiles < upstreamOpenFiles {
+		kc.MaxOpenFiles = int64(limits.openFiles)
+	}
+	return kc
+}
+
+// upstreamOpenFiles is how many open files the kubelet asks for by default.
+const upstreamOpenFiles = 1000000
+
+// hostLimits is what the process may not exceed.
+type hostLimits struct {
+	openFiles uint64
+}
+
+// detectLimits reads the limit that can only be raised with CAP_SYS_RESOURCE.
+func detectLimits() hostLimits {
+	var r unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
+		return hostLimits{openFiles: upstreamOpenFiles}
+	}
+	return hostLimits{openFiles: r.Max}
 }
 
 func ptr[T any](v T) *T { return &v }

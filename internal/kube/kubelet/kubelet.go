@@ -57,7 +57,7 @@ type Config struct {
 
 // Run holds until ctx ends or the kubelet fails.
 func Run(ctx context.Context, cfg Config) error {
-	versioned := configuration(cfg, detectCgroups())
+	versioned := configuration(cfg, detectCgroups(), detectLimits())
 	if err := write(cfg, versioned); err != nil {
 		return fmt.Errorf("configuring kubelet: %w", err)
 	}

@@ -38,6 +38,8 @@ func (c Config) flags() []string {
 		"--tls-min-version=VersionTLS12",
 		"--client-ca-file=" + f.CACert(pki.ClusterCA),
 		"--requestheader-client-ca-file=" + f.CACert(pki.FrontProxyCA),
+		"--kube-api-qps=200",
+		"--kube-api-burst=400",
 		"--profiling=false",
 		"--leader-elect=false",
 	}
