@@ -31,7 +31,7 @@ func TestPod(t *testing.T) {
 		"devices": testDevices, "volumes": testVolumes, "atomic": testAtomicUpdate, "inplace": testInPlace,
 		"subpath": testSubPath, "image volume": testImageVolume, "memory volume": testMemoryVolume,
 		"limits": testLimits, "stats": testStats, "debug": testDebugContainer, "dial": testDial,
-		"unmount": testUnmount, "background": testBackground,
+		"unmount": testUnmount, "background": testBackground, "quota": testQuota,
 	} {
 		t.Run(name, func(t *testing.T) {
 			sub := *vmView(v, t)

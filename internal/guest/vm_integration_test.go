@@ -482,12 +482,6 @@ func (v *vm) remove(container string) {
 
 // mkfsArgs is the scratch disk's format; internal/vm/scratch has the same.
 func mkfsArgs(image string) []string {
-	features := "none,extent,64bit,flex_bg,filetype,dir_index,dir_nlink,ext_attr,extra_isize,huge_file,large_file,sparse_super2"
-	if os.Getenv("ATOLL_TEST_QUOTA") != "0" {
-		features += ",quota,project"
-	}
-	if os.Getenv("XCSUM") != "" {
-		features += ",metadata_csum"
-	}
+	features := "none,extent,64bit,flex_bg,filetype,dir_index,dir_nlink,ext_attr,extra_isize,huge_file,large_file,uninit_bg,sparse_super2,quota,project"
 	return []string{"-q", "-F", "-b", "4096", "-m", "0", "-O", features, "-E", "root_owner=0:0", image}
 }

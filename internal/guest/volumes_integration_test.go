@@ -332,3 +332,30 @@ func TestShutdown(t *testing.T) {
 		t.Fatal("still running")
 	}
 }
+
+// The scratch file system has project quota: usage is exact and a volume's size is a limit.
+func testQuota(t *testing.T, v *vm) {
+	req := &guestv1.CreateVolumeRequest{Id: "small", Kind: guestv1.CreateVolumeRequest_SCRATCH, SizeBytes: 1 << 20, Mode: 0o777}
+	if _, err := v.guest.CreateVolume(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	j := sh("dd if=/dev/zero of=/v/f bs=65536 count=32 2>/dev/null || echo full; rm /v/f; dd if=/dev/zero of=/v/f bs=65536 count=8 2>/dev/null && echo fits")
+	j.spec.Mounts = append(j.spec.Mounts, bind(channel.VolumesDir+"/small", "/v", "rw"))
+	if got := v.must(j); got != "full\nfits" {
+		t.Errorf("got %q", got)
+	}
+	c := v.background(sh("dd if=/dev/zero of=/file bs=65536 count=64 2>/dev/null; touch /done; sleep 1000"))
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		var small uint64
+		for _, u := range v.mustStats("").Volumes {
+			if u.Id == "small" {
+				small = u.UsedBytes
+			}
+		}
+		if s := v.mustStats(c); s.RootfsUsedBytes >= 4<<20 && s.RootfsUsedInodes > 0 && small >= 512<<10 && small < 700<<10 {
+			return
+		} else if time.Now().After(deadline) {
+			t.Fatalf("layer %d bytes, volume %d", s.RootfsUsedBytes, small)
+		}
+	}
+}
