@@ -152,7 +152,7 @@ test: build images build/tools/gotest ## everything: unit, integration, end to e
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 .PHONY: conformance
-conformance: build ## upstream Kubernetes e2e against the running supervisor: FOCUS=... SKIP=...
+conformance: build $(patsubst guestos/images/%/image.yaml,build/images/%.tar,$(wildcard guestos/images/*/image.yaml)) ## upstream Kubernetes e2e against the running supervisor: FOCUS=... SKIP=...
 	@$(ROOT) env FOCUS='$(FOCUS)' SKIP='$(SKIP)' KUBECONFIG='$(DATA_DIR)/admin.kubeconfig' test/conformance/run.sh
 
 .PHONY: bench

@@ -27,6 +27,7 @@ go build -o "$out/ginkgo" github.com/onsi/ginkgo/v2/ginkgo
 atoll=$root/bin/atoll
 printf '#!/bin/sh\nexec %s kubectl "$@"\n' "$atoll" >"$out/kubectl"
 chmod 755 "$out/kubectl"
+"$atoll" image load "$root"/build/images/*.tar
 "$atoll" kubectl apply -f policy.yaml
 trap '"$atoll" kubectl delete --ignore-not-found -f policy.yaml' EXIT
 

@@ -26,15 +26,17 @@ type manifest struct {
 
 // manifests are all bootstrap objects, namespaces first.
 func manifests(cfg Config) []manifest {
-	core := func(r string) schema.GroupVersionResource {
-		return schema.GroupVersionResource{Version: "v1", Resource: r}
-	}
-	rbac := func(r string) schema.GroupVersionResource {
-		return schema.GroupVersionResource{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: r}
-	}
+	return append(systemManifests(cfg), accessManifests(cfg)...)
+}
+
+func core(resource string) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Version: "v1", Resource: resource}
+}
+
+// systemManifests are the namespaces, runtime classes and the cluster's DNS.
+func systemManifests(cfg Config) []manifest {
 	classes := schema.GroupVersionResource{Group: "node.k8s.io", Version: "v1", Resource: "runtimeclasses"}
 	slices := schema.GroupVersionResource{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"}
-	apiServices := schema.GroupVersionResource{Group: "apiregistration.k8s.io", Version: "v1", Resource: "apiservices"}
 	return []manifest{
 		{core("namespaces"), fmt.Sprintf(`
 apiVersion: v1
@@ -95,6 +97,16 @@ endpoints:
   nodeName: %[3]s
   conditions: {ready: true}
 `, cfg.DNSPort, cfg.DNSEndpoint.String(), cfg.NodeName)},
+	}
+}
+
+// accessManifests are what components and users may do, and the metrics API.
+func accessManifests(cfg Config) []manifest {
+	rbac := func(r string) schema.GroupVersionResource {
+		return schema.GroupVersionResource{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: r}
+	}
+	apiServices := schema.GroupVersionResource{Group: "apiregistration.k8s.io", Version: "v1", Resource: "apiservices"}
+	return []manifest{
 		{rbac("clusterroles"), `
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
