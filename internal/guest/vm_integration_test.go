@@ -178,6 +178,7 @@ func boot(t testing.TB, args ...string) *vm {
 		argv = append(argv, "-drive", fmt.Sprintf("if=none,id=i%d,format=raw,readonly=on,file=%s", i, a.image),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=i%d,serial=img%d", i, i))
 	}
+	argv = append(argv, strings.Fields(os.Getenv("ATOLL_TEST_QEMU_ARGS"))...)
 	v.qemu = exec.Command("qemu-system-x86_64", append(argv, args...)...)
 	v.qemu.Stderr = os.Stderr
 	if err := v.qemu.Start(); err != nil {
