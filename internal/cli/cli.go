@@ -63,12 +63,10 @@ func Main(version string, args []string) int {
 	if err == nil {
 		return 0
 	}
-	var silent silentError
-	if !errors.As(err, &silent) {
+	if _, silent := errors.AsType[silentError](err); !silent {
 		fmt.Fprintln(a.errOut, "Error:", err)
 	}
-	var usage usageError
-	if errors.As(err, &usage) {
+	if _, usage := errors.AsType[usageError](err); usage {
 		return exitUsage
 	}
 	return exitFailed

@@ -66,8 +66,7 @@ func TestWrongUsage(t *testing.T) {
 	}
 	for _, tt := range tests {
 		_, err := runRoot(strings.Fields(tt.args)...)
-		var usage usageError
-		if !errors.As(err, &usage) {
+		if _, usage := errors.AsType[usageError](err); !usage {
 			t.Errorf("atoll %s: %v is not a usage error", tt.args, err)
 			continue
 		}

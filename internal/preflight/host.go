@@ -194,8 +194,7 @@ func checkExtras() []Result {
 
 // reason shortens an error to what the user needs.
 func reason(err error) error {
-	var path *os.PathError
-	if errors.As(err, &path) {
+	if path, ok := errors.AsType[*os.PathError](err); ok {
 		return path.Err
 	}
 	return err

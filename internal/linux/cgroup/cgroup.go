@@ -106,7 +106,7 @@ func kill(group string) error {
 	if err != nil {
 		return fmt.Errorf("listing the processes of cgroup %s: %w", group, err)
 	}
-	for _, field := range strings.Fields(string(b)) {
+	for field := range strings.FieldsSeq(string(b)) {
 		pid, err := strconv.Atoi(field)
 		if err != nil || pid <= 1 || pid == os.Getpid() {
 			continue

@@ -18,6 +18,7 @@ package undo
 import (
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Stack holds the actions. The zero value is ready to use. It is not safe for
@@ -43,9 +44,9 @@ func (s *Stack) Release() { s.actions = nil }
 // cause joined with the errors of the actions.
 func (s *Stack) Unwind(cause error) error {
 	errs := []error{cause}
-	for i := len(s.actions) - 1; i >= 0; i-- {
-		if err := s.actions[i].run(); err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", s.actions[i].doing, err))
+	for _, a := range slices.Backward(s.actions) {
+		if err := a.run(); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", a.doing, err))
 		}
 	}
 	s.actions = nil
