@@ -151,8 +151,8 @@ func testContainerdRestarts(t *testing.T, h *host) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.conn = ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(p.closed) }))
-	p.closed = make(chan struct{})
+	closed := make(chan struct{})
+	p.conn, p.closed = ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(closed) })), closed
 	p.sandbox, p.task = sandboxapi.NewTTRPCSandboxClient(p.conn), taskapi.NewTTRPCTaskClient(p.conn)
 	for _, id := range []string{p.id, c.id} {
 		if resp, err := p.task.Connect(t.Context(), &taskapi.ConnectRequest{ID: id}); err != nil || resp.TaskPid == 0 {
@@ -191,11 +191,12 @@ func testGuestPanics(t *testing.T, h *host) {
 	s := p.spec("/bin/sh", "-c", "echo c > /proc/sysrq-trigger")
 	c := p.mustCreate("panic-c", s, false)
 	c.start()
-	if status := c.wait(); status == 0 {
-		resp, err := p.sandbox.WaitSandbox(t.Context(), &sandboxapi.WaitSandboxRequest{SandboxID: p.id})
-		if err != nil || resp.ExitStatus != 137 {
-			t.Errorf("sandbox: %v, %v", resp, err)
-		}
+	if status := c.wait(); status != 137 {
+		t.Errorf("status %d: %s", status, c.stderr.String())
+	}
+	resp, err := p.sandbox.WaitSandbox(t.Context(), &sandboxapi.WaitSandboxRequest{SandboxID: p.id})
+	if err != nil || resp.ExitStatus != 137 {
+		t.Errorf("sandbox: %v, %v", resp, err)
 	}
 	p.stop()
 }

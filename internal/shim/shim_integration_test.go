@@ -252,9 +252,9 @@ func (h *host) start(id string) *pod {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	p := &pod{host: h, id: id, uid: "uid-" + id, closed: make(chan struct{})}
-	var once sync.Once
-	p.conn = ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { once.Do(func() { close(p.closed) }) }))
+	closed := make(chan struct{})
+	p := &pod{host: h, id: id, uid: "uid-" + id, closed: closed}
+	p.conn = ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(closed) }))
 	p.sandbox, p.task = sandboxapi.NewTTRPCSandboxClient(p.conn), taskapi.NewTTRPCTaskClient(p.conn)
 	h.t.Cleanup(func() { _ = p.conn.Close() })
 	return p
