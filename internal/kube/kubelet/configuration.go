@@ -93,9 +93,7 @@ func configuration(cfg Config, groups cgroups, limits hostLimits) *kubeletv1beta
 		ClusterDNS:     []string{cfg.DNSServiceIP.String()},
 		ClusterDomain:  cfg.Domain,
 		ResolverConfig: &resolvConf,
-
-		// The service proxy uses nftables; the kubelet's own chains would only
-		// be left behind.
+		// The proxy uses nftables; these chains would only be left behind.
 		MakeIPTablesUtilChains: &no,
 
 		// Images may have been loaded by hand and be nowhere to pull from, so they
