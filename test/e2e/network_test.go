@@ -67,7 +67,7 @@ func TestServicesAndDNS(t *testing.T) {
 	}
 	for what, url := range fromPod {
 		eventually(t, what+" from a pod", func() error {
-			out, err := n.try("exec", "client", "--", "wget", "-T", "5", "-qO-", url)
+			out, err := n.try("exec", "client", "--", "timeout", "5", "wget", "-qO-", url)
 			if err == nil && out != "web\n" {
 				err = fmt.Errorf("got %q", out)
 			}
@@ -92,7 +92,7 @@ func TestServicesAndDNS(t *testing.T) {
 	}
 	contains(t, n.exec("client", "cat", "/etc/hosts"), "alias.example")
 	contains(t, n.exec("client", "cat", "/etc/resolv.conf"), "ndots:3")
-	contains(t, n.exec("client", "wget", "-T", "5", "--no-check-certificate", "-qO-", "https://kubernetes.default/healthz"), "ok")
+	contains(t, n.exec("client", "timeout", "5", "wget", "--no-check-certificate", "-qO-", "https://kubernetes.default/healthz"), "ok")
 }
 
 // TestMixedRuntimes talks between a micro-VM pod and a runc pod, both ways.
@@ -120,7 +120,7 @@ spec: {selector: {app: %[1]s}, ports: [{port: 80, targetPort: 8080}]}
 	n.ready("runc")
 	for from, to := range map[string]string{"atoll": "runc", "runc": "atoll"} {
 		eventually(t, from+" to "+to, func() error {
-			out, err := n.try("exec", from, "--", "wget", "-T", "5", "-qO-", "http://"+to+"/")
+			out, err := n.try("exec", from, "--", "timeout", "5", "wget", "-qO-", "http://"+to+"/")
 			if err == nil && out != to+"\n" {
 				err = fmt.Errorf("got %q", out)
 			}
