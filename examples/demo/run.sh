@@ -14,10 +14,11 @@ say() { printf '\n== %s\n' "$*"; }
 kubectl() { "$atoll" kubectl --kubeconfig "$data/admin.kubeconfig" "$@"; }
 demo() { kubectl -n demo "$@"; }
 
-# show <command...>: prints the command as a person would type it, and runs it.
+# show <kubectl arguments>: prints the command as a person would type it, and
+# runs it.
 show() {
-	printf '$ %s\n' "$*"
-	"$@"
+	printf '$ kubectl -n demo %s\n' "$*"
+	demo "$@"
 }
 
 say "starting a supervisor on this host"
@@ -30,12 +31,12 @@ say "applying examples/demo"
 # The client runs once: a Job cannot be changed, so an old one goes first.
 demo delete job client --ignore-not-found >/dev/null 2>&1 || true
 kubectl apply -f "$here"
-show demo rollout status deployment/api --timeout=180s
-show demo rollout status deployment/web --timeout=180s
-show demo wait --for=condition=complete job/client --timeout=180s
+show rollout status deployment/api --timeout=180s
+show rollout status deployment/web --timeout=180s
+show wait --for=condition=complete job/client --timeout=180s
 
 say "every pod runs in its own micro-VM"
-show demo get pods -o wide
+show get pods -o wide
 echo "kernel of this host:            $(uname -r)"
 for pod in $(demo get pods -l app=web -o name); do
 	echo "kernel in $pod: $(demo exec "$pod" -- cat /proc/sys/kernel/osrelease) (booted $(demo exec "$pod" -- cut -d' ' -f1 /proc/uptime) s ago)"
@@ -56,7 +57,7 @@ for _ in 1 2 3; do
 done
 
 say "what a pod sees of the Service by name"
-show demo logs job/client
+show logs job/client
 
 say "a rollout: the pods are replaced one after the other, the page stays reachable"
 demo rollout restart deployment/web

@@ -99,7 +99,7 @@ func (a *app) loadArchive(ctx context.Context, client *images.Client, archive, n
 	if err != nil {
 		return err
 	}
-	for _, n := range names {
+	for _, n := range tagged(names) {
 		a.printf("loaded %s\n", n)
 	}
 	return nil
