@@ -50,10 +50,10 @@ type Config struct {
 	// kube-public/atoll.
 	Version string
 	// Logger receives everything the server and the upstream code in it say.
-	Logger *slog.Logger
+	Logger *slog.Logger `json:"-"`
 	// OnReady, when set, is called once when the API server is ready and all
 	// bootstrap objects are in place.
-	OnReady func()
+	OnReady func() `json:"-"`
 }
 
 // Ports of a server. Only API is reachable from other hosts; the others are
