@@ -50,7 +50,7 @@ func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (_ *cont
 	if r.Checkpoint != "" {
 		return nil, fmt.Errorf("restoring a checkpoint: %w", errdefs.ErrNotImplemented)
 	}
-	c := &container{id: r.ID, bundle: r.Bundle, execs: map[string]*process{}}
+	c := &container{id: r.ID, bundle: r.Bundle, usage: usageFile(r.Rootfs), execs: map[string]*process{}}
 	if err := s.reserve(c); err != nil {
 		return nil, err
 	}

@@ -2,10 +2,15 @@ package task
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"math"
+	"os"
+	"path/filepath"
 
 	"github.com/containerd/cgroups/v3/cgroup2/stats"
 	api "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -57,7 +62,42 @@ func (s *Service) statistics(ctx context.Context, pod *Pod, c *container) (*stat
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last = st
-	return st, nil
+	return st, c.reportUsage(resp)
+}
+
+// usageFile is where the snapshotter wants to read how much the writable layer takes: beside the
+// directory that it names as the root file system.
+func usageFile(rootfs []*types.Mount) string {
+	for _, m := range rootfs {
+		if _, err := imageOf([]*types.Mount{m}); err == nil && filepath.IsAbs(m.Source) {
+			return filepath.Join(filepath.Dir(m.Source), "usage.json")
+		}
+	}
+	return ""
+}
+
+// reportUsage tells the snapshotter what the writable layer takes, and so the kubelet, which evicts pods
+// over their ephemeral-storage limit. The numbers are the guest's word about its own scratch disk, whose
+// size bounds what they can be.
+func (c *container) reportUsage(resp *guestv1.StatsResponse) error {
+	if c.usage == "" {
+		return nil
+	}
+	b, err := json.Marshal(map[string]uint64{
+		"bytes":  min(resp.GetRootfsUsedBytes(), math.MaxInt64),
+		"inodes": min(resp.GetRootfsUsedInodes(), math.MaxInt64),
+	})
+	if err != nil {
+		return fmt.Errorf("encoding usage: %w", err)
+	}
+	next := c.usage + ".next"
+	if err := os.WriteFile(next, b, 0o600); err != nil {
+		return fmt.Errorf("reporting usage: %w", err)
+	}
+	if err := os.Rename(next, c.usage); err != nil {
+		return fmt.Errorf("reporting usage: %w", err)
+	}
+	return nil
 }
 
 // Metrics takes from a guest's answer what containerd reads. The bytes are the guest's: what is passed
