@@ -83,8 +83,14 @@ func (d *Down) steps() []step {
 	return steps
 }
 
-// Run makes all steps, and goes on after one that fails.
+// Run makes all steps, and goes on after one that fails. It refuses a directory
+// that is not Atoll's: a wrong --data-dir must not unmount or delete what belongs
+// to somebody else.
 func (d *Down) Run(ctx context.Context) error {
+	root := d.cfg.Tree.Root()
+	if _, err := os.Lstat(root); err == nil && !looksLikeOurs(d.cfg.Tree) {
+		return fmt.Errorf("%s does not look like an Atoll data directory; nothing was done", root)
+	}
 	var errs []error
 	for _, s := range d.steps() {
 		did, err := s.run(ctx)
@@ -222,10 +228,6 @@ func (d *Down) purge(ctx context.Context) (string, error) {
 	}
 	if _, err := os.Lstat(root); errors.Is(err, os.ErrNotExist) {
 		return "", nil
-	}
-	// A wrong --data-dir must not delete somebody's home directory.
-	if !looksLikeOurs(d.cfg.Tree) {
-		return "", fmt.Errorf("%s does not look like an Atoll data directory; remove it yourself if you mean it", root)
 	}
 	entries, err := os.ReadDir(root)
 	if err != nil {

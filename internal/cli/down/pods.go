@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
+	"net"
 	"sync"
 	"time"
 
@@ -18,8 +18,12 @@ import (
 // Without a containerd that answers, the later steps do it the hard way.
 func (d *Down) stopPods(ctx context.Context) (string, error) {
 	socket := d.cfg.Tree.ContainerdSocket()
-	if _, err := os.Stat(socket); err != nil {
-		return "", nil
+	probe, err := net.DialTimeout("unix", socket, time.Second)
+	if err != nil {
+		return "", nil // nobody listens
+	}
+	if err := probe.Close(); err != nil {
+		return "", fmt.Errorf("connecting to containerd: %w", err)
 	}
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
