@@ -267,6 +267,17 @@ func (t Tree) dirs() []dirMode {
 	}
 }
 
+// Names lists what Create and Acquire make directly below the data directory.
+func (t Tree) Names() []string {
+	names := []string{filepath.Base(t.Lock())}
+	for _, d := range t.dirs() {
+		if filepath.Dir(d.path) == t.root {
+			names = append(names, filepath.Base(d.path))
+		}
+	}
+	return names
+}
+
 // Create makes all directories of the tree and gives them their modes. It
 // never widens what it does not own: only the directories of the tree are
 // touched, not what is in them.

@@ -257,13 +257,14 @@ func (d *Down) purge(ctx context.Context) (string, error) {
 	return "data directory removed", removeTree(root)
 }
 
-// looksLikeOurs tells whether `up` has worked on a directory, or it is empty.
+// looksLikeOurs tells whether `up` has worked on a directory, or has only just
+// begun to, or it is empty.
 func looksLikeOurs(t datadir.Tree) bool {
 	if _, err := os.Stat(t.Settings()); err == nil {
 		return true
 	}
 	entries, err := os.ReadDir(t.Root())
 	return err == nil && !slices.ContainsFunc(entries, func(e os.DirEntry) bool {
-		return !slices.Contains([]string{"lock", "logs", "bin"}, e.Name())
+		return !slices.Contains(t.Names(), e.Name())
 	})
 }
