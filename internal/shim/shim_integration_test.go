@@ -6,14 +6,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -22,10 +19,7 @@ import (
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	events "github.com/containerd/containerd/api/services/ttrpc/events/v1"
-	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/ttrpc"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -312,212 +306,4 @@ func (p *pod) stop() {
 // volume is the kubelet's path of a volume.
 func (p *pod) volume(plugin, name string) string {
 	return filepath.Join(p.kubelet, "pods", p.uid, "volumes", "kubernetes.io~"+plugin, name)
-}
-
-// container is a container with its standard streams collected.
-type container struct {
-	*pod
-	id     string
-	exec   string
-	stdin  string // path of the FIFO
-	output sync.WaitGroup
-	stdout bytes.Buffer
-	stderr bytes.Buffer
-}
-
-// spec is an ordinary container's.
-func (p *pod) spec(args ...string) *specs.Spec {
-	ns := func(kind specs.LinuxNamespaceType, name string) specs.LinuxNamespace {
-		return specs.LinuxNamespace{Type: kind, Path: fmt.Sprintf("/proc/%d/ns/%s", p.pid, name)}
-	}
-	return &specs.Spec{
-		Version: "1.3.0",
-		Root:    &specs.Root{Path: "rootfs"},
-		Process: &specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin", "HOME=/"}},
-		Mounts: []specs.Mount{
-			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
-			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
-			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
-			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
-			{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
-			{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
-		},
-		Linux: &specs.Linux{
-			Namespaces: []specs.LinuxNamespace{
-				{Type: specs.PIDNamespace}, {Type: specs.MountNamespace},
-				ns(specs.NetworkNamespace, "net"), ns(specs.IPCNamespace, "ipc"), ns(specs.UTSNamespace, "uts"),
-			},
-			Resources: &specs.LinuxResources{},
-		},
-	}
-}
-
-// fifos makes the FIFOs of a process and collects what comes out.
-func (c *container) fifos(stdin bool) (in, out, errs string) {
-	dir, err := os.MkdirTemp(c.dir, "fifo")
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	out, errs = filepath.Join(dir, "out"), filepath.Join(dir, "err")
-	names := []string{out, errs}
-	if stdin {
-		in = filepath.Join(dir, "in")
-		names = append(names, in)
-	}
-	for _, n := range names {
-		if err := unix.Mkfifo(n, 0o600); err != nil {
-			c.t.Fatal(err)
-		}
-	}
-	for name, buf := range map[string]*bytes.Buffer{out: &c.stdout, errs: &c.stderr} {
-		c.output.Go(func() {
-			f, err := os.Open(name)
-			if err != nil {
-				c.t.Error(err)
-				return
-			}
-			defer f.Close()
-			_, _ = io.Copy(buf, f)
-		})
-	}
-	c.stdin = in
-	return in, out, errs
-}
-
-// create makes a container.
-func (p *pod) create(id string, s *specs.Spec, stdin bool) (*container, error) {
-	p.t.Helper()
-	bundle := filepath.Join(p.dir, "containerd", id)
-	if err := os.MkdirAll(bundle, 0o700); err != nil {
-		p.t.Fatal(err)
-	}
-	data, err := json.Marshal(s)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(bundle, "config.json"), data, 0o600); err != nil {
-		p.t.Fatal(err)
-	}
-	c := &container{pod: p, id: id}
-	in, out, errs := c.fifos(stdin)
-	_, err = p.task.Create(p.t.Context(), &taskapi.CreateTaskRequest{
-		ID: id, Bundle: bundle, Stdin: in, Stdout: out, Stderr: errs,
-		Rootfs: []*types.Mount{{Type: "bind", Source: "/meta", Options: []string{"rbind", "ro", "atoll.image=" + p.image}}},
-	})
-	return c, err
-}
-
-func (p *pod) mustCreate(id string, s *specs.Spec, stdin bool) *container {
-	p.t.Helper()
-	c, err := p.create(id, s, stdin)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	return c
-}
-
-func (c *container) start() {
-	c.t.Helper()
-	if _, err := c.task.Start(c.t.Context(), &taskapi.StartRequest{ID: c.id, ExecID: c.exec}); err != nil {
-		c.t.Fatal(err)
-	}
-}
-
-// wait waits for the exit and the end of output.
-func (c *container) wait() uint32 {
-	c.t.Helper()
-	resp, err := c.task.Wait(c.t.Context(), &taskapi.WaitRequest{ID: c.id, ExecID: c.exec})
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	c.output.Wait()
-	return resp.ExitStatus
-}
-
-func (c *container) delete() {
-	c.t.Helper()
-	if _, err := c.task.Delete(c.t.Context(), &taskapi.DeleteRequest{ID: c.id, ExecID: c.exec}); err != nil {
-		c.t.Fatal(err)
-	}
-}
-
-// run runs a container to its end.
-func (p *pod) run(id string, s *specs.Spec) *container {
-	p.t.Helper()
-	c := p.mustCreate(id, s, false)
-	c.start()
-	if status := c.wait(); status != 0 {
-		p.t.Errorf("%s ended with %d: %s", id, status, c.stderr.String())
-	}
-	c.delete()
-	return c
-}
-
-// sh runs a command in a running container.
-func (c *container) sh(script string) string {
-	c.t.Helper()
-	e := c.newExec(fmt.Sprintf("e%d", time.Now().UnixNano()), false, "/bin/sh", "-c", script)
-	e.start()
-	if status := e.wait(); status != 0 {
-		c.t.Errorf("%s: status %d: %s", script, status, e.stderr.String())
-	}
-	e.delete()
-	return e.stdout.String()
-}
-
-func (c *container) newExec(id string, stdin bool, args ...string) *container {
-	c.t.Helper()
-	e := &container{pod: c.pod, id: c.id, exec: id}
-	in, out, errs := e.fifos(stdin)
-	value, err := json.Marshal(&specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin"}})
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	_, err = c.task.Exec(c.t.Context(), &taskapi.ExecProcessRequest{
-		ID: c.id, ExecID: id, Stdin: in, Stdout: out, Stderr: errs,
-		Spec: &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: value},
-	})
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	return e
-}
-
-// createTerminal makes a container with a terminal.
-func (p *pod) createTerminal(id string, s *specs.Spec) (*container, error) {
-	p.t.Helper()
-	c := &container{pod: p, id: id}
-	dir, err := os.MkdirTemp(p.dir, "fifo")
-	if err != nil {
-		return nil, err
-	}
-	out := filepath.Join(dir, "out")
-	c.stdin = filepath.Join(dir, "in")
-	for _, n := range []string{out, c.stdin} {
-		if err := unix.Mkfifo(n, 0o600); err != nil {
-			return nil, err
-		}
-	}
-	c.output.Go(func() {
-		if f, err := os.Open(out); err == nil {
-			_, _ = io.Copy(&c.stdout, f)
-			_ = f.Close()
-		}
-	})
-	bundle := filepath.Join(p.dir, "containerd", id)
-	if err := os.MkdirAll(bundle, 0o700); err != nil {
-		return nil, err
-	}
-	data, err := json.Marshal(s)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(filepath.Join(bundle, "config.json"), data, 0o600); err != nil {
-		return nil, err
-	}
-	_, err = p.task.Create(p.t.Context(), &taskapi.CreateTaskRequest{
-		ID: id, Bundle: bundle, Stdin: c.stdin, Stdout: out, Terminal: true,
-		Rootfs: []*types.Mount{{Type: "bind", Source: "/meta", Options: []string{"atoll.image=" + p.image}}},
-	})
-	return c, err
 }
