@@ -140,7 +140,12 @@ test-integration: deps assets images build/tools/gotest ## tests of single packa
 
 .PHONY: test-e2e
 test-e2e: build images build/tools/gotest ## a supervisor on this host, used the way a person does
-	@$(ROOT) $(GOTEST) -stage e2e -log build/test-e2e.log -- -timeout 120m -tags e2e ./test/e2e
+	@dir=$${ATOLL_E2E_DATA_DIR:-}; \
+	if [ -z "$$dir" ] && $(ROOT) $(ATOLL) status --data-dir $(DATA_DIR) 2>/dev/null | grep -q ^SERVICE; then \
+		echo "a supervisor runs on $(DATA_DIR) (make demo?); the tests use it"; \
+		dir=$(DATA_DIR); $(ROOT) $(ATOLL) up --detach --data-dir $$dir; \
+	fi; \
+	$(ROOT) env ATOLL_E2E_DATA_DIR=$$dir $(GOTEST) -stage e2e -log build/test-e2e.log -- -count=1 -timeout 120m -tags e2e ./test/e2e
 
 .PHONY: test
 test: build images build/tools/gotest ## everything: unit, integration, end to end
@@ -153,6 +158,7 @@ test: build images build/tools/gotest ## everything: unit, integration, end to e
 
 .PHONY: conformance
 conformance: build $(patsubst guestos/images/%/image.yaml,build/images/%.tar,$(wildcard guestos/images/*/image.yaml)) ## upstream Kubernetes e2e against the running supervisor: FOCUS=... SKIP=...
+	@$(ROOT) $(ATOLL) up --detach --data-dir $(DATA_DIR)
 	@$(ROOT) env FOCUS='$(FOCUS)' SKIP='$(SKIP)' KUBECONFIG='$(DATA_DIR)/admin.kubeconfig' test/conformance/run.sh
 
 .PHONY: bench
