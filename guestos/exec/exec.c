@@ -1,11 +1,11 @@
 /*
  * exec: the last step between guest init and a container's process.
  *
- * Guest init (Go) forks this program into the container's cgroup and namespaces with a compiled
- * program on descriptor 3 (a memfd) and a pipe on descriptor 4. It maps the program at a fixed
- * address, runs its operations (raw system calls, in order) and, as the last of them, execs the
- * user's command. When an operation fails it writes {step, errno} to the pipe and exits. Starting
- * a second copy of the Go binary instead would cost tens of milliseconds under emulation.
+ * Guest init (Go) forks this program into the container's cgroup and namespaces with two pipes: a
+ * compiled program comes from descriptor 3, errors go to descriptor 4. It waits for the program,
+ * loads it at a fixed address, runs its operations (raw system calls, in order) and, as the last of
+ * them, execs the user's command. When an operation fails it writes {step, errno} and exits.
+ * Starting a second copy of the Go binary instead would cost tens of milliseconds under emulation.
  *
  * It is not a security boundary: whoever writes the program may do anything. The format is defined
  * together with internal/guest/program, which is the only writer; both must change together.
@@ -18,12 +18,13 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long u64;
 
-#define BASE 0x100000000UL /* where the program is mapped; program.Base in Go */
+#define BASE 0x100000000UL /* where the program is loaded; base in Go */
+#define MAX (1UL << 20)    /* its size at most; maxSize in Go */
 #define MAGIC 0x31585441u  /* "ATX1" */
 #define PROGRAM_FD 3
 #define ERROR_FD 4
 
-enum { NR_READ = 0, NR_WRITE = 1, NR_MMAP = 9, NR_EXIT_GROUP = 231, NR_FSTAT = 5 };
+enum { NR_READ = 0, NR_WRITE = 1, NR_MMAP = 9, NR_EXIT_GROUP = 231 };
 
 /* Operations that are not system calls. */
 enum {
@@ -133,19 +134,26 @@ static void __attribute__((noreturn)) run(const struct op *ops, u32 count)
 
 void __attribute__((noreturn, used)) entry(void)
 {
-	u64 stat[18]; /* struct stat; st_size is at byte 48 */
 	const struct header *h = (const struct header *)BASE;
+	u64 have = 0;
+	long n;
 
-	/* Without a program, wait for the end of stdin: the warm-up runs it like this. */
-	if (sys(NR_FSTAT, PROGRAM_FD, (u64)stat, 0, 0, 0, 0) < 0) {
-		while (sys(NR_READ, 0, (u64)stat, sizeof(stat), 0, 0, 0) > 0)
-			;
-		leave(0);
-	}
-	/* PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_FIXED|MAP_POPULATE */
-	if (sys(NR_MMAP, BASE, stat[6], 3, 0x8012, PROGRAM_FD, 0) != (long)BASE)
+	/* PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_FIXED|MAP_ANONYMOUS|MAP_NORESERVE */
+	if (sys(NR_MMAP, BASE, MAX, 3, 0x4032, -1, 0) != (long)BASE)
 		fail(0, 12);
-	if (h->magic != MAGIC || h->size != stat[6])
+	do {
+		n = sys(NR_READ, PROGRAM_FD, BASE + have, MAX - have, 0, 0, 0);
+		if (n < 0) {
+			/* Not under init: wait for the end of stdin. The warm-up runs it like this. */
+			while (sys(NR_READ, 0, BASE, MAX, 0, 0, 0) > 0)
+				;
+			leave(0);
+		}
+		if (n == 0)
+			leave(0); /* init does not need us */
+		have += n;
+	} while (have < sizeof(*h) || have < h->size);
+	if (h->magic != MAGIC || h->size != have)
 		fail(0, 8);
 	run((const struct op *)(BASE + h->entry), h->count);
 }

@@ -36,69 +36,87 @@ func (v *vm) cpu() time.Duration {
 	return sum
 }
 
-// TestWarmLatency measures a container start in a warmed-up guest, call by call, as the shim sees
-// it, and prints medians. It fails only when something does not work.
+// stopwatch collects wall-clock and processor time by step.
+type stopwatch struct {
+	v     *vm
+	names []string
+	wall  map[string][]time.Duration
+	cpu   map[string][]time.Duration
+}
+
+func (w *stopwatch) time(name string, f func() error) {
+	w.v.t.Helper()
+	if w.wall[name] == nil {
+		w.names = append(w.names, name)
+	}
+	start, used := time.Now(), w.v.cpu()
+	if err := f(); err != nil {
+		w.v.t.Fatalf("%s: %v\n%s", name, err, w.v.log())
+	}
+	w.wall[name] = append(w.wall[name], time.Since(start))
+	w.cpu[name] = append(w.cpu[name], w.v.cpu()-used)
+}
+
+func (w *stopwatch) report(t *testing.T) {
+	const unit = 10 * time.Microsecond
+	for _, name := range w.names {
+		d, c := w.wall[name], w.cpu[name]
+		slices.Sort(d)
+		slices.Sort(c)
+		t.Logf("%-16s median %8v  min %8v  max %8v  CPU of QEMU median %8v  min %8v", name, d[len(d)/2].Round(unit),
+			d[0].Round(unit), d[len(d)-1].Round(unit), c[len(c)/2].Round(unit), c[0].Round(unit))
+	}
+}
+
+// TestWarmLatency measures set-up and the first container of warmed-up micro-VMs, call by call, as
+// the shim sees it. It fails only when something does not work.
 func TestWarmLatency(t *testing.T) {
-	v := boot(t)
-	ctx := t.Context()
-	began := time.Now()
-	if _, err := v.guest.Warm(ctx, &guestv1.WarmRequest{Serial: "img1", ScratchSerial: "scratch", Entropy: random(64), Rounds: 2}); err != nil {
-		t.Fatalf("%v\n%s", err, v.log())
-	}
-	t.Logf("warm-up of two rounds: %v", time.Since(began))
-	times, cpu := map[string][]time.Duration{}, map[string][]time.Duration{}
-	timed := func(name string, f func() error) {
-		t.Helper()
-		start, used := time.Now(), v.cpu()
-		if err := f(); err != nil {
-			t.Fatalf("%s: %v\n%s", name, err, v.log())
-		}
-		times[name] = append(times[name], time.Since(start))
-		cpu[name] = append(cpu[name], v.cpu()-used)
-	}
-	timed("setup", func() error {
-		_, err := v.guest.Setup(ctx, setupRequest())
-		return err
-	})
 	spec, err := json.Marshal(criSpec("true"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range 20 {
-		id, image := fmt.Sprintf("c%d", i), fmt.Sprintf("i%d", i)
-		p := &guestv1.ProcessRequest{ContainerId: id}
-		start, used := time.Now(), v.cpu()
-		timed("mount", func() error {
-			_, err := v.guest.MountImage(ctx, &guestv1.MountImageRequest{Id: image, Serial: "img0"})
-			return err
-		})
-		timed("create", func() error {
-			_, err := v.guest.CreateContainer(ctx, &guestv1.CreateContainerRequest{Id: id, Spec: spec, Lowers: []string{image}})
-			return err
-		})
-		timed("start", func() error { _, err := v.guest.Start(ctx, p); return err })
-		times["mount+create+start"] = append(times["mount+create+start"], time.Since(start))
-		cpu["mount+create+start"] = append(cpu["mount+create+start"], v.cpu()-used)
-		if i == 0 {
-			t.Logf("first container: %v, CPU of QEMU %v", time.Since(start), v.cpu()-used)
-		}
-		timed("stats", func() error { _, err := v.guest.Stats(ctx, &guestv1.StatsRequest{}); return err })
-		j := &job{id: id}
-		openStdio(t, v, j)
-		timed("wait", func() error { _, err := v.guest.Wait(ctx, p); return err })
-		timed("delete", func() error { _, err := v.guest.Delete(ctx, p); return err })
-		timed("unmount", func() error {
-			_, err := v.guest.UnmountImage(ctx, &guestv1.UnmountImageRequest{Id: image})
-			return err
-		})
-		timed("ping", func() error { _, _ = v.guest.Pids(ctx, p); return nil })
+	w := &stopwatch{wall: map[string][]time.Duration{}, cpu: map[string][]time.Duration{}}
+	for range 5 {
+		v := boot(t)
+		w.v = v
+		firstContainer(t, w, v, spec)
+		v.close()
 	}
-	for _, name := range []string{"setup", "mount", "create", "start", "mount+create+start", "stats", "wait", "delete", "unmount", "ping"} {
-		d, c := times[name], cpu[name]
-		slices.Sort(d)
-		slices.Sort(c)
-		const unit = 10 * time.Microsecond
-		t.Logf("%-20s median %8v  min %8v  max %8v  CPU of QEMU median %8v  min %8v", name, d[len(d)/2].Round(unit),
-			d[0].Round(unit), d[len(d)-1].Round(unit), c[len(c)/2].Round(unit), c[0].Round(unit))
-	}
+	w.report(t)
+}
+
+func firstContainer(t *testing.T, w *stopwatch, v *vm, spec []byte) {
+	ctx := t.Context()
+	w.time("warm-up", func() error {
+		_, err := v.guest.Warm(ctx, &guestv1.WarmRequest{Serial: "img1", ScratchSerial: "scratch", Entropy: random(64), Rounds: 2})
+		return err
+	})
+	w.time("set-up to start", func() error {
+		w.time("setup", func() error {
+			_, err := v.guest.Setup(ctx, setupRequest())
+			return err
+		})
+		w.time("mount", func() error {
+			_, err := v.guest.MountImage(ctx, &guestv1.MountImageRequest{Id: "i", Serial: "img0"})
+			return err
+		})
+		w.time("create", func() error {
+			_, err := v.guest.CreateContainer(ctx, &guestv1.CreateContainerRequest{Id: "c", Spec: spec, Lowers: []string{"i"}})
+			return err
+		})
+		w.time("start", func() error {
+			_, err := v.guest.Start(ctx, &guestv1.ProcessRequest{ContainerId: "c"})
+			return err
+		})
+		return nil
+	})
+	openStdio(t, v, &job{id: "c"})
+	p := &guestv1.ProcessRequest{ContainerId: "c"}
+	w.time("wait", func() error { _, err := v.guest.Wait(ctx, p); return err })
+	w.time("stats", func() error { _, err := v.guest.Stats(ctx, &guestv1.StatsRequest{}); return err })
+	w.time("delete", func() error { _, err := v.guest.Delete(ctx, p); return err })
+	w.time("unmount", func() error {
+		_, err := v.guest.UnmountImage(ctx, &guestv1.UnmountImageRequest{Id: "i"})
+		return err
+	})
 }

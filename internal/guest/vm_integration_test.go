@@ -168,7 +168,7 @@ func boot(t testing.TB, args ...string) *vm {
 	argv := []string{
 		"-M", "q35", "-accel", "tcg", "-m", "256", "-smp", "1,maxcpus=2", "-nodefaults", "-no-reboot", "-display", "none",
 		"-bios", "qboot.rom", "-kernel", a.kernel, "-initrd", a.initrd,
-		"-append", "console=ttyS0 loglevel=5 panic=-1 tsc_early_khz=1000000 lpj=10000000 mitigations=off", "-serial", "file:" + v.console,
+		"-append", "console=ttyS0 loglevel=5 panic=-1 rcupdate.rcu_expedited=1", "-serial", "file:" + v.console,
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=c,path=" + sock,
 		"-device", "virtserialport,chardev=c,name=" + channel.PortName,
 		"-drive", "if=none,id=s,format=raw,cache=unsafe,file=" + scratch, "-device", "virtio-blk-pci,drive=s,serial=scratch",

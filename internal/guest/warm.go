@@ -19,7 +19,6 @@ import (
 	guestv1 "atoll.dev/atoll/api/guest/v1"
 	"atoll.dev/atoll/internal/guest/channel"
 	"atoll.dev/atoll/internal/guest/container"
-	"atoll.dev/atoll/internal/guest/volume"
 )
 
 const (
@@ -44,6 +43,9 @@ func (s *server) warm(ctx context.Context, req *guestv1.WarmRequest) error {
 		if err := s.rehearse(ctx, req.GetSerial()); err != nil {
 			return fmt.Errorf("warming up: %w", err)
 		}
+	}
+	if err := s.pod.Load().containers.FillShells(); err != nil {
+		return err
 	}
 	// What the rounds left on the heap is collected now and not during the pod's start.
 	debug.FreeOSMemory()
@@ -92,7 +94,7 @@ func (s *server) rehearse(ctx context.Context, serial string) error {
 		return err
 	}
 	r := rehearsal{session: session}
-	err = r.run(ctx, s.pod.Load().volumes, serial)
+	err = r.run(ctx, s.pod.Load(), serial)
 	_ = session.Close()
 	<-served
 	return err
@@ -104,7 +106,7 @@ type rehearsal struct {
 	guest   guestv1.GuestService
 }
 
-func (r *rehearsal) run(ctx context.Context, volumes *volume.Store, serial string) error {
+func (r *rehearsal) run(ctx context.Context, p *pod, serial string) error {
 	st, err := channel.Open(r.session, channel.Header{Kind: channel.KindRPC})
 	if err != nil {
 		return err
@@ -119,11 +121,14 @@ func (r *rehearsal) run(ctx context.Context, volumes *volume.Store, serial strin
 		return err
 	}
 	if serial != "" {
-		if err := r.container(ctx, serial); err != nil {
+		if err := p.containers.FillShells(); err != nil {
+			return err
+		}
+		if err := r.containers(ctx, serial); err != nil {
 			return err
 		}
 	}
-	return volumes.Remove(warmID)
+	return p.volumes.Remove(warmID)
 }
 
 // setup sets a pod up; the server takes it back at once. Nobody listens on eth0: the interface of
@@ -173,38 +178,24 @@ func (r *rehearsal) files(ctx context.Context) error {
 	return err
 }
 
-// container runs a container that waits for the end of its stdin, and an exec in it.
-func (r *rehearsal) container(ctx context.Context, serial string) error {
+// containers mounts the image and runs two containers: an ordinary one in a shell that waits for it,
+// and one with stdin in which there is an exec.
+func (r *rehearsal) containers(ctx context.Context, serial string) error {
 	if _, err := r.guest.MountImage(ctx, &guestv1.MountImageRequest{Id: warmID, Serial: serial}); err != nil {
 		return err
 	}
 	spec := warmSpec()
-	data, err := json.Marshal(spec)
+	if _, err := r.container(ctx, spec, false); err != nil {
+		return err
+	}
+	if err := r.finish(ctx, &guestv1.ProcessRequest{ContainerId: warmID}); err != nil {
+		return err
+	}
+	stdin, err := r.container(ctx, spec, true)
 	if err != nil {
 		return err
 	}
-	req := &guestv1.CreateContainerRequest{Id: warmID, Spec: data, Lowers: []string{warmID}, Stdin: true, Seccomp: allowAll()}
-	if _, err := r.guest.CreateContainer(ctx, req); err != nil {
-		return err
-	}
-	stdin, err := r.start(ctx, &guestv1.ProcessRequest{ContainerId: warmID}, true)
-	if err != nil {
-		return err
-	}
-	if data, err = json.Marshal(spec.Process); err != nil {
-		return err
-	}
-	exec := &guestv1.ProcessRequest{ContainerId: warmID, ExecId: warmID}
-	if _, err := r.guest.CreateExec(ctx, &guestv1.CreateExecRequest{ContainerId: warmID, ExecId: warmID, Process: data, Seccomp: allowAll()}); err != nil {
-		return err
-	}
-	if _, err := r.start(ctx, exec, false); err != nil {
-		return err
-	}
-	if err := r.finish(ctx, exec); err != nil {
-		return err
-	}
-	if _, err := r.guest.Stats(ctx, &guestv1.StatsRequest{}); err != nil {
+	if err := r.exec(ctx, spec.Process); err != nil {
 		return err
 	}
 	if err := stdin.Close(); err != nil {
@@ -214,6 +205,38 @@ func (r *rehearsal) container(ctx context.Context, serial string) error {
 		return err
 	}
 	_, err = r.guest.UnmountImage(ctx, &guestv1.UnmountImageRequest{Id: warmID})
+	return err
+}
+
+func (r *rehearsal) container(ctx context.Context, spec *specs.Spec, withStdin bool) (stdin *yamux.Stream, err error) {
+	data, err := json.Marshal(spec)
+	if err != nil {
+		return nil, err
+	}
+	req := &guestv1.CreateContainerRequest{Id: warmID, Spec: data, Lowers: []string{warmID}, Stdin: withStdin, Seccomp: allowAll()}
+	if _, err := r.guest.CreateContainer(ctx, req); err != nil {
+		return nil, err
+	}
+	return r.start(ctx, &guestv1.ProcessRequest{ContainerId: warmID}, withStdin)
+}
+
+func (r *rehearsal) exec(ctx context.Context, process *specs.Process) error {
+	data, err := json.Marshal(process)
+	if err != nil {
+		return err
+	}
+	req := &guestv1.CreateExecRequest{ContainerId: warmID, ExecId: warmID, Process: data, Seccomp: allowAll()}
+	if _, err := r.guest.CreateExec(ctx, req); err != nil {
+		return err
+	}
+	p := &guestv1.ProcessRequest{ContainerId: warmID, ExecId: warmID}
+	if _, err := r.start(ctx, p, false); err != nil {
+		return err
+	}
+	if err := r.finish(ctx, p); err != nil {
+		return err
+	}
+	_, err = r.guest.Stats(ctx, &guestv1.StatsRequest{})
 	return err
 }
 

@@ -24,13 +24,12 @@ const deleteTimeout = 30 * time.Second
 type Container struct {
 	id      string
 	runtime *Runtime
-	dir     string // writable layer
+	shell   *shell
 	pid     pidMode
 	init    *process
-	usage   *usage.Dir
 
 	mu    sync.Mutex
-	group *cgroup.Group // nil while it is being made
+	group *cgroup.Group // of the shell; nil until the container is completely created
 	execs map[string]*process
 }
 
@@ -91,7 +90,13 @@ func (c *Container) Start(exec string) (int, error) {
 	if l.pidNS != nil {
 		defer l.pidNS.Close()
 	}
-	if err := p.start(c.runtime.cfg.Reaper, l, c.runtime.spawn); err != nil {
+	var ready *helper
+	if exec == "" {
+		c.mu.Lock()
+		ready, c.shell.helper = c.shell.helper, nil
+		c.mu.Unlock()
+	}
+	if err := p.start(c.runtime.cfg.Reaper, l, ready, c.runtime.spawn); err != nil {
 		return 0, err
 	}
 	c.runtime.spawn(func() { p.wait(func() bool { return c.ended(exec, group) }) })
@@ -187,7 +192,7 @@ func (c *Container) CreateExec(req Exec) error {
 	}
 	prog, err := program.Exec{
 		Process: &spec, Terminal: req.Terminal, Seccomp: req.Seccomp, SeccompFlags: req.SeccompFlags,
-		Home: home([]string{fmt.Sprintf("/proc/%d/root", pid)}, spec.User.UID),
+		Home: home([]string{fmt.Sprintf("/proc/%d/root", pid)}, &spec),
 	}.Compile()
 	if err != nil {
 		return err
@@ -289,28 +294,9 @@ func (c *Container) Delete(ctx context.Context, exec string) (State, error) {
 		return State{}, err
 	}
 	c.runtime.cfg.Watch.drop(c.id)
-	gone := c.dir + ".gone"
-	if err := os.Rename(c.dir, gone); err != nil {
-		return State{}, fmt.Errorf("removing writable layer: %w", err)
-	}
+	c.shell.dropHelper()
 	c.runtime.forget(c.id)
-	select {
-	case c.runtime.remove <- gone:
-	case <-ctx.Done():
-	}
-	return state, nil
-}
-
-// removeGroup undoes makeGroup.
-func (c *Container) removeGroup() error {
-	group, err := c.ready()
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), deleteTimeout)
-	defer cancel()
-	c.runtime.cfg.Watch.drop(c.id)
-	return group.Delete(ctx)
+	return state, c.runtime.removeLayer(ctx, c.shell.dir)
 }
 
 // Resize sets the size of a process's terminal.
@@ -354,6 +340,6 @@ func (c *Container) Stats() (cgroup.Stats, usage.Usage, error) {
 	if err != nil {
 		return cgroup.Stats{}, usage.Usage{}, err
 	}
-	u, err := c.usage.Usage()
+	u, err := c.shell.usage.Usage()
 	return s, u, err
 }

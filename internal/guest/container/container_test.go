@@ -141,7 +141,7 @@ func TestHomeStaysInRoot(t *testing.T) {
 	if err := os.Symlink("/etc/passwd", root+"/etc/passwd"); err != nil { // a loop inside root, a real file outside
 		t.Fatal(err)
 	}
-	if got := home([]string{root}, 0); got != "" {
+	if got := home([]string{root}, &specs.Process{}); got != "" {
 		t.Errorf("read the host's passwd: %q", got)
 	}
 	if err := os.Remove(root + "/etc/passwd"); err != nil {
@@ -150,7 +150,7 @@ func TestHomeStaysInRoot(t *testing.T) {
 	if err := unix.Mkfifo(root+"/etc/passwd", 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := home([]string{root}, 0); got != "" {
+	if got := home([]string{root}, &specs.Process{}); got != "" {
 		t.Errorf("read a fifo: %q", got)
 	}
 }

@@ -4,9 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path"
-	"path/filepath"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -42,15 +40,15 @@ func (r *Runtime) Create(req Create) (err error) {
 	if spec.Process == nil {
 		return fmt.Errorf("spec has no process: %w", ErrInvalid)
 	}
-	c := &Container{id: req.ID, runtime: r, execs: map[string]*process{}, dir: filepath.Join(r.cfg.Scratch, req.ID)}
+	c := &Container{id: req.ID, runtime: r, execs: map[string]*process{}}
 	if err := r.reserve(c); err != nil {
 		return err
 	}
-	var undo []func()
 	defer func() {
 		if err != nil {
-			for i := len(undo) - 1; i >= 0; i-- {
-				undo[i]()
+			if c.shell != nil {
+				r.cfg.Watch.drop(c.id)
+				r.dropShell(c.shell)
 			}
 			r.forget(req.ID)
 		}
@@ -59,9 +57,10 @@ func (r *Runtime) Create(req Create) (err error) {
 	if err != nil {
 		return err
 	}
-	undo = append(undo, func() { _ = os.RemoveAll(c.dir) })
-	overlay, err := c.makeLayer(lowers)
-	if err != nil {
+	if c.shell, err = r.takeShell(); err != nil {
+		return err
+	}
+	if err := c.shell.prepareLayer(lowers[0]); err != nil {
 		return err
 	}
 	if err := r.fillVolumes(lowers, req.ImageVolumes); err != nil {
@@ -75,8 +74,8 @@ func (r *Runtime) Create(req Create) (err error) {
 		return err
 	}
 	prog, err := program.Container{
-		Spec: &spec, Rootfs: r.cfg.Rootfs, Overlay: overlay, Binds: binds, Terminal: req.Terminal,
-		Seccomp: req.Seccomp, SeccompFlags: req.SeccompFlags, Home: home(lowers, spec.Process.User.UID),
+		Spec: &spec, Rootfs: r.cfg.Rootfs, Overlay: c.shell.overlay(lowers), Binds: binds, Terminal: req.Terminal,
+		Seccomp: req.Seccomp, SeccompFlags: req.SeccompFlags, Home: home(lowers, spec.Process),
 	}.Compile()
 	if err != nil {
 		return err
@@ -85,8 +84,10 @@ func (r *Runtime) Create(req Create) (err error) {
 	if size := spec.Process.ConsoleSize; size != nil {
 		c.init.size = unix.Winsize{Row: uint16(size.Height), Col: uint16(size.Width)}
 	}
-	undo = append(undo, func() { _ = c.removeGroup() })
-	return c.makeGroup(spec.Linux)
+	if req.Terminal || req.Stdin || c.pid != (pidMode{}) {
+		c.shell.dropHelper()
+	}
+	return c.setLimits(spec.Linux)
 }
 
 // reserve enters a container that is not ready yet; process answers ErrState until it is.
@@ -116,37 +117,11 @@ func (r *Runtime) lowers(ids []string) ([]string, error) {
 	return dirs, nil
 }
 
-// makeLayer makes the writable layer and returns the mount data of the overlay. The root of the
-// overlay shows the attributes of the upper directory, so that takes over the image's.
-func (c *Container) makeLayer(lowers []string) (string, error) {
-	upper, work := filepath.Join(c.dir, "upper"), filepath.Join(c.dir, "work")
-	if err := os.Mkdir(c.dir, 0o700); err != nil {
-		return "", fmt.Errorf("making writable layer: %w", err)
-	}
-	var err error
-	if c.usage, err = c.runtime.cfg.Meter.Track(c.dir, 0); err != nil {
-		return "", err
-	}
-	for _, d := range []string{upper, work} {
-		if err := os.Mkdir(d, 0o755); err != nil {
-			return "", fmt.Errorf("making writable layer: %w", err)
-		}
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(lowers[0], &st); err != nil {
-		return "", fmt.Errorf("reading image root: %w", err)
-	}
-	if st.Uid != 0 || st.Gid != 0 {
-		if err := unix.Chown(upper, int(st.Uid), int(st.Gid)); err != nil {
-			return "", fmt.Errorf("making writable layer: %w", err)
-		}
-	}
-	if err := unix.Chmod(upper, st.Mode&0o7777); err != nil {
-		return "", fmt.Errorf("making writable layer: %w", err)
-	}
-	// The layer dies with the virtual machine: no sync of it is worth anything ("volatile").
-	return "lowerdir=" + strings.Join(lowers, ":") + ",upperdir=" + upper + ",workdir=" + work +
-		",index=off,metacopy=off,redirect_dir=off,volatile", nil
+// overlay is the mount data of the root file system. The layer dies with the virtual machine: no
+// sync of it is worth anything ("volatile").
+func (s *shell) overlay(lowers []string) string {
+	return "lowerdir=" + strings.Join(lowers, ":") + ",upperdir=" + s.upper + ",workdir=" + s.work +
+		",index=off,metacopy=off,redirect_dir=off,volatile"
 }
 
 // fillVolumes copies image directories into the volumes that start with them.
@@ -242,15 +217,9 @@ func (r *Runtime) pidMode(spec *specs.Spec) (pidMode, error) {
 	return pidMode{shared: shared}, nil
 }
 
-// makeGroup makes the cgroup with its limits.
-func (c *Container) makeGroup(linux *specs.Linux) error {
-	group, err := c.runtime.cfg.Tree.Create(c.id)
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	c.group = group
-	c.mu.Unlock()
+// setLimits makes the cgroup the container's; with it the container is ready.
+func (c *Container) setLimits(linux *specs.Linux) error {
+	group := c.shell.group
 	var resources *specs.LinuxResources
 	if linux != nil {
 		resources = linux.Resources
@@ -261,5 +230,11 @@ func (c *Container) makeGroup(linux *specs.Linux) error {
 	if err := c.runtime.cfg.Filter.attach(group, resources, linux); err != nil {
 		return err
 	}
-	return c.runtime.cfg.Watch.add(c.id, group)
+	if err := c.runtime.cfg.Watch.add(c.id, group); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.group = group
+	return nil
 }

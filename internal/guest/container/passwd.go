@@ -7,15 +7,22 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
 // maxPasswd bounds how much of a container's /etc/passwd is read.
 const maxPasswd = 1 << 20
 
-// home looks up a user's home directory in the /etc/passwd of the first root that has one. The file
-// is the user's: it is opened without leaving the root and read with a bound.
-func home(roots []string, uid uint32) string {
+// home looks up a user's home directory in the /etc/passwd of the first root that has one, unless
+// the environment names it. The file is the user's: it is opened without leaving the root and read
+// with a bound.
+func home(roots []string, p *specs.Process) string {
+	for _, kv := range p.Env {
+		if strings.HasPrefix(kv, "HOME=/") {
+			return ""
+		}
+	}
 	for _, root := range roots {
 		fd, err := openIn(root, "/etc/passwd", unix.O_RDONLY|unix.O_NONBLOCK)
 		if err != nil {
@@ -26,7 +33,7 @@ func home(roots []string, uid uint32) string {
 		if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
 			return ""
 		}
-		return parseHome(io.LimitReader(f, maxPasswd), uid)
+		return parseHome(io.LimitReader(f, maxPasswd), p.User.UID)
 	}
 	return ""
 }

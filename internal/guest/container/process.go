@@ -85,97 +85,10 @@ func (p *process) attach(fd int, s stream) error {
 	return nil
 }
 
-// stdio is the child's and the parent's end of everything a start needs.
-type stdio struct {
-	child  []*os.File // descriptors 0, 1, 2
-	input  *os.File   // parent's end of stdin
-	output [2]*os.File
-	socket *os.File // parent's end of the console socket
-}
-
-func (s *stdio) closeChild() {
-	for _, f := range s.child {
-		_ = f.Close()
-	}
-	s.child = nil
-}
-
-func (s *stdio) closeAll() {
-	s.closeChild()
-	for _, f := range []*os.File{s.input, s.output[0], s.output[1], s.socket} {
-		if f != nil {
-			_ = f.Close()
-		}
-	}
-}
-
-// pipe makes a pipe of which init's end is non-blocking.
-func pipe(initReads bool) (childEnd, initEnd *os.File, err error) {
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return nil, nil, fmt.Errorf("making pipe: %w", err)
-	}
-	mine, theirs := fds[1], fds[0]
-	if initReads {
-		mine, theirs = theirs, mine
-	}
-	if err := unix.SetNonblock(mine, true); err != nil {
-		return nil, nil, fmt.Errorf("making pipe: %w", err)
-	}
-	return os.NewFile(uintptr(theirs), "pipe"), os.NewFile(uintptr(mine), "pipe"), nil
-}
-
-// open makes the pipes, or the console socket.
-func (p *process) open() (s *stdio, err error) {
-	s = &stdio{}
-	defer func() {
-		if err != nil {
-			s.closeAll()
-		}
-	}()
-	var null *os.File
-	if p.terminal || !p.stdin {
-		if null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
-			return s, err
-		}
-	}
-	if p.terminal {
-		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			return s, fmt.Errorf("making console socket: %w", err)
-		}
-		s.socket = os.NewFile(uintptr(fds[0]), "console")
-		s.child = []*os.File{os.NewFile(uintptr(fds[1]), "console"), null}
-		return s, nil
-	}
-	s.child = []*os.File{null}
-	if p.stdin {
-		if s.child[0], s.input, err = pipe(false); err != nil {
-			return s, err
-		}
-	}
-	for i := range s.output {
-		child, mine, err := pipe(true)
-		if err != nil {
-			return s, err
-		}
-		s.child, s.output[i] = append(s.child, child), mine
-	}
-	return s, nil
-}
-
-// launch says into what a process is started.
-type launch struct {
-	helper string
-	flags  uintptr
-	pidNS  *os.File
-	cgroup *os.File
-	target *os.File // pidfd that the program joins, nil for a container's first process
-}
-
 // start runs the helper with the process's program and returns when it has executed the command.
-// spawn starts goroutines on behalf of the runtime.
-func (p *process) start(r *Reaper, l launch, spawn func(func())) (err error) {
+// ready is a helper that waits for it already, or nil. spawn starts goroutines on behalf of the
+// runtime.
+func (p *process) start(r *Reaper, l launch, ready *helper, spawn func(func())) (err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.prog == nil {
@@ -188,25 +101,29 @@ func (p *process) start(r *Reaper, l launch, spawn func(func())) (err error) {
 			p.abort()
 		}
 	}()
-	io, err := p.open()
-	if err != nil {
-		return err
+	h := ready
+	if h == nil {
+		io, err := openStdio(p.terminal, p.stdin)
+		if err != nil {
+			return err
+		}
+		if h, err = newHelper(r, l, io); err != nil {
+			return err
+		}
 	}
-	child, err := fork(r, l, prog, io)
-	if err != nil {
-		io.closeAll()
+	if err := h.execute(prog); err != nil {
 		return err
 	}
 	if p.terminal {
-		if err := p.console(io); err != nil {
-			_ = r.kill(child.pid, unix.SIGKILL)
-			io.closeAll()
+		if err := p.console(h.stdio); err != nil {
+			_ = r.kill(h.child.pid, unix.SIGKILL)
+			h.stdio.close()
 			return err
 		}
 	} else {
-		p.outputs[0].file, p.outputs[1].file = io.output[0], io.output[1]
+		p.outputs[0].file, p.outputs[1].file = h.stdio.output[0], h.stdio.output[1]
 	}
-	p.child, p.running = child, true
+	p.child, p.running = h.child, true
 	for _, o := range p.outputs {
 		if o != nil {
 			spawn(o.run)
@@ -217,51 +134,9 @@ func (p *process) start(r *Reaper, l launch, spawn func(func())) (err error) {
 		master := p.master
 		spawn(func() { p.copyInput(master, false) })
 	case p.stdin:
-		spawn(func() { p.copyInput(io.input, true) })
+		spawn(func() { p.copyInput(h.stdio.input, true) })
 	}
 	return nil
-}
-
-// fork writes the program down, forks the helper and reads its report.
-func fork(r *Reaper, l launch, prog *program.Program, s *stdio) (started, error) {
-	mem, err := unix.MemfdCreate("program", unix.MFD_CLOEXEC)
-	if err != nil {
-		return started{}, fmt.Errorf("writing exec program: %w", err)
-	}
-	memfd := os.NewFile(uintptr(mem), "program")
-	defer memfd.Close()
-	if _, err := memfd.Write(prog.Code); err != nil {
-		return started{}, fmt.Errorf("writing exec program: %w", err)
-	}
-	errWrite, errRead, err := pipe(true)
-	if err != nil {
-		return started{}, err
-	}
-	defer errRead.Close()
-	c := child{path: l.helper, flags: l.flags, pidNS: l.pidNS, cgroup: l.cgroup}
-	for i := range 3 {
-		c.files = append(c.files, s.child[min(i, len(s.child)-1)].Fd())
-	}
-	c.files = append(c.files, memfd.Fd(), errWrite.Fd()) // program.FD, program.ErrorFD
-	if l.target != nil {
-		c.files = append(c.files, l.target.Fd()) // program.TargetFD
-	}
-	ch, err := r.fork(c)
-	_ = errWrite.Close()
-	if err != nil {
-		return started{}, err
-	}
-	s.closeChild()
-	report := make([]byte, program.ReportSize)
-	n, err := io.ReadFull(errRead, report)
-	if errors.Is(err, io.EOF) {
-		// Executed, and the pipe closed with it; or killed before: then the exit status says so.
-		return ch, nil
-	}
-	<-ch.exit
-	_ = ch.pidFD.Close()
-	return started{}, fmt.Errorf("unable to start container process: error during container init: %w",
-		prog.Error(report[:n]))
 }
 
 // console receives the master of the terminal, which the helper has sent before it executed.

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -53,24 +54,39 @@ type Config struct {
 type Runtime struct {
 	cfg    Config
 	tasks  sync.WaitGroup
-	remove chan string // directories to delete
+	remove chan string   // directories to delete
+	shells chan *shell   // ready for the next containers
+	taken  chan struct{} // a shell was taken
 
 	mu         sync.Mutex
+	shellCount int
 	pause      started // first process of the shared pid namespace, pid 0: none
 	containers map[string]*Container
 }
 
 // New returns a runtime without containers.
 func New(cfg Config) *Runtime {
-	return &Runtime{cfg: cfg, remove: make(chan string, 128), containers: map[string]*Container{}}
+	return &Runtime{
+		cfg: cfg, remove: make(chan string, 128), containers: map[string]*Container{},
+		shells: make(chan *shell, readyShells), taken: make(chan struct{}, 1),
+	}
 }
 
-// Run deletes the writable layers of deleted containers until ctx ends.
+// Run deletes the writable layers of deleted containers and replaces the shells that were taken,
+// until ctx ends.
 func (r *Runtime) Run(ctx context.Context) error {
+	var refill <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-r.taken:
+			refill = time.After(refillDelay)
+		case <-refill:
+			refill = nil
+			if err := r.FillShells(); err != nil {
+				return err
+			}
 		case dir := <-r.remove:
 			if err := os.RemoveAll(dir); err != nil {
 				return fmt.Errorf("removing writable layer: %w", err)
@@ -98,15 +114,16 @@ func (r *Runtime) SharePID() error {
 	if err != nil {
 		return err
 	}
-	s := &stdio{child: []*os.File{null}}
-	defer s.closeAll()
-	child, err := fork(r.cfg.Reaper, launch{helper: r.cfg.Helper, flags: unix.CLONE_NEWPID}, prog, s)
+	h, err := newHelper(r.cfg.Reaper, launch{helper: r.cfg.Helper, flags: unix.CLONE_NEWPID}, &stdio{child: []*os.File{null}})
 	if err != nil {
+		return fmt.Errorf("starting pause process: %w", err)
+	}
+	if err := h.execute(prog); err != nil {
 		return fmt.Errorf("starting pause process: %w", err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.pause = child
+	r.pause = h.child
 	return nil
 }
 

@@ -20,12 +20,13 @@ import (
 
 // The format, shared with guestos/exec/exec.c.
 const (
-	base       = 0x100000000 // address the helper maps the program at
+	base       = 0x100000000 // address the helper loads the program at
+	maxSize    = 1 << 20
 	magic      = 0x31585441
 	headerSize = 16
 	opSize     = 64
 
-	// FD is the descriptor on which the helper finds the program, ErrorFD the pipe it reports on.
+	// FD is the pipe from which the helper reads the program, ErrorFD the one it reports on.
 	FD      = 3
 	ErrorFD = 4
 	// TargetFD is the pidfd of the container that an exec joins.
@@ -229,5 +230,9 @@ func (b *builder) build() (*Program, error) {
 	if len(b.steps) > 1<<16 {
 		return nil, fmt.Errorf("%w: too many steps", ErrUnsupported)
 	}
-	return &Program{Code: b.encode(), steps: b.steps, ops: b.ops}, nil
+	p := &Program{Code: b.encode(), steps: b.steps, ops: b.ops}
+	if len(p.Code) > maxSize {
+		return nil, fmt.Errorf("%w: arguments, environment and mounts take %d bytes", ErrUnsupported, len(p.Code))
+	}
+	return p, nil
 }
