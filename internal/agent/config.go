@@ -36,7 +36,9 @@ type Config struct {
 	NodeLabels map[string]string
 	// MaxPods is 500 when zero.
 	MaxPods int
-	// CgroupRoot is the cgroup pods live under, "" for the root.
+	// CgroupRoot is the cgroup pods live under, "" for the root; it is made when
+	// missing. Two agents on one host must not share it: each removes the groups
+	// of pods it does not know.
 	CgroupRoot string
 
 	// Ports are the listening ports; zero fields take their defaults.

@@ -61,6 +61,11 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := write(cfg, versioned); err != nil {
 		return fmt.Errorf("configuring kubelet: %w", err)
 	}
+	if cfg.CgroupRoot != "" {
+		if err := makeCgroupRoot(cfg.CgroupRoot); err != nil {
+			return fmt.Errorf("configuring kubelet: %w", err)
+		}
+	}
 	kc, err := internalConfiguration(versioned)
 	if err != nil {
 		return fmt.Errorf("configuring kubelet: %w", err)

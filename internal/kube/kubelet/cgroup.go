@@ -1,0 +1,84 @@
+package kubelet
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"atoll.dev/atoll/internal/linux/cgroup"
+)
+
+// makeCgroupRoot makes the group pods live under in every hierarchy. The kubelet
+// wants it to exist.
+func makeCgroupRoot(path string) error {
+	roots, err := cgroup.Roots()
+	if err != nil {
+		return fmt.Errorf("making cgroup %s: %w", path, err)
+	}
+	for _, root := range roots {
+		if err := makeGroup(root, path); err != nil {
+			return fmt.Errorf("making cgroup %s below %s: %w", path, root, err)
+		}
+	}
+	return nil
+}
+
+// makeGroup makes one group, whose members can use everything their parent can.
+func makeGroup(root, path string) error {
+	parent := root
+	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		if err := delegate(parent); err != nil {
+			return err
+		}
+		group := filepath.Join(parent, name)
+		if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		// In version 1 a new cpuset is empty and takes no processes.
+		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+			if err := inherit(parent, group, file); err != nil {
+				return err
+			}
+		}
+		parent = group
+	}
+	return nil
+}
+
+// delegate lets the children of a version 2 group use all its controllers; other
+// groups are left alone.
+func delegate(group string) error {
+	controllers, err := os.ReadFile(filepath.Join(group, "cgroup.controllers"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for name := range strings.FieldsSeq(string(controllers)) {
+		if err := os.WriteFile(filepath.Join(group, "cgroup.subtree_control"), []byte("+"+name), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inherit copies a setting of the parent into a group that has none.
+func inherit(parent, group, file string) error {
+	own, err := os.ReadFile(filepath.Join(group, file))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil || len(bytes.TrimSpace(own)) > 0 {
+		return err
+	}
+	value, err := os.ReadFile(filepath.Join(parent, file))
+	if err != nil || len(bytes.TrimSpace(value)) == 0 {
+		return err
+	}
+	return os.WriteFile(filepath.Join(group, file), value, 0o644)
+}
