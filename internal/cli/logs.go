@@ -100,9 +100,18 @@ func lastLines(f *os.File, n int) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
+	if n <= 0 || info.Size() == 0 {
+		return info.Size(), nil
+	}
 	const block = 64 << 10
 	buf := make([]byte, block)
-	seen := -1 // the newline that ends the file does not begin a line
+	seen := 0
+	if _, err := f.ReadAt(buf[:1], info.Size()-1); err != nil {
+		return 0, err
+	}
+	if buf[0] == '\n' {
+		seen = -1 // it ends the last line and begins none
+	}
 	for end := info.Size(); end > 0; {
 		start := max(end-block, 0)
 		part := buf[:end-start]
