@@ -102,7 +102,7 @@ func leftovers() []string {
 		out, _ := exec.Command("sh", "-c", script).Output()
 		return string(out)
 	}
-	add("process", shell(fmt.Sprintf("pgrep -af '%s'; pgrep -af 'qemu-system.*atoll'", suite.dataDir)))
+	add("process", shell(fmt.Sprintf("(pgrep -af '%s'; pgrep -af 'qemu-system.*atoll') | grep -v pgrep", suite.dataDir)))
 	add("mount", shell(fmt.Sprintf("grep '%s' /proc/self/mounts", suite.dataDir)))
 	add("link", shell("ip -o link | grep -E ' (atoll0|at[0-9a-z]{6,}|veth[0-9a-f]{8})[@:]'"))
 	add("nftables", shell("nft list tables 2>/dev/null | grep -E 'atoll|kube-proxy'"))
