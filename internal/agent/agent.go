@@ -80,8 +80,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	})
 	launch(func(ctx context.Context) error {
 		a.reportReady(ctx)
-		textpages.Run(ctx)
-		return nil
+		return textpages.Run(ctx)
 	})
 	<-running.Done()
 	if ctx.Err() != nil {

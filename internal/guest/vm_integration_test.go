@@ -228,6 +228,12 @@ func start(t testing.TB, change func(*guestv1.SetupRequest), args ...string) *vm
 	if change != nil {
 		change(req)
 	}
+	if req.ScratchSerial != "" { // as the pool does
+		warm := &guestv1.WarmRequest{Serial: "img1", ScratchSerial: req.ScratchSerial, Entropy: random(64)}
+		if _, err := v.guest.Warm(t.Context(), warm); err != nil {
+			t.Fatalf("%v\n%s", err, v.log())
+		}
+	}
 	if _, err := v.guest.Setup(t.Context(), req); err != nil {
 		t.Fatalf("%v\n%s", err, v.log())
 	}

@@ -105,10 +105,7 @@ func (s *Server) Run(ctx context.Context) error {
 		fail(err)
 		return s.reason(ctx, running)
 	}
-	defer s.launch(fail, "memory", func(ctx context.Context) error {
-		textpages.Run(ctx)
-		return nil
-	})()
+	defer s.launch(fail, "memory", textpages.Run)()
 	s.cfg.Logger.Info("server ready", "url", apiURL(s.cfg.NodeIP.String(), s.cfg.Ports.API))
 	if s.cfg.OnReady != nil {
 		s.cfg.OnReady()

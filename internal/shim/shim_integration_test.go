@@ -25,6 +25,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"atoll.dev/atoll/internal/network"
+	"atoll.dev/atoll/internal/pool/registry"
 	"atoll.dev/atoll/internal/pool/wire"
 	"atoll.dev/atoll/internal/shim/cripb"
 	"atoll.dev/atoll/internal/vm/vmtest"
@@ -290,17 +291,18 @@ func (h *host) runPod(id string, edit func(*cripb.PodSandboxConfig, *sandboxapi.
 func (p *pod) stop() {
 	p.t.Helper()
 	ctx := context.Background()
+	e, ok, err := registry.New(p.host.run).Find(p.id)
+	if !ok || err != nil {
+		p.t.Errorf("no record of %s: %v", p.id, err)
+	}
 	if _, err := p.sandbox.StopSandbox(ctx, &sandboxapi.StopSandboxRequest{SandboxID: p.id}); err != nil {
 		p.t.Error(err)
 	}
 	if _, err := p.sandbox.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: p.id}); err != nil {
 		p.t.Error(err)
 	}
-	select {
-	case <-p.closed:
-	case <-time.After(10 * time.Second):
-		p.t.Error("the shim did not end")
-	}
+	_ = p.conn.Close()
+	eventually(p.t, "the shim ends", func() bool { return !alive(e.PID) })
 }
 
 // volume is the kubelet's path of a volume.

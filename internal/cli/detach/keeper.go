@@ -9,6 +9,7 @@ import (
 
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/linux/process"
+	"atoll.dev/atoll/internal/linux/textpages"
 )
 
 // Delays between two starts of a supervisor that keeps ending.
@@ -47,6 +48,9 @@ func (d *Detacher) Keep(ctx context.Context) error {
 			continue
 		}
 		began := time.Now()
+		// The keeper only waits from here on. Failing to give the pages of the
+		// program back is harmless.
+		_ = textpages.Release()
 		d.waitFor(ctx, pid)
 		d.logger.Warn("the supervisor ended", "pid", pid)
 		if time.Since(began) > maxDelay {

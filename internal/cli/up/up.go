@@ -27,6 +27,7 @@ import (
 	"atoll.dev/atoll/internal/assets"
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/linux/process"
+	"atoll.dev/atoll/internal/linux/textpages"
 	"atoll.dev/atoll/internal/preflight"
 	"atoll.dev/atoll/internal/supervise"
 )
@@ -198,6 +199,7 @@ func (u *Up) ownServices() []supervise.Service {
 		{Name: "control", Run: u.serveControl},
 		{Name: "log-rotation", Run: rotator.Run},
 		{Name: "node-watch", Run: u.watchNode},
+		{Name: "memory", Run: textpages.Run},
 	}
 	if u.cfg.Keeper != nil {
 		out = append(out, supervise.Service{Name: "keeper-watch", Run: u.cfg.Keeper})

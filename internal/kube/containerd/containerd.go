@@ -36,6 +36,7 @@ import (
 	"google.golang.org/grpc/grpclog"
 
 	"atoll.dev/atoll/internal/kube/containerd/images"
+	"atoll.dev/atoll/internal/linux/textpages"
 	"atoll.dev/atoll/internal/storage/layers"
 )
 
@@ -94,6 +95,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	background.Go(func() { saver.run(ctx, db) })
+	background.Go(func() { _ = textpages.Run(ctx) })
 	if err := srv.Start(ctx); err != nil {
 		return fmt.Errorf("serving containerd: %w", err)
 	}

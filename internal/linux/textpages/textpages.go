@@ -33,14 +33,14 @@ const (
 )
 
 // Run releases unused program pages, and the memory the garbage collector holds
-// in reserve, until ctx ends.
-func Run(ctx context.Context) {
+// in reserve, until ctx ends. It always returns nil.
+func Run(ctx context.Context) error {
 	timer := time.NewTimer(first)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-timer.C:
 		}
 		debug.FreeOSMemory()

@@ -42,7 +42,9 @@ func TestRunEndsWithItsContext(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
-			Run(ctx)
+			if err := Run(ctx); err != nil {
+				t.Error(err)
+			}
 			close(done)
 		}()
 		cancel()

@@ -43,8 +43,8 @@ import (
 )
 
 const (
-	// closeTimeout bounds the wait for calls that are being answered when the daemon ends.
-	closeTimeout = 3 * time.Second
+	// closeTimeout bounds the wait for containerd to close its connections when the daemon ends.
+	closeTimeout = 2 * time.Second
 	// lastEvents bounds the sending of events that are pending then.
 	lastEvents = 2 * time.Second
 	// memoryLimit is where the garbage collector begins to work hard; a daemon needs a third of it.
@@ -88,6 +88,7 @@ type daemon struct {
 	tasks   *task.Service
 	sandbox *sandbox.Service
 	clone   *clone
+	peers   *peers
 	quit    chan struct{} // closed when the daemon is to end
 	once    sync.Once
 
@@ -105,7 +106,7 @@ func newDaemon() (*daemon, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening control socket: %w", err)
 	}
-	d := &daemon{files: inherited(), steps: timing.New(), quit: make(chan struct{})}
+	d := &daemon{files: inherited(), steps: timing.New(), peers: newPeers(), quit: make(chan struct{})}
 	var ok bool
 	if d.control, ok = conn.(*net.UnixConn); !ok {
 		return nil, errors.New("opening control socket: not a unix socket")
@@ -179,7 +180,7 @@ func (d *daemon) wire() {
 
 // serve answers containerd.
 func (d *daemon) serve(l net.Listener) (*ttrpc.Server, error) {
-	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()))
+	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(d.peers))
 	if err != nil {
 		return nil, fmt.Errorf("making ttrpc server: %w", err)
 	}
@@ -311,18 +312,17 @@ func (d *daemon) close(server *ttrpc.Server) error {
 	if d.assigned() {
 		errs = append(errs, d.sandbox.Stop(context.Background()))
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-	defer cancel()
-	if err := server.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, net.ErrClosed) {
-		errs = append(errs, err)
+	d.peers.wait(closeTimeout)
+	if err := server.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		errs = append(errs, fmt.Errorf("closing ttrpc server: %w", err))
 	}
 	d.mu.Lock()
 	p := d.events
 	d.mu.Unlock()
 	if p != nil {
-		fctx, cancel := context.WithTimeout(context.Background(), lastEvents)
+		ctx, cancel := context.WithTimeout(context.Background(), lastEvents)
 		defer cancel()
-		p.Flush(fctx)
+		p.Flush(ctx)
 	}
 	return errors.Join(errs...)
 }

@@ -64,11 +64,10 @@ func (s *Service) boot(ctx context.Context) error {
 		return fmt.Errorf("setting up the guest: %w", err)
 	}
 	steps.Done("setup")
-	pod, err := s.makePod(ctx, m)
+	pod, err := s.makePod(m)
 	if err != nil {
 		return err
 	}
-	steps.Done("pod files")
 	if err := <-placed; err != nil {
 		return err
 	}
@@ -191,8 +190,8 @@ func guestNetwork(g network.Guest) *guestv1.Network {
 	return n
 }
 
-// makePod sends the pod's own files and collects what tasks need.
-func (s *Service) makePod(ctx context.Context, m *VM) (*task.Pod, error) {
+// makePod begins to send the pod's own files and collects what tasks need.
+func (s *Service) makePod(m *VM) (*task.Pod, error) {
 	vols := volumes.New(m.Session, s.cfg.Roots)
 	files, err := podFiles(s.config)
 	if err != nil {
@@ -203,9 +202,7 @@ func (s *Service) makePod(ctx context.Context, m *VM) (*task.Pod, error) {
 		return nil, err
 	}
 	files["hostname"] = []byte(hostname + "\n")
-	if err := vols.PutPodFiles(ctx, files); err != nil {
-		return nil, err
-	}
+	vols.Begin(s.background, files)
 	pod := &task.Pod{
 		Guest: m.Session, Streams: m.Session, Images: images.New(m.Machine, m.Session), Volumes: vols,
 		PID:  uint32(m.Machine.PID()),

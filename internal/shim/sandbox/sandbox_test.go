@@ -246,6 +246,9 @@ func TestLife(t *testing.T) {
 	if w.group != "/kubepods/pod1/vm-0123456789ab" {
 		t.Errorf("cgroup %q", w.group)
 	}
+	if _, err := w.attached.Volumes.Prepare(t.Context(), "c", nil); err != nil {
+		t.Fatal(err)
+	}
 	if got := w.files["resolv.conf"]; got != "search a b\nnameserver 10.96.0.10\noptions ndots:5\n" {
 		t.Errorf("resolv.conf %q", got)
 	}
@@ -258,7 +261,7 @@ func TestLife(t *testing.T) {
 		t.Errorf("status %v, %v", status, err)
 	}
 	var info Info
-	if err := json.Unmarshal([]byte(status.Info[InfoKey]), &info); err != nil || info.QEMUPID != 4711 || len(info.Steps) < 4 || !info.Warm {
+	if err := json.Unmarshal([]byte(status.Info[InfoKey]), &info); err != nil || info.QEMUPID != 4711 || len(info.Steps) < 3 || !info.Warm {
 		t.Errorf("info %+v, %v", info, err)
 	}
 	w.events <- &guestv1.Event{Kind: guestv1.Event_OOM, ContainerId: "c"}

@@ -61,22 +61,10 @@ func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (_ *cont
 		return nil
 	})
 	steps := s.cfg.Steps.Begin("create")
-	oci, image, err := read(r)
+	oci, err := s.provide(ctx, pod, c, r, &stack)
 	if err != nil {
 		return nil, err
 	}
-	if c.seccomp, err = compile(oci.Linux.Seccomp); err != nil {
-		return nil, err
-	}
-	steps.Done("spec")
-	c.limits = limitsOf(oci.Linux.Resources)
-	if err := pod.Grow(ctx, s.total(c)); err != nil {
-		return nil, err
-	}
-	if err := s.provide(ctx, pod, c, oci, image); err != nil {
-		return nil, err
-	}
-	stack.Push("releasing image", func() error { return pod.Images.Release(context.WithoutCancel(ctx), c.image) })
 	steps.Done("image and volumes")
 	p := newProcess("", s.newPID(), stdio.Config{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal})
 	if p.io, err = stdio.Open(p.config); err != nil {
@@ -128,21 +116,20 @@ func (s *Service) enter(c *container, p *process) error {
 	return nil
 }
 
-// read loads the bundle's spec and finds the image file.
-func read(r *api.CreateTaskRequest) (*specs.Spec, string, error) {
-	data, err := os.ReadFile(filepath.Join(r.Bundle, "config.json"))
+// read loads the bundle's spec.
+func read(bundle string) (*specs.Spec, error) {
+	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
 	if err != nil {
-		return nil, "", fmt.Errorf("reading bundle: %w", err)
+		return nil, fmt.Errorf("reading bundle: %w", err)
 	}
 	oci, err := spec.Parse(data)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	if oci.Linux == nil {
-		return nil, "", fmt.Errorf("spec has no linux section: %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("spec has no linux section: %w", errdefs.ErrInvalidArgument)
 	}
-	image, err := imageOf(r.Rootfs)
-	return oci, image, err
+	return oci, nil
 }
 
 // imageOf finds the image file in the root file system's mounts.
@@ -166,29 +153,49 @@ func compile(profile *specs.LinuxSeccomp) (program, error) {
 	return program{code: code, flags: flags}, err
 }
 
-// provide brings image and volumes into the guest and rewrites the spec to use them.
-func (s *Service) provide(ctx context.Context, pod *Pod, c *container, oci *specs.Spec, image string) error {
+// provide brings image and volumes into the guest and rewrites the spec to use them. The guest mounts the
+// image while the rest is made ready.
+func (s *Service) provide(ctx context.Context, pod *Pod, c *container, r *api.CreateTaskRequest, stack *undo.Stack) (*specs.Spec, error) {
+	image, err := imageOf(r.Rootfs)
+	if err != nil {
+		return nil, err
+	}
+	var wg sync.WaitGroup
+	var imageErr error
+	wg.Go(func() { c.image, imageErr = pod.Images.Acquire(ctx, image) })
+	oci, err := s.describe(ctx, pod, c, r.Bundle)
+	wg.Wait()
+	if imageErr == nil {
+		stack.Push("releasing image", func() error { return pod.Images.Release(context.WithoutCancel(ctx), c.image) })
+	}
+	return oci, errors.Join(err, imageErr)
+}
+
+// describe makes the guest's spec out of the host's.
+func (s *Service) describe(ctx context.Context, pod *Pod, c *container, bundle string) (*specs.Spec, error) {
+	oci, err := read(bundle)
+	if err != nil {
+		return nil, err
+	}
+	c.limits = limitsOf(oci.Linux.Resources)
+	if err := pod.Grow(ctx, s.total(c)); err != nil {
+		return nil, err
+	}
 	var binds []specs.Mount
 	for _, m := range oci.Mounts {
 		if spec.IsBind(m) {
 			binds = append(binds, m)
 		}
 	}
-	var wg sync.WaitGroup
-	var imageErr, volumeErr error
-	wg.Go(func() { c.image, imageErr = pod.Images.Acquire(ctx, image) })
-	c.volumes, volumeErr = pod.Volumes.Prepare(ctx, c.id, binds)
-	wg.Wait()
-	err := errors.Join(volumeErr, imageErr)
-	if err == nil {
-		err = spec.Container(oci, spec.Env{
-			SandboxPID: pod.PID, GuestPID: s.guestPID, Bind: c.volumes.Bind, Files: pod.Files, Shm: channel.ShmPath,
-		})
+	if c.volumes, err = pod.Volumes.Prepare(ctx, c.id, binds); err != nil {
+		return nil, err
 	}
-	if err != nil && imageErr == nil {
-		return errors.Join(err, pod.Images.Release(context.WithoutCancel(ctx), c.image))
+	if c.seccomp, err = compile(oci.Linux.Seccomp); err != nil {
+		return nil, err
 	}
-	return err
+	return oci, spec.Container(oci, spec.Env{
+		SandboxPID: pod.PID, GuestPID: s.guestPID, Bind: c.volumes.Bind, Files: pod.Files, Shm: channel.ShmPath,
+	})
 }
 
 // createInGuest creates the container there and connects its standard streams.

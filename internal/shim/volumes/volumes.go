@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -54,6 +55,7 @@ type Set struct {
 	guest Guest
 	roots Roots
 	watch *watcher
+	begun chan error // gets the result of Begin, nil before it is called
 
 	mu      sync.Mutex // held over each change in the guest; guards the fields below
 	volumes map[string]*volume
@@ -76,7 +78,11 @@ type Container struct {
 
 	id    string
 	binds map[string]string // guest path by host source
+	files []podFile         // to send
 }
+
+// podFile is a single host file that becomes one of the pod's own files.
+type podFile struct{ host, name string }
 
 // New makes an empty set. Paths outside of roots are refused.
 func New(guest Guest, roots Roots) *Set {
@@ -99,6 +105,9 @@ func (s *Set) Run(ctx context.Context) error {
 // container use.
 func (s *Set) Prepare(ctx context.Context, id string, mounts []specs.Mount) (*Container, error) {
 	c := &Container{id: id, binds: map[string]string{}}
+	if err := s.wait(ctx); err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, m := range mounts {
@@ -112,7 +121,32 @@ func (s *Set) Prepare(ctx context.Context, id string, mounts []specs.Mount) (*Co
 		}
 		c.binds[m.Source] = guest
 	}
+	if err := s.sendFiles(ctx, c.files); err != nil {
+		return nil, err
+	}
+	c.files = nil
 	return c, nil
+}
+
+// Begin writes the first files of the pod's own volume in the background. Prepare waits for them. Names
+// are relative. It may be called once, before anything else.
+func (s *Set) Begin(ctx context.Context, files map[string][]byte) {
+	s.begun = make(chan error, 1)
+	go func() { s.begun <- s.putPodFiles(ctx, files) }()
+}
+
+// wait waits for what was begun.
+func (s *Set) wait(ctx context.Context) error {
+	if s.begun == nil {
+		return nil
+	}
+	select {
+	case err := <-s.begun:
+		s.begun <- err // for the next one
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Bind is the guest path of the source of one of the mounts given to Prepare.
@@ -134,10 +168,12 @@ func (s *Set) prepare(ctx context.Context, c *Container, m specs.Mount, loc Loca
 		c.Filled = append(c.Filled, &guestv1.ImageVolume{Volume: loc.ID, ImagePath: m.Destination})
 		return guestPath(loc.ID, ""), s.create(ctx, loc, &guestv1.CreateVolumeRequest{Kind: guestv1.CreateVolumeRequest_IMAGE})
 	case KindHosts:
-		return guestPath(PodVolume, "hosts"), s.sendFile(ctx, loc.Host, "hosts")
+		c.files = append(c.files, podFile{loc.Host, "hosts"})
+		return guestPath(PodVolume, "hosts"), nil
 	case KindTerminationLog:
 		c.TerminationLog = loc.Host
-		return guestPath(PodVolume, terminationLog(c.id)), s.sendFile(ctx, loc.Host, terminationLog(c.id))
+		c.files = append(c.files, podFile{loc.Host, terminationLog(c.id)})
+		return guestPath(PodVolume, terminationLog(c.id)), nil
 	}
 	return "", fmt.Errorf("volume kind %d is not handled", loc.Kind)
 }
@@ -232,18 +268,18 @@ func (s *Set) put(ctx context.Context, req *guestv1.PutFilesRequest) error {
 	return err
 }
 
-// PutPodFiles writes files of the pod's own volume, which it makes at first. Names are relative.
-func (s *Set) PutPodFiles(ctx context.Context, files map[string][]byte) error {
+// putPodFiles makes the pod's own volume with its first files.
+func (s *Set) putPodFiles(ctx context.Context, files map[string][]byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := make([]*guestv1.File, 0, len(files))
 	for name, data := range files {
 		out = append(out, &guestv1.File{Path: name, Mode: unix.S_IFREG | 0o644, Data: data})
 	}
-	return s.putPodFiles(ctx, out)
+	return s.putFiles(ctx, out)
 }
 
-func (s *Set) putPodFiles(ctx context.Context, files []*guestv1.File) error {
+func (s *Set) putFiles(ctx context.Context, files []*guestv1.File) error {
 	loc := Location{ID: PodVolume}
 	if err := s.create(ctx, loc, &guestv1.CreateVolumeRequest{Kind: guestv1.CreateVolumeRequest_PUSHED}); err != nil {
 		return err
@@ -256,22 +292,29 @@ func (s *Set) putPodFiles(ctx context.Context, files []*guestv1.File) error {
 	return nil
 }
 
-// sendFile sends a single host file unless the guest has it. What containers wrote into it in the
+// sendFiles sends single host files that the guest does not have. What containers wrote into one in the
 // guest stays until the host's file changes.
-func (s *Set) sendFile(ctx context.Context, host, name string) error {
-	f, err := readSingle(host)
-	if err != nil {
-		return fmt.Errorf("reading %s: %w", host, err)
+func (s *Set) sendFiles(ctx context.Context, list []podFile) error {
+	var changed []*guestv1.File
+	digests := map[string]digest{}
+	for _, l := range list {
+		f, err := readSingle(l.host)
+		if err != nil {
+			return fmt.Errorf("reading %s: %w", l.host, err)
+		}
+		f.Path = l.name
+		if d := digestOf([]*guestv1.File{f}); s.files[l.name] != d {
+			digests[l.name] = d
+			changed = append(changed, f)
+		}
 	}
-	f.Path = name
-	d := digestOf([]*guestv1.File{f})
-	if s.files[name] == d {
+	if len(changed) == 0 {
 		return nil
 	}
-	if err := s.putPodFiles(ctx, []*guestv1.File{f}); err != nil {
+	if err := s.putFiles(ctx, changed); err != nil {
 		return err
 	}
-	s.files[name] = d
+	maps.Copy(s.files, digests)
 	return nil
 }
 

@@ -195,7 +195,7 @@ func TestPrepare(t *testing.T) {
 	if _, err := s.Prepare(t.Context(), "c2", h.mounts()); err != nil {
 		t.Fatal(err)
 	}
-	if g.commits["v-cm"] != 1 || g.commits["pod"] != 3 {
+	if g.commits["v-cm"] != 1 || g.commits["pod"] != 2 {
 		t.Errorf("commits: %v", g.commits)
 	}
 	if _, err := c.Bind(specs.Mount{Source: "/other"}); err == nil {
@@ -204,6 +204,37 @@ func TestPrepare(t *testing.T) {
 	if _, err := s.Prepare(t.Context(), "c3", []specs.Mount{{Destination: "/x", Source: "/srv"}}); err == nil {
 		t.Error("a host path was accepted")
 	}
+}
+
+func TestBegin(t *testing.T) {
+	h, g := newHost(t), newGuest()
+	s := h.set(g)
+	s.Begin(t.Context(), map[string][]byte{"hostname": []byte("web-0\n")})
+	for _, id := range []string{"c1", "c2"} {
+		if _, err := s.Prepare(t.Context(), id, h.mounts()[:1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if g.data("pod", "hostname") != "web-0\n" || g.data("pod", "hosts") != "127.0.0.1 localhost" {
+		t.Errorf("files %v", g.files["pod"])
+	}
+	g.volumes["pod"] = nil
+	s = h.set(failing{g})
+	s.Begin(t.Context(), nil)
+	for range 2 {
+		if _, err := s.Prepare(t.Context(), "c1", nil); !errors.Is(err, errNoSpace) {
+			t.Errorf("got %v", err)
+		}
+	}
+}
+
+var errNoSpace = errors.New("no space")
+
+// failing is a guest that makes no volumes.
+type failing struct{ *guest }
+
+func (failing) CreateVolume(context.Context, *guestv1.CreateVolumeRequest) (*guestv1.Empty, error) {
+	return nil, errNoSpace
 }
 
 func TestTerminationLog(t *testing.T) {
