@@ -19,7 +19,7 @@ import (
 )
 
 // These tests boot the real init in a real micro-VM: they need root, qemu-system-x86_64, a pod
-// kernel (ATOLL_TEST_KERNEL or build/guest/vmlinux), mkfs.erofs, mkfs.ext4, busybox-static, cc.
+// kernel (ATOLL_TEST_KERNEL or build/vmlinux), mkfs.erofs, mkfs.ext4, busybox-static, cc.
 
 // TestPod runs everything that can share one micro-VM.
 func TestPod(t *testing.T) {

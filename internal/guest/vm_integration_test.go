@@ -40,7 +40,7 @@ func build() (a artefacts, err error) {
 	}
 	a.kernel = os.Getenv("ATOLL_TEST_KERNEL")
 	if a.kernel == "" {
-		a.kernel = "../../build/guest/vmlinux"
+		a.kernel = "../../build/vmlinux"
 	}
 	if _, err = os.Stat(a.kernel); err != nil {
 		return a, fmt.Errorf("no pod kernel (set ATOLL_TEST_KERNEL): %w", err)
