@@ -41,9 +41,12 @@ type host struct {
 	kubelet string
 	shim    string // containerd-shim-atoll-v1
 	image   string // EROFS with busybox
-	pool    *exec.Cmd
+	pool    *poolProcess // shared by the copies of host
 	events  chan *events.ForwardRequest
 }
+
+// poolProcess is the pool that runs now.
+type poolProcess struct{ *exec.Cmd }
 
 // Forward receives events as containerd does.
 func (h *host) Forward(_ context.Context, r *events.ForwardRequest) (*emptypb.Empty, error) {
@@ -71,7 +74,7 @@ func newHost(t testing.TB, warm int) *host {
 	h := &host{
 		t: t, dir: dir, run: filepath.Join(dir, "run"), kubelet: filepath.Join(dir, "kubelet"),
 		shim: filepath.Join(dir, "containerd-shim-atoll-v1"), image: filepath.Join(dir, "busybox.erofs"),
-		events: make(chan *events.ForwardRequest, 1000),
+		pool: &poolProcess{}, events: make(chan *events.ForwardRequest, 1000),
 	}
 	pod := filepath.Join(dir, "atoll-pod")
 	command(t, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", pod, "atoll.dev/atoll/cmd/atoll-pod")
@@ -153,7 +156,7 @@ func (h *host) startPool() {
 		h.t.Fatal(err)
 	}
 	defer log.Close()
-	h.pool = exec.Command(filepath.Join(h.dir, "atoll-pod"), "pool", "--config", filepath.Join(h.dir, "pool.json"))
+	h.pool.Cmd = exec.Command(filepath.Join(h.dir, "atoll-pod"), "pool", "--config", filepath.Join(h.dir, "pool.json"))
 	h.pool.Stdout, h.pool.Stderr = log, log
 	if err := h.pool.Start(); err != nil {
 		h.t.Fatal(err)
