@@ -19,7 +19,7 @@ mkdir -p "$out"
 version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
 echo "building the suite of Kubernetes $version"
 pkg=k8s.io/component-base/version
-go test -c -o "$out/e2e.test" \
+go test -c -vet=off -o "$out/e2e.test" \
   -ldflags "-s -w -X $pkg.gitVersion=$version -X $pkg.gitMajor=1 -X $pkg.gitMinor=$(echo "$version" | cut -d. -f2)" \
   k8s.io/kubernetes/test/e2e
 go build -o "$out/ginkgo" github.com/onsi/ginkgo/v2/ginkgo
