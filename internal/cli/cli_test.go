@@ -160,6 +160,29 @@ func TestPrintStatus(t *testing.T) {
 			t.Errorf("status does not say %q:\n%s", want, out.String())
 		}
 	}
+	bad := &wire.Status{
+		Error: "no memory", FailuresInARow: 7, RetryAt: time.Now().Add(time.Minute), LastFailure: "no memory", LastFailureAt: time.Now(),
+	}
+	good := &wire.Status{LastFailure: "no memory", LastFailureAt: time.Now().Add(-3 * time.Hour)}
+	for _, c := range []struct {
+		status *wire.Status
+		want   []string
+	}{
+		{nil, nil},
+		{&wire.Status{}, nil},
+		{bad, []string{"no memory (7 failures in a row, the next attempt is in 1m0s)", "atoll preflight", "atoll logs pool"}},
+		{good, []string{"last failure was 3h0m ago: no memory", "atoll logs pool"}},
+	} {
+		got := poolProblem(c.status)
+		if c.want == nil && got != "" {
+			t.Errorf("poolProblem(%+v) = %q", c.status, got)
+		}
+		for _, want := range c.want {
+			if !strings.Contains(got, want) {
+				t.Errorf("poolProblem(%+v) = %q does not say %q", c.status, got, want)
+			}
+		}
+	}
 	if got := poolLine(nil); got != "does not answer" {
 		t.Errorf("poolLine(nil) = %q", got)
 	}

@@ -102,6 +102,9 @@ func (a *app) printStatus(r up.Report, wide bool) {
 		{"data", r.DataDir},
 	}
 	a.table(facts)
+	if p := poolProblem(r.Pool); p != "" {
+		problems = append(problems, p)
+	}
 	for _, p := range problems {
 		a.printf("%s\n", p)
 	}
@@ -116,8 +119,20 @@ func poolLine(s *wire.Status) string {
 	if s.Reason != "" {
 		line += " (" + s.Reason + ")"
 	}
-	if s.Error != "" {
-		line += "; " + s.Error
-	}
 	return line
+}
+
+// poolProblem says what failed in the pool and what to do, "" if nothing did.
+func poolProblem(s *wire.Status) string {
+	switch {
+	case s == nil || s.Error == "" && s.LastFailure == "":
+		return ""
+	case s.Error == "":
+		return fmt.Sprintf("pool: the last failure was %s ago: %s (see `atoll logs pool`)", age(s.LastFailureAt), s.LastFailure)
+	}
+	line := fmt.Sprintf("pool: micro-VMs do not come up: %s (%d failures in a row", s.Error, s.FailuresInARow)
+	if wait := time.Until(s.RetryAt); wait > 0 {
+		line += fmt.Sprintf(", the next attempt is in %s", wait.Round(time.Second))
+	}
+	return line + "); `atoll preflight` checks this host, `atoll logs pool` says more"
 }

@@ -40,8 +40,9 @@ func newID() string {
 	return hex.EncodeToString(b)
 }
 
-// watch passes on what a member says.
+// watch passes on what a member says, and that it has been ready for a while.
 func (p *Pool) watch(ctx context.Context, m *member) {
+	var settled <-chan time.Time
 	for {
 		select {
 		case r, ok := <-m.Reports():
@@ -49,7 +50,12 @@ func (p *Pool) watch(ctx context.Context, m *member) {
 				p.send(ctx, func() { p.ended(m) })
 				return
 			}
+			if r.Ready {
+				settled = time.After(settleTime)
+			}
 			p.send(ctx, func() { p.reported(m, r) })
+		case <-settled:
+			p.send(ctx, p.recovered)
 		case <-ctx.Done():
 			return
 		}
@@ -73,7 +79,6 @@ func (p *Pool) reported(m *member, r wire.Report) {
 		p.lose(m)
 	case r.Ready:
 		m.ready = true
-		p.failures = 0
 		p.status.Error = ""
 		if m.known {
 			p.forgetTaken(m)
@@ -114,63 +119,6 @@ func (p *Pool) lose(m *member) {
 	if m.request != nil && !m.known {
 		p.queue = append([]*request{m.request}, p.queue...)
 	}
-}
-
-// ended handles the end of a member's process.
-func (p *Pool) ended(m *member) {
-	if p.members[m.id] == nil {
-		return
-	}
-	if !m.ready && !m.known {
-		p.fail("a shim daemon ended while it prepared its micro-VM", false)
-	} else if !m.known {
-		p.log.Warn("a waiting micro-VM ended", "member", m.id)
-	}
-	p.lose(m)
-}
-
-// fail notes that a member could not be made, and how to go on.
-func (p *Pool) fail(reason string, template bool) {
-	p.failures++
-	p.status.Failed++
-	p.status.Error = reason
-	backoff := min(firstBackoff<<min(p.failures-1, 10), lastBackoff)
-	p.holdUntil = later(p.holdUntil, time.Now().Add(backoff))
-	p.log.Warn("a micro-VM did not come up", "error", reason, "failuresInARow", p.failures)
-	if p.template != nil && (template || p.failures%rebuildAfter == 0) {
-		p.log.Warn("building the micro-VM template anew", "reason", reason)
-		p.template.Close()
-		p.template = nil
-	}
-}
-
-// build makes the template in the background.
-func (p *Pool) build(ctx context.Context) {
-	if p.building {
-		return
-	}
-	p.building = true
-	p.wg.Go(func() {
-		t, err := p.maker.Build(ctx)
-		p.send(ctx, func() { p.built(t, err) })
-	})
-}
-
-func (p *Pool) built(t *Template, err error) {
-	p.building = false
-	if err != nil {
-		p.failures++
-		p.status.Error = err.Error()
-		p.holdUntil = time.Now().Add(min(firstBackoff<<min(p.failures-1, 10), lastBackoff))
-		p.log.Error("building the micro-VM template", "error", err)
-		return
-	}
-	p.template = t
-	p.status.TemplateBuilds++
-	p.status.Accelerator, p.status.Reason = string(t.Meta.Accel), t.Reason
-	p.status.QEMU, p.status.TemplateMillis = t.Meta.QEMUVersion, t.Meta.BootMillis
-	p.log.Info("micro-VM template built", "accelerator", t.Meta.Accel, "reason", t.Reason,
-		"bootMillis", t.Meta.BootMillis, "qemu", t.Meta.QEMUVersion)
 }
 
 // releaseAll lets members that are not taken end.

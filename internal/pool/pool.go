@@ -8,15 +8,17 @@
 //
 //	preparing --report ready--> ready --take--> taken
 //	    |  +-------------------take-----------------^     (no ready one: cold)
-//	    +--error, exit--> gone
+//	    +--error, exit--> gone <--error, exit-- ready
 //
 // All state belongs to one goroutine, Run's loop; everything else sends it events. Requests without a
 // member wait in order. In a burst the number of members that are being prepared at a time is bounded by
 // the number of processors, since more would only make each slower.
 //
-// What can go wrong: the template cannot be built (tried again with growing pauses, requests wait), the
-// members fail again and again (the template is built anew, with a warning), the host has no memory or
-// disk left (the same, the error is in the status).
+// What can go wrong: the template cannot be built, members fail while they are prepared or while they
+// wait, the host has no memory or disk left. Each failure doubles the pause before the next attempt, up
+// to minutes, so that a kernel that does not work leaves the processors to others; requests wait. After
+// some failures in a row the template is built anew and one member is prepared at a time. A member that
+// has stayed up for a while ends this. The last failure is in the status.
 package pool
 
 import (
@@ -44,8 +46,12 @@ const (
 	refillPause = 150 * time.Millisecond
 	// rebuildAfter is how many members may fail in a row before the template is built anew.
 	rebuildAfter = 3
+	// firstBackoff is the pause after a failure; each further one doubles it, up to lastBackoff, which is
+	// many times what an attempt may take.
 	firstBackoff = 100 * time.Millisecond
-	lastBackoff  = 10 * time.Second
+	lastBackoff  = 5 * time.Minute
+	// settleTime is how long a member must have been ready to count as a success.
+	settleTime = 10 * time.Second
 	// endTimeout bounds the wait for members that are not taken when the pool ends.
 	endTimeout = 3 * time.Second
 )
@@ -88,7 +94,7 @@ type Pool struct {
 	queue     []*request
 	uids      *users
 	status    wire.Status
-	failures  int       // in a row
+	failures  int       // since a success
 	holdUntil time.Time // no members before
 }
 
@@ -255,7 +261,7 @@ func (p *Pool) balance(ctx context.Context) time.Duration {
 	if wait := time.Until(p.holdUntil); wait > 0 && (len(p.queue) == 0 || p.failures > 0) {
 		return wait
 	}
-	for p.missing() > 0 && p.preparing() < parallel() {
+	for p.missing() > 0 && p.preparing() < p.parallel() {
 		if !p.spawn(ctx) {
 			return time.Until(p.holdUntil)
 		}
@@ -265,7 +271,12 @@ func (p *Pool) balance(ctx context.Context) time.Duration {
 }
 
 // parallel is how many members are prepared at a time.
-func parallel() int { return max(2, runtime.NumCPU()) }
+func (p *Pool) parallel() int {
+	if p.failures >= rebuildAfter {
+		return 1
+	}
+	return max(2, runtime.NumCPU())
+}
 
 // dropGone forgets requests whose client has gone.
 func (p *Pool) dropGone() {
@@ -340,6 +351,10 @@ func (p *Pool) best() *member {
 func (p *Pool) snapshot() wire.Status {
 	s := p.status
 	s.Waiting = len(p.queue)
+	s.FailuresInARow = p.failures
+	if p.failures > 0 && time.Until(p.holdUntil) > 0 {
+		s.RetryAt = p.holdUntil
+	}
 	for _, m := range p.members {
 		switch {
 		case m.request != nil:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -212,7 +213,7 @@ func TestColdAndBurst(t *testing.T) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.most > parallel() || f.spawned != 101 {
+	if f.most > max(2, runtime.NumCPU()) || f.spawned != 101 {
 		t.Errorf("%d at a time, %d in all", f.most, f.spawned)
 	}
 }
@@ -223,6 +224,9 @@ func TestFailingMembers(t *testing.T) {
 	s := until(t, socket, func(s wire.Status) bool { return s.Ready == 1 })
 	if s.TemplateBuilds != 2 || s.Failed < uint64(rebuildAfter) || s.Error != "" {
 		t.Errorf("status %+v", s)
+	}
+	if s.LastFailure == "" || s.LastFailureAt.IsZero() || s.FailuresInARow == 0 {
+		t.Errorf("the failure is forgotten before a member has settled: %+v", s)
 	}
 	take(t, socket, "after all")
 }
@@ -261,7 +265,7 @@ func TestClientGoes(t *testing.T) {
 	f.mu.Lock()
 	f.failNext = 1000
 	f.mu.Unlock()
-	for range parallel() {
+	for range max(2, runtime.NumCPU()) {
 		_, _ = wire.Take(ctx, socket, wire.Assignment{Sandbox: "other"})
 	}
 	_, err := wire.Take(ctx, socket, wire.Assignment{Sandbox: "late"})

@@ -75,10 +75,17 @@ type Status struct {
 	Waiting        int    `json:"waiting"`        // requests without a clone
 	Taken          uint64 `json:"taken"`          // requests served
 	TakenWarm      uint64 `json:"takenWarm"`      // of them with a ready clone
-	Failed         uint64 `json:"failed"`         // members that did not come up
+	Failed         uint64 `json:"failed"`         // members that did not come up, or broke while they waited
 	TemplateBuilds int    `json:"templateBuilds"` // more than 1: it had to be rebuilt
 	TemplateMillis int64  `json:"templateMillis"` // boot of the template
-	Error          string `json:"error,omitempty"`
+	// Error is what is wrong now, "" when the last attempt succeeded.
+	Error string `json:"error,omitempty"`
+	// FailuresInARow counts attempts since a success; RetryAt is when the next one is, if there is a pause.
+	FailuresInARow int       `json:"failuresInARow"`
+	RetryAt        time.Time `json:"retryAt,omitzero"`
+	// LastFailure stays after a success.
+	LastFailure   string    `json:"lastFailure,omitempty"`
+	LastFailureAt time.Time `json:"lastFailureAt,omitzero"`
 }
 
 // Init is the first thing the pool tells a member.

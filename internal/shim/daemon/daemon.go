@@ -8,8 +8,8 @@
 //
 // The package wires the pieces (packages sandbox, task, session, events) and holds no logic of pods.
 //
-// What can go wrong: the clone does not come up. A waiting member tells the pool and ends; one that was
-// assigned early answers containerd's Create with the error.
+// What can go wrong: the clone does not come up, or ends while it waits. A member without a pod tells the
+// pool and ends; one that was assigned early answers containerd's Create with the error.
 package daemon
 
 import (
@@ -202,6 +202,7 @@ func (d *daemon) prepare(ctx context.Context) {
 		d.setQEMU(d.clone.pid())
 		d.tell(wire.Report{Ready: true})
 		debug.FreeOSMemory()
+		d.attend(ctx)
 		return
 	}
 	d.tell(wire.Report{Error: err.Error(), Template: isTemplate(err)})
@@ -209,6 +210,23 @@ func (d *daemon) prepare(ctx context.Context) {
 		slog.Error("preparing a micro-VM", "error", err)
 		d.shutdown()
 	}
+}
+
+// attend notices when the micro-VM ends while it waits. From the assignment on that is the sandbox's to do.
+func (d *daemon) attend(ctx context.Context) {
+	m := d.clone.vm.Machine
+	select {
+	case <-m.Done():
+	case <-ctx.Done():
+		return
+	}
+	if d.assigned() {
+		return
+	}
+	exit := m.Exit().String()
+	slog.Error("micro-VM ended before a pod took it", "exit", exit)
+	d.tell(wire.Report{Error: "a waiting micro-VM ended: " + exit})
+	d.shutdown()
 }
 
 // obey does what the pool says. When the pool ends, a member that no pod has taken does, too.
