@@ -17,6 +17,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"atoll.dev/atoll/internal/datadir/handover"
 )
 
 // container is a container with its standard streams collected.
@@ -107,7 +109,7 @@ func (p *pod) create(id string, s *specs.Spec, stdin bool) (*container, error) {
 	in, out, errs := c.fifos(stdin)
 	_, err = p.task.Create(p.t.Context(), &taskapi.CreateTaskRequest{
 		ID: id, Bundle: bundle, Stdin: in, Stdout: out, Stderr: errs,
-		Rootfs: []*types.Mount{{Type: "bind", Source: filepath.Join(bundle, "meta"), Options: []string{"rbind", "ro", "atoll.image=" + p.image}}},
+		Rootfs: []*types.Mount{{Type: "bind", Source: filepath.Join(bundle, "meta"), Options: []string{"rbind", "ro", handover.ImageOption + p.image}}},
 	})
 	return c, err
 }
@@ -222,7 +224,7 @@ func (p *pod) createTerminal(id string, s *specs.Spec) (*container, error) {
 	}
 	_, err = p.task.Create(p.t.Context(), &taskapi.CreateTaskRequest{
 		ID: id, Bundle: bundle, Stdin: c.stdin, Stdout: out, Terminal: true,
-		Rootfs: []*types.Mount{{Type: "bind", Source: filepath.Join(bundle, "meta"), Options: []string{"atoll.image=" + p.image}}},
+		Rootfs: []*types.Mount{{Type: "bind", Source: filepath.Join(bundle, "meta"), Options: []string{handover.ImageOption + p.image}}},
 	})
 	return c, err
 }

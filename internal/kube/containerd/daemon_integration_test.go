@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/kube/containerd/images"
 	"atoll.dev/atoll/internal/storage/layers"
 )
@@ -315,11 +316,11 @@ func (b *daemonBench) testAtollSnapshot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	image := layers.ImagePath(mounts[0].Options)
+	image := handover.ImagePath(mounts[0].Options)
 	if len(mounts) != 1 || mounts[0].Type != "bind" || !strings.HasSuffix(image, "/image.erofs") {
 		t.Errorf("got mounts %v", mounts)
 	}
-	usage := filepath.Join(filepath.Dir(mounts[0].Source), layers.UsageFile)
+	usage := handover.LayerUsage(mounts[0].Source)
 	if err := os.WriteFile(usage, []byte(`{"bytes":4096,"inodes":3}`), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	apievents "github.com/containerd/containerd/api/events"
@@ -18,6 +17,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
+	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/guest/channel"
 	"atoll.dev/atoll/internal/shim/seccomp"
 	"atoll.dev/atoll/internal/shim/spec"
@@ -25,9 +25,6 @@ import (
 	"atoll.dev/atoll/internal/shim/volumes"
 	"atoll.dev/atoll/internal/supervise/undo"
 )
-
-// imageOption is the mount option by which the snapshotter names the image file of a container.
-const imageOption = "atoll.image="
 
 // Create makes a container. When it returns, everything is in the guest but the process.
 func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.CreateTaskResponse, error) {
@@ -50,7 +47,11 @@ func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (_ *cont
 	if r.Checkpoint != "" {
 		return nil, fmt.Errorf("restoring a checkpoint: %w", errdefs.ErrNotImplemented)
 	}
-	c := &container{id: r.ID, bundle: r.Bundle, usage: usageFile(r.Rootfs), execs: map[string]*process{}}
+	rootfs, err := rootOf(r.Rootfs)
+	if err != nil {
+		return nil, err
+	}
+	c := &container{id: r.ID, bundle: r.Bundle, usage: rootfs.usage, execs: map[string]*process{}}
 	if err := s.reserve(c); err != nil {
 		return nil, err
 	}
@@ -61,7 +62,7 @@ func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (_ *cont
 		return nil
 	})
 	steps := s.cfg.Steps.Begin("create")
-	oci, err := s.provide(ctx, pod, c, r, &stack)
+	oci, err := s.provide(ctx, pod, c, rootfs.image, &stack)
 	if err != nil {
 		return nil, err
 	}
@@ -132,16 +133,20 @@ func read(bundle string) (*specs.Spec, error) {
 	return oci, nil
 }
 
-// imageOf finds the image file in the root file system's mounts.
-func imageOf(rootfs []*types.Mount) (string, error) {
+// root is what the snapshotter says about a container's root file system.
+type root struct {
+	image string // file
+	usage string // file to report the use of the writable layer in
+}
+
+// rootOf finds it among the mounts.
+func rootOf(rootfs []*types.Mount) (root, error) {
 	for _, m := range rootfs {
-		for _, o := range m.Options {
-			if p, ok := strings.CutPrefix(o, imageOption); ok && filepath.IsAbs(p) {
-				return p, nil
-			}
+		if image := handover.ImagePath(m.Options); filepath.IsAbs(image) && filepath.IsAbs(m.Source) {
+			return root{image: image, usage: handover.LayerUsage(m.Source)}, nil
 		}
 	}
-	return "", fmt.Errorf("root file system names no image file; is the snapshotter \"atoll\" in use? %w", errdefs.ErrInvalidArgument)
+	return root{}, fmt.Errorf("root file system names no image file; is the snapshotter \"atoll\" in use? %w", errdefs.ErrInvalidArgument)
 }
 
 func compile(profile *specs.LinuxSeccomp) (program, error) {
@@ -155,15 +160,11 @@ func compile(profile *specs.LinuxSeccomp) (program, error) {
 
 // provide brings image and volumes into the guest and rewrites the spec to use them. The guest mounts the
 // image while the rest is made ready.
-func (s *Service) provide(ctx context.Context, pod *Pod, c *container, r *api.CreateTaskRequest, stack *undo.Stack) (*specs.Spec, error) {
-	image, err := imageOf(r.Rootfs)
-	if err != nil {
-		return nil, err
-	}
+func (s *Service) provide(ctx context.Context, pod *Pod, c *container, image string, stack *undo.Stack) (*specs.Spec, error) {
 	var wg sync.WaitGroup
 	var imageErr error
 	wg.Go(func() { c.image, imageErr = pod.Images.Acquire(ctx, image) })
-	oci, err := s.describe(ctx, pod, c, r.Bundle)
+	oci, err := s.describe(ctx, pod, c)
 	wg.Wait()
 	if imageErr == nil {
 		stack.Push("releasing image", func() error { return pod.Images.Release(context.WithoutCancel(ctx), c.image) })
@@ -172,8 +173,8 @@ func (s *Service) provide(ctx context.Context, pod *Pod, c *container, r *api.Cr
 }
 
 // describe makes the guest's spec out of the host's.
-func (s *Service) describe(ctx context.Context, pod *Pod, c *container, bundle string) (*specs.Spec, error) {
-	oci, err := read(bundle)
+func (s *Service) describe(ctx context.Context, pod *Pod, c *container) (*specs.Spec, error) {
+	oci, err := read(c.bundle)
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
+	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/shim/images"
 	"atoll.dev/atoll/internal/shim/timing"
 	"atoll.dev/atoll/internal/shim/volumes"
@@ -127,7 +128,7 @@ func (g *guest) Stats(context.Context, *guestv1.StatsRequest) (*guestv1.StatsRes
 	}
 	m := &stats.Metrics{CPU: &stats.CPUStat{UsageUsec: 42}, Io: &stats.IOStat{Usage: usage}}
 	raw, err := proto.Marshal(m)
-	return &guestv1.StatsResponse{CgroupMetrics: raw}, err
+	return &guestv1.StatsResponse{CgroupMetrics: raw, RootfsUsedBytes: 12345, RootfsUsedInodes: 6}, err
 }
 
 func (g *guest) MountImage(context.Context, *guestv1.MountImageRequest) (*guestv1.Empty, error) {
@@ -242,7 +243,7 @@ func (p *pod) request(id string, edit func(*specs.Spec)) *api.CreateTaskRequest 
 	}
 	return &api.CreateTaskRequest{
 		ID: id, Bundle: dir, Stdout: out,
-		Rootfs: []*types.Mount{{Type: "bind", Options: []string{"ro", imageOption + p.image}}},
+		Rootfs: []*types.Mount{{Type: "bind", Source: filepath.Join(dir, "meta"), Options: []string{"ro", handover.ImageOption + p.image}}},
 	}
 }
 

@@ -17,7 +17,7 @@ type container struct {
 	id      string
 	bundle  string
 	image   string // id of its image in the guest
-	usage   string // file of the snapshotter that tells what the writable layer takes, or ""
+	usage   string // file to report the use of the writable layer in
 	volumes *volumes.Container
 	seccomp program
 	limits  Resources

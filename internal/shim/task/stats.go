@@ -2,20 +2,17 @@ package task
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"math"
-	"os"
-	"path/filepath"
+	"log/slog"
 
 	"github.com/containerd/cgroups/v3/cgroup2/stats"
 	api "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
+	"atoll.dev/atoll/internal/datadir/handover"
 )
 
 // maxDevices bounds the block devices in statistics.
@@ -58,46 +55,24 @@ func (s *Service) statistics(ctx context.Context, pod *Pod, c *container) (*stat
 	if err != nil {
 		return nil, err
 	}
+	c.reportUsage(resp)
 	st := &statistics{metrics: m}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last = st
-	return st, c.reportUsage(resp)
-}
-
-// usageFile is where the snapshotter wants to read how much the writable layer takes: beside the
-// directory that it names as the root file system.
-func usageFile(rootfs []*types.Mount) string {
-	for _, m := range rootfs {
-		if _, err := imageOf([]*types.Mount{m}); err == nil && filepath.IsAbs(m.Source) {
-			return filepath.Join(filepath.Dir(m.Source), "usage.json")
-		}
-	}
-	return ""
+	return st, nil
 }
 
 // reportUsage tells the snapshotter what the writable layer takes, and so the kubelet, which evicts pods
-// over their ephemeral-storage limit. The numbers are the guest's word about its own scratch disk, whose
-// size bounds what they can be.
-func (c *container) reportUsage(resp *guestv1.StatsResponse) error {
-	if c.usage == "" {
-		return nil
+// over their ephemeral-storage limit. The numbers are the guest's word about its own scratch disk. The
+// statistics are right without the report, so that it fails is logged.
+func (c *container) reportUsage(resp *guestv1.StatsResponse) {
+	u := handover.Usage{
+		Bytes: handover.Limit(resp.GetRootfsUsedBytes()), Inodes: handover.Limit(resp.GetRootfsUsedInodes()),
 	}
-	b, err := json.Marshal(map[string]uint64{
-		"bytes":  min(resp.GetRootfsUsedBytes(), math.MaxInt64),
-		"inodes": min(resp.GetRootfsUsedInodes(), math.MaxInt64),
-	})
-	if err != nil {
-		return fmt.Errorf("encoding usage: %w", err)
+	if err := u.Write(c.usage); err != nil {
+		slog.Warn("reporting what a container takes on disk", "container", c.id, "error", err)
 	}
-	next := c.usage + ".next"
-	if err := os.WriteFile(next, b, 0o600); err != nil {
-		return fmt.Errorf("reporting usage: %w", err)
-	}
-	if err := os.Rename(next, c.usage); err != nil {
-		return fmt.Errorf("reporting usage: %w", err)
-	}
-	return nil
 }
 
 // Metrics takes from a guest's answer what containerd reads. The bytes are the guest's: what is passed

@@ -3,6 +3,8 @@ package task
 import (
 	"encoding/json"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
+	"atoll.dev/atoll/internal/datadir/handover"
 )
 
 func TestLife(t *testing.T) {
@@ -243,6 +246,36 @@ func TestOOM(t *testing.T) {
 	p.OOM("c")
 	p.OOM("unknown")
 	next[*apievents.TaskOOM](t, p.events)
+}
+
+// TestUsage: what the writable layer takes is written down; a report that fails does not harm the
+// statistics.
+func TestUsage(t *testing.T) {
+	p := newPod(t)
+	r := p.request("c", nil)
+	if _, err := p.Create(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	p.start("c", "")
+	file := handover.LayerUsage(r.Rootfs[0].Source)
+	for range 2 {
+		if _, err := p.Stats(t.Context(), &api.StatsRequest{ID: "c"}); err != nil {
+			t.Fatal(err)
+		}
+		if u, _, err := handover.ReadUsage(file); err != nil || u.Bytes != 12345 || u.Inodes != 6 {
+			t.Errorf("usage %+v, %v", u, err)
+		}
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(file, "in", "the", "way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Stats(t.Context(), &api.StatsRequest{ID: "c"}); err != nil {
+		t.Errorf("with a directory in the way: %v", err)
+	}
+	p.guest.exit("c", "", 0, false)
 }
 
 func TestUpdate(t *testing.T) {

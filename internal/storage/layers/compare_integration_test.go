@@ -19,6 +19,8 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"golang.org/x/sys/unix"
+
+	"atoll.dev/atoll/internal/datadir/handover"
 )
 
 // TestAgainstOverlay mounts the image of every case and compares it, entry by
@@ -33,7 +35,7 @@ func TestAgainstOverlay(t *testing.T) {
 				tars = append(tars, layerTar(t, l))
 			}
 			m := b.container(t, "k8s.io/9/c", b.image(t, tars...))
-			image := ImagePath(m.Options)
+			image := handover.ImagePath(m.Options)
 			if out, err := exec.Command("fsck.erofs", image).CombinedOutput(); err != nil && !strings.Contains(name, "names") {
 				t.Errorf("fsck.erofs: %v\n%s", err, out)
 			}

@@ -21,8 +21,8 @@
 //
 // It never mounts anything and knows nothing of virtual machines: what a
 // container's Mounts returns is a bind of the meta directory, enough for
-// containerd to look up users, with the image's path in the option
-// "atoll.image=" for the shim. A View and the snapshot of an image volume return
+// containerd to look up users, with the image's path in an option for the shim
+// (package handover). A View and the snapshot of an image volume return
 // an ordinary EROFS loop mount, whose backing file is the image.
 //
 // Package kube/containerd calls [Register] before it starts containerd;
@@ -51,13 +51,6 @@ import (
 const (
 	// Name is the name of the snapshotter and of the differ.
 	Name = "atoll"
-	// ImageOption starts the mount option that holds the absolute path of the
-	// EROFS image of a container's root file system.
-	ImageOption = "atoll.image="
-	// UsageFile is the name, beside the directory that Mounts names as the
-	// source, of the file in which the shim reports the use of a container's
-	// writable layer: a JSON object {"bytes":N,"inodes":N}.
-	UsageFile = "usage.json"
 
 	// layerMount is the type of the mount that stands for a layer being
 	// unpacked. No kernel file system has this name, so only our differ can
@@ -117,17 +110,6 @@ func wantsLoop(key string) bool { return strings.Contains(key, "/image-volumes/"
 // layerMounts is what the differ is given for the snapshot in dir.
 func layerMounts(dir string) []mount.Mount {
 	return []mount.Mount{{Type: layerMount, Source: dir}}
-}
-
-// ImagePath returns the EROFS image among the mounts of a container snapshot,
-// or "" if there is none.
-func ImagePath(options []string) string {
-	for _, o := range options {
-		if p, ok := strings.CutPrefix(o, ImageOption); ok {
-			return p
-		}
-	}
-	return ""
 }
 
 // replaceFile makes path the file that write fills, or leaves it alone: the

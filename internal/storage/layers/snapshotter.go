@@ -2,10 +2,8 @@ package layers
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,6 +16,8 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sync/singleflight"
 	"golang.org/x/sys/unix"
+
+	"atoll.dev/atoll/internal/datadir/handover"
 )
 
 // Config says where a Snapshotter keeps its files.
@@ -130,7 +130,7 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 	case info.Kind == snapshots.KindCommitted:
 		return diskUsage(s.path(id))
 	case info.Kind == snapshots.KindActive && !isUnpack(key):
-		return reportedUsage(s.path(id, UsageFile))
+		return reportedUsage(handover.LayerUsage(s.path(id, metaDir)))
 	}
 	return snapshots.Usage{}, nil
 }
@@ -159,26 +159,11 @@ func diskUsage(dir string) (snapshots.Usage, error) {
 // reportedUsage reads a usage file. A container that has not started yet has
 // none.
 func reportedUsage(path string) (snapshots.Usage, error) {
-	f, err := os.Open(path)
+	u, _, err := handover.ReadUsage(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return snapshots.Usage{}, nil
 	}
-	if err != nil {
-		return snapshots.Usage{}, err
-	}
-	defer f.Close()
-	var u struct {
-		Bytes  int64 `json:"bytes"`
-		Inodes int64 `json:"inodes"`
-	}
-	b, err := io.ReadAll(io.LimitReader(f, 4096))
-	if err != nil {
-		return snapshots.Usage{}, err
-	}
-	if err := json.Unmarshal(b, &u); err != nil {
-		return snapshots.Usage{}, fmt.Errorf("reading %s: %w", path, err)
-	}
-	return snapshots.Usage{Size: max(0, u.Bytes), Inodes: max(0, u.Inodes)}, nil
+	return snapshots.Usage{Size: u.Bytes, Inodes: u.Inodes}, err
 }
 
 // Prepare makes the snapshot of a container, or of a layer about to be
@@ -301,7 +286,7 @@ func (s *Snapshotter) mounts(key string, snap storage.Snapshot) ([]mount.Mount, 
 	}
 	return []mount.Mount{{
 		Type: "bind", Source: s.path(snap.ID, metaDir),
-		Options: []string{"rbind", "ro", ImageOption + image},
+		Options: []string{"rbind", "ro", handover.ImageOption + image},
 	}}, nil
 }
 

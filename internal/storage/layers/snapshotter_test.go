@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/storage/layers/changeset"
 	"atoll.dev/atoll/internal/storage/layers/erofs"
 )
@@ -51,7 +52,7 @@ func TestImages(t *testing.T) {
 			for _, l := range ls {
 				tars = append(tars, layerTar(t, l))
 			}
-			root := readTree(t, ImagePath(b.container(t, "k8s.io/9/c", b.image(t, tars...)).Options))
+			root := readTree(t, handover.ImagePath(b.container(t, "k8s.io/9/c", b.image(t, tars...)).Options))
 			if !changeset.Final(root) {
 				t.Error("the image holds marks of layers")
 			}
@@ -76,7 +77,7 @@ func TestContainerMounts(t *testing.T) {
 		if m.Type != "bind" || filepath.Base(m.Source) != "meta" || m.Options[0] != "rbind" || m.Options[1] != "ro" {
 			t.Errorf("case %d: mount %v", i, m)
 		}
-		if image := ImagePath(m.Options); filepath.Base(image) != tt.file || !exists(image) {
+		if image := handover.ImagePath(m.Options); filepath.Base(image) != tt.file || !exists(image) {
 			t.Errorf("case %d: image %q, want a %s", i, image, tt.file)
 		}
 		for name, want := range map[string]string{"passwd": tt.passwd, "group": tt.group} {
@@ -105,7 +106,7 @@ func TestMergeReuse(t *testing.T) {
 	if err := os.Remove(b.sn.path(c.ids[2], layerFile)); err != nil { // must not be needed
 		t.Fatal(err)
 	}
-	root := readTree(t, ImagePath(b.container(t, "k8s.io/9/upper", upper).Options))
+	root := readTree(t, handover.ImagePath(b.container(t, "k8s.io/9/upper", upper).Options))
 	for path, want := range map[string]string{"etc/passwd": "b", "top": "x"} {
 		got, err := erofs.Lookup(root, path, true).ReadAll(100)
 		if err != nil || string(got) != want {
@@ -133,7 +134,7 @@ func TestUsage(t *testing.T) {
 		t.Errorf("committed: %v, %v", u, err)
 	}
 	m := b.container(t, "k8s.io/9/c", name)
-	file := filepath.Join(filepath.Dir(m.Source), UsageFile)
+	file := handover.LayerUsage(m.Source)
 	for _, tt := range []struct {
 		content string
 		want    snapshots.Usage
@@ -243,7 +244,7 @@ func TestLeftovers(t *testing.T) {
 	if got, _ := os.ReadFile(filepath.Join(m.Source, "etc/passwd")); string(got) != "b" {
 		t.Errorf("passwd is %q", got)
 	}
-	if erofs.Lookup(readTree(t, ImagePath(m.Options)), "etc/group", false) == nil {
+	if erofs.Lookup(readTree(t, handover.ImagePath(m.Options)), "etc/group", false) == nil {
 		t.Error("the image is incomplete")
 	}
 }
