@@ -145,3 +145,23 @@ spec:
 	equal(t, "phase", n.ended("full"), "Failed")
 	equal(t, "reason", n.field("pod/full", ".status.reason"), "Evicted")
 }
+
+// TestEmptyDirSizeLimit: the data is on the micro-VM's scratch disk, and the kubelet sees it all the same.
+func TestEmptyDirSizeLimit(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: full}
+spec:
+  restartPolicy: Never
+  volumes:
+    - {name: small, emptyDir: {sizeLimit: 20Mi}}
+  containers:
+    - {name: main, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, "dd if=/dev/zero of=/small/big bs=1M count=80; sleep 100000"], volumeMounts: [{name: small, mountPath: /small}]}
+`)
+	equal(t, "phase", n.ended("full"), "Failed")
+	equal(t, "reason", n.field("pod/full", ".status.reason"), "Evicted")
+	contains(t, n.field("pod/full", ".status.message"), `Usage of EmptyDir volume "small" exceeds the limit "20Mi"`)
+}

@@ -1,7 +1,9 @@
 // Package kubelet runs the kubelet in the agent process.
 //
-// It is upstream with a KubeletConfiguration built here (see configuration); the
-// configuration is also written to a file for people to read. The agent role
+// It is upstream with a KubeletConfiguration built here (see configuration), and
+// with the shim's word for what emptyDirs of micro-VM pods take (see
+// measureEmptyDirs). The configuration is also written to a file for people to
+// read. The agent role
 // calls Run when the node's credentials and the container runtime are there.
 // Losing the API server or the runtime later is the kubelet's own business: it
 // keeps trying. What can go wrong: cgroups or the runtime are not usable, which
@@ -79,6 +81,9 @@ func Run(ctx context.Context, cfg Config) error {
 	server := &options.KubeletServer{KubeletFlags: *flags(cfg), KubeletConfiguration: *kc}
 	deps, err := app.UnsecuredDependencies(ctx, server, utilfeature.DefaultFeatureGate)
 	if err != nil {
+		return fmt.Errorf("configuring kubelet: %w", err)
+	}
+	if err := measureEmptyDirs(deps.VolumePlugins); err != nil {
 		return fmt.Errorf("configuring kubelet: %w", err)
 	}
 	if err := app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate); err != nil {

@@ -56,6 +56,7 @@ func (s *Service) statistics(ctx context.Context, pod *Pod, c *container) (*stat
 		return nil, err
 	}
 	c.reportUsage(resp)
+	pod.Volumes.Measure()
 	st := &statistics{metrics: m}
 	c.mu.Lock()
 	defer c.mu.Unlock()

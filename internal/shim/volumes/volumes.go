@@ -7,8 +7,9 @@
 // with an error that names the way out.
 //
 // Set holds the volumes of one pod and is the only thing here with state. internal/shim/task asks it
-// for the guest path of each mount before a container is created; the daemon runs its watcher. It does
-// not mount anything, on the host or in the guest.
+// for the guest path of each mount before a container is created; the daemon runs its watcher. The
+// kubelet measures emptyDirs, which are empty on the host: what they take in the guest is written down
+// for it (package handover). Nothing is mounted, on the host or in the guest.
 //
 // What can go wrong: a volume that is too large (ErrTooLarge), a kind that needs the host
 // (spec.ErrUnsupported), files that vanish while they are read (read again), a guest that answers
@@ -48,14 +49,16 @@ type Guest interface {
 	CreateVolume(context.Context, *guestv1.CreateVolumeRequest) (*guestv1.Empty, error)
 	PutFiles(context.Context, *guestv1.PutFilesRequest) (*guestv1.Empty, error)
 	GetFile(context.Context, *guestv1.GetFileRequest) (*guestv1.GetFileResponse, error)
+	Stats(context.Context, *guestv1.StatsRequest) (*guestv1.StatsResponse, error)
 }
 
 // Set is the volumes of one pod.
 type Set struct {
-	guest Guest
-	roots Roots
-	watch *watcher
-	begun chan error // gets the result of Begin, nil before it is called
+	guest   Guest
+	roots   Roots
+	watch   *watcher
+	begun   chan error    // gets the result of Begin, nil before it is called
+	measure chan struct{} // buffered; somebody wants to know what volumes take
 
 	mu      sync.Mutex // held over each change in the guest; guards the fields below
 	volumes map[string]*volume
@@ -66,6 +69,7 @@ type Set struct {
 type volume struct {
 	kind guestv1.CreateVolumeRequest_Kind
 	host string // directory on the host
+	size uint64 // of a memory volume in bytes
 	sent digest // of a pushed tree
 }
 
@@ -87,13 +91,16 @@ type podFile struct{ host, name string }
 // New makes an empty set. Paths outside of roots are refused.
 func New(guest Guest, roots Roots) *Set {
 	return &Set{
-		guest: guest, roots: roots, watch: newWatcher(),
+		guest: guest, roots: roots, watch: newWatcher(), measure: make(chan struct{}, 1),
 		volumes: map[string]*volume{}, files: map[string]digest{},
 	}
 }
 
-// Run keeps pushed volumes up to date until ctx ends.
+// Run keeps pushed volumes up to date and reports what emptyDirs take, until ctx ends.
 func (s *Set) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { s.reports(ctx) })
 	return s.watch.run(ctx, func(host string) {
 		if err := s.refresh(ctx, host); err != nil && ctx.Err() == nil {
 			slog.Warn("updating volume in guest", "volume", host, "error", err)
@@ -194,7 +201,7 @@ func (s *Set) create(ctx context.Context, loc Location, req *guestv1.CreateVolum
 	if _, err := s.guest.CreateVolume(ctx, req); err != nil {
 		return fmt.Errorf("creating volume %s in the guest: %w", loc.ID, err)
 	}
-	s.volumes[loc.ID] = &volume{kind: req.Kind, host: loc.Host}
+	s.volumes[loc.ID] = &volume{kind: req.Kind, host: loc.Host, size: req.SizeBytes}
 	return nil
 }
 

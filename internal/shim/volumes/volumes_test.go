@@ -26,6 +26,8 @@ type guest struct {
 	staged  map[string]map[string]*guestv1.File
 	commits map[string]int
 	log     []byte
+	stats   *guestv1.StatsResponse
+	asked   int // for stats
 }
 
 func newGuest() *guest {
@@ -81,6 +83,13 @@ func (g *guest) GetFile(_ context.Context, r *guestv1.GetFileRequest) (*guestv1.
 		return nil, errors.New("no such file")
 	}
 	return &guestv1.GetFileResponse{Data: g.log}, nil
+}
+
+func (g *guest) Stats(context.Context, *guestv1.StatsRequest) (*guestv1.StatsResponse, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.asked++
+	return g.stats, nil
 }
 
 func (g *guest) data(volume, path string) string {
