@@ -12,6 +12,7 @@ import (
 	"time"
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
+	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/network"
 	"atoll.dev/atoll/internal/pool/wire"
 	"atoll.dev/atoll/internal/shim/hostcgroup"
@@ -226,6 +227,8 @@ func (c *cgroups) Join(parent, name string, pids ...int) error {
 	c.d.mu.Unlock()
 	return errors.Join(err, c.d.reg.Put(c.d.record()))
 }
+
+func (*cgroups) SetOOMScore(pid, score int) error { return process.SetOOMScore(pid, score) }
 
 func (c *cgroups) Leave() error {
 	c.mu.Lock()

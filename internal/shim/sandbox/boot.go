@@ -83,8 +83,10 @@ func (s *Service) boot(ctx context.Context) error {
 	return nil
 }
 
-// place moves QEMU and this process into the pod's cgroup.
+// place moves QEMU and this process into the pod's cgroup and makes them what the kubelet wants to be
+// killed first or last.
 func (s *Service) place(m *VM) error {
+	s.protect(m)
 	parent := s.config.GetLinux().GetCgroupParent()
 	if parent == "" {
 		return nil
@@ -205,8 +207,9 @@ func (s *Service) makePod(m *VM) (*task.Pod, error) {
 	vols.Begin(s.background, files)
 	pod := &task.Pod{
 		Guest: m.Session, Streams: m.Session, Images: images.New(m.Machine, m.Session), Volumes: vols,
-		PID:  uint32(m.Machine.PID()),
-		Grow: func(ctx context.Context, want task.Resources) error { return s.growRunning(ctx, m, want) },
+		PID:     uint32(m.Machine.PID()),
+		Grow:    func(ctx context.Context, want task.Resources) error { return s.growRunning(ctx, m, want) },
+		Protect: func(score int) { s.lowerScore(m, score) },
 	}
 	for _, name := range []string{"hostname", "hosts", "resolv.conf"} {
 		pod.Files = append(pod.Files, specs.Mount{

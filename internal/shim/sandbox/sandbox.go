@@ -116,6 +116,8 @@ type Config struct {
 type Cgroups interface {
 	Join(parent, name string, pids ...int) error
 	Leave() error
+	// SetOOMScore sets oom_score_adj; fs.ErrPermission where that is not allowed.
+	SetOOMScore(pid, score int) error
 }
 
 // Service is the sandbox API of one micro-VM.
@@ -126,6 +128,7 @@ type Service struct {
 	background context.Context
 	cancel     context.CancelFunc
 	running    sync.WaitGroup
+	score      score
 
 	mu      sync.Mutex // guards the fields below
 	id      string

@@ -42,6 +42,7 @@ type world struct {
 	ooms     []string
 	events   chan *guestv1.Event
 	group    string
+	scores   map[int]int // by pid
 	left     int
 	ports    chan struct{}
 	shutdown chan struct{}
@@ -53,7 +54,7 @@ type world struct {
 
 func newWorld() *world {
 	return &world{
-		files: map[string]string{}, memory: 256 << 20, cpus: 1, events: make(chan *guestv1.Event, 1),
+		files: map[string]string{}, scores: map[int]int{}, memory: 256 << 20, cpus: 1, events: make(chan *guestv1.Event, 1),
 		ports: make(chan struct{}), done: make(chan struct{}), shutdown: make(chan struct{}, 1),
 	}
 }
@@ -178,6 +179,13 @@ func (w *world) OOM(id string) {
 
 func (w *world) Join(parent, name string, _ ...int) error {
 	w.group = parent + "/" + name
+	return nil
+}
+
+func (w *world) SetOOMScore(pid, score int) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.scores[pid] = score
 	return nil
 }
 

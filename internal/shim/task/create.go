@@ -178,6 +178,9 @@ func (s *Service) describe(ctx context.Context, pod *Pod, c *container) (*specs.
 	if err != nil {
 		return nil, err
 	}
+	if p := oci.Process; p != nil && p.OOMScoreAdj != nil {
+		pod.Protect(*p.OOMScoreAdj)
+	}
 	c.limits = limitsOf(oci.Linux.Resources)
 	if err := pod.Grow(ctx, s.total(c)); err != nil {
 		return nil, err

@@ -66,6 +66,8 @@ type Pod struct {
 	Files   []specs.Mount // the pod's own /etc/hosts and the like, as guest paths
 	// Grow makes room for containers with these limits together, where the micro-VM has too little.
 	Grow func(ctx context.Context, want Resources) error
+	// Protect takes a container's oom_score_adj, for QEMU.
+	Protect func(score int)
 }
 
 // Resources is what containers need together; zero means no limit is known.

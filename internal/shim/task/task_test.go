@@ -26,7 +26,11 @@ import (
 func TestLife(t *testing.T) {
 	p := newPod(t)
 	ctx := t.Context()
-	created := p.create("c", nil)
+	score := 960
+	created := p.create("c", func(s *specs.Spec) { s.Process.OOMScoreAdj = &score })
+	if len(p.scores) != 1 || p.scores[0] != score {
+		t.Errorf("scores %v", p.scores)
+	}
 	if e := next[*apievents.TaskCreate](t, p.events); e.Pid != created.Pid || e.Pid <= pidBase {
 		t.Errorf("event %v", e)
 	}
