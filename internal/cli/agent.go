@@ -61,6 +61,7 @@ func (r role) runAgent(ctx context.Context, nodeName string, maxPods int, versio
 		NodeIP:           r.addr,
 		NodeLabels:       labels,
 		MaxPods:          maxPods,
+		CgroupRoot:       t.CgroupRoot(),
 		Version:          version,
 		Logger:           r.logger,
 		OnReady:          r.ready,

@@ -80,6 +80,17 @@ func (t Tree) Run() string { return t.run }
 // systemd unit and other host objects.
 func (t Tree) Instance() string { return filepath.Base(t.run) }
 
+// CgroupRoot is the control group that pods live under, in every hierarchy: ""
+// for the default data directory, whose pods are below the root as everywhere,
+// and one of its own for others, since a kubelet removes the groups of pods it
+// does not know.
+func (t Tree) CgroupRoot() string {
+	if t.root == DefaultRoot {
+		return ""
+	}
+	return "/" + t.Instance()
+}
+
 // AdminKubeconfig is the administrator's kubeconfig, mode 0600.
 func (t Tree) AdminKubeconfig() string { return t.data("admin.kubeconfig") }
 

@@ -89,3 +89,19 @@ func TestLock(t *testing.T) {
 		t.Fatalf("Holder after Release = %d, %v", pid, err)
 	}
 }
+
+// TestCgroupRoot: two kubelets must not share one.
+func TestCgroupRoot(t *testing.T) {
+	roots := map[string]bool{}
+	for _, dir := range []string{DefaultRoot, "/srv/a", "/srv/b"} {
+		tree, err := New(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		root := tree.CgroupRoot()
+		if root == "" != (dir == DefaultRoot) || roots[root] {
+			t.Errorf("%s: %q", dir, root)
+		}
+		roots[root] = true
+	}
+}

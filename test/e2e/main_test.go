@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"atoll.dev/atoll/internal/datadir"
 )
 
 // suite is the supervisor that all tests share.
@@ -107,6 +109,9 @@ func leftovers() []string {
 	add("link", shell("ip -o link | grep -E ' (atoll0|at[0-9a-z]{6,}|veth[0-9a-f]{8})[@:]'"))
 	add("nftables", shell("nft list tables 2>/dev/null | grep -E 'atoll|kube-proxy'"))
 	add("cgroup", shell("find /sys/fs/cgroup -maxdepth 3 -type d -name 'kubepods*'"))
+	if tree, err := datadir.New(suite.dataDir); err == nil && tree.CgroupRoot() != "" {
+		add("cgroup", shell("find /sys/fs/cgroup -maxdepth 2 -type d -path '*"+tree.CgroupRoot()+"'"))
+	}
 	if _, err := os.Stat(suite.dataDir); err == nil {
 		left = append(left, "directory: "+suite.dataDir)
 	}

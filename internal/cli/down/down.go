@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"atoll.dev/atoll/internal/cli/detach"
@@ -184,9 +185,10 @@ func (d *Down) endAll(ctx context.Context, grace time.Duration, kinds ...up.Kind
 	return total, nil
 }
 
-// removeCgroups removes the groups the kubelet makes for pods.
+// removeCgroups removes the groups the kubelet makes for pods, and the one it
+// makes them in if that is only this instance's.
 func (d *Down) removeCgroups(context.Context) (string, error) {
-	groups, err := cgroup.Find("kubepods")
+	groups, err := cgroup.Find(podsCgroup(d.cfg.Tree))
 	if err != nil || len(groups) == 0 {
 		return "", err
 	}
@@ -195,6 +197,15 @@ func (d *Down) removeCgroups(context.Context) (string, error) {
 		errs = append(errs, cgroup.Remove(g))
 	}
 	return "cgroups removed", errors.Join(errs...)
+}
+
+// podsCgroup is the group below the root that holds nothing but the pods of a
+// data directory. Another instance's must not be touched.
+func podsCgroup(t datadir.Tree) string {
+	if root := t.CgroupRoot(); root != "" {
+		return strings.TrimPrefix(root, "/")
+	}
+	return "kubepods"
 }
 
 func (d *Down) unmount(context.Context) (string, error) {

@@ -59,3 +59,22 @@ func TestLooksLikeOurs(t *testing.T) {
 		}
 	}
 }
+
+// TestPodsCgroup: the pods of one instance end, never those of another.
+func TestPodsCgroup(t *testing.T) {
+	seen := map[string]bool{}
+	for _, root := range []string{datadir.DefaultRoot, "/srv/a", "/srv/b"} {
+		tree, err := datadir.New(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name := podsCgroup(tree)
+		if name == "" || strings.Contains(name, "/") || seen[name] {
+			t.Errorf("the group of %s is %q", root, name)
+		}
+		seen[name] = true
+	}
+	if !seen["kubepods"] {
+		t.Errorf("groups %v", seen)
+	}
+}

@@ -8,6 +8,9 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"atoll.dev/atoll/internal/datadir"
+	"atoll.dev/atoll/internal/linux/netns"
 )
 
 // TestUnmountBelow needs root: it mounts file systems, one of them busy and one
@@ -50,5 +53,32 @@ func TestUnmountBelow(t *testing.T) {
 	}
 	if err := removeTree(root); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestUnmountPoolNetns needs root: the pool's network namespace is a mount in the run directory.
+func TestUnmountPoolNetns(t *testing.T) {
+	tree, err := datadir.New(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree = tree.WithRun(t.TempDir())
+	path := filepath.Join(tree.PoolNetns(), "pool")
+	if err := netns.Create(path); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(path, unix.MNT_DETACH) })
+	d := &Down{cfg: Config{Tree: tree}}
+	if did, err := d.unmount(t.Context()); err != nil || did != "1 mounts removed" {
+		t.Errorf("unmount: %q, %v", did, err)
+	}
+	if mounted, err := isMountPoint(path); err != nil || mounted {
+		t.Errorf("still mounted: %v, %v", mounted, err)
+	}
+	if _, err := d.removeRun(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(tree.Run()); !os.IsNotExist(err) {
+		t.Errorf("the run directory: %v", err)
 	}
 }
