@@ -36,7 +36,7 @@ func TestFaults(t *testing.T) {
 		name string
 		run  func(*testing.T, *host)
 	}{
-		{"QEMUKilled", testQEMUKilled}, {"ShimKilled", testShimKilled}, {"ContainerdRestarts", testContainerdRestarts},
+		{"WaitingKilled", testWaitingKilled}, {"QEMUKilled", testQEMUKilled}, {"ShimKilled", testShimKilled}, {"ContainerdRestarts", testContainerdRestarts},
 		{"GuestPanics", testGuestPanics}, {"PoolRestarts", testPoolRestarts}, {"Burst", testBurst}, {"NoLeak", testNoLeak},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, h.in(t)) })

@@ -29,7 +29,7 @@ func TestPod(t *testing.T) {
 	defer p.stop()
 	for name, test := range map[string]func(*testing.T, *pod){
 		"Files": testFiles, "Volumes": testVolumes, "Exec": testExec, "Kill": testKill, "Terminal": testTerminal,
-		"Stats": testStats, "Stress": testStress, "Refused": testRefused, "Seccomp": testSeccomp, "StartFails": testStartFails,
+		"Stats": testStats, "Usage": testUsage, "Score": testScore, "Stress": testStress, "Refused": testRefused, "Seccomp": testSeccomp, "StartFails": testStartFails,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, p.in(t)) })
 	}

@@ -31,7 +31,9 @@ func TestMeasure(t *testing.T) {
 	g.stats = &guestv1.StatsResponse{
 		Volumes: []*guestv1.VolumeUsage{
 			{Id: "v-cache", UsedBytes: 4096, UsedInodes: math.MaxUint64},
-			{Id: "v-cm", UsedBytes: 1}, {Id: "../../x", UsedBytes: 1}, {Id: "v-cache", UsedBytes: 9},
+			{Id: "v-cm", UsedBytes: 1},
+			{Id: "../../x", UsedBytes: 1},
+			{Id: "v-cache", UsedBytes: 9},
 		},
 		ScratchCapacityBytes: 1000, ScratchAvailableBytes: 10,
 	}
