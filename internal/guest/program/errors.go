@@ -57,7 +57,11 @@ func (p *Program) Error(report []byte) error {
 	if text, ok := s.text[errno]; ok {
 		return &ExecError{text: text, errno: errno}
 	}
-	return &ExecError{text: s.name() + ": " + errno.Error(), errno: errno}
+	text := s.name() + ": " + errno.Error()
+	if errno == unix.ENOEXEC {
+		text += " (no program for linux/amd64, and no script that names its interpreter; is the image for another architecture?)"
+	}
+	return &ExecError{text: text, errno: errno}
 }
 
 // String renders the program one operation per line, for golden files and debugging.
