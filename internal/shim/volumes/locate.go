@@ -71,6 +71,10 @@ func below(root, p string) ([]string, bool) {
 }
 
 func hostPath(source string) error {
+	// The CRI plugin mounts an image that is a volume in a directory of this name.
+	if strings.Contains(source, "/image-volumes/") {
+		return fmt.Errorf("%w: an image as a volume; %s, or copy its files in an init container", spec.ErrUnsupported, spec.Instead)
+	}
 	return fmt.Errorf("%w: path %q of the host; %s, or an emptyDir, configMap, secret or projected volume",
 		spec.ErrUnsupported, source, spec.Instead)
 }

@@ -64,16 +64,17 @@ func TestLocateRefuses(t *testing.T) {
 	r := testRoots(t)
 	for source, text := range map[string]string{
 		"/etc": "path",
-		testPod + "/volumes/kubernetes.io~csi/pvc/mount":    `"pvc" of kind kubernetes.io/csi`,
-		testPod + "/volumes/kubernetes.io~empty-dir/../x":   "source",
-		testPod + "/volumes/kubernetes.io~empty-dir":        "path",
-		testPod + "/plugins/x":                              "path",
-		testPod + "/volume-subpaths/evil/nginx/4":           "subPath",
-		testPod + "/volume-subpaths/x/nginx/6":              "subPath",
-		testKubelet + "/pods":                               "path",
-		testKubelet + "-evil/pods/u/etc-hosts":              "path",
-		"/var/lib/atoll/containerd/io.containerd/x/../y":    "source",
-		"/var/lib/atoll/containerd/containers/a/volumes/-b": "path",
+		"/run/atoll/containerd/io.containerd.grpc.v1.cri/image-volumes/a/b": "an image as a volume",
+		testPod + "/volumes/kubernetes.io~csi/pvc/mount":                    `"pvc" of kind kubernetes.io/csi`,
+		testPod + "/volumes/kubernetes.io~empty-dir/../x":                   "source",
+		testPod + "/volumes/kubernetes.io~empty-dir":                        "path",
+		testPod + "/plugins/x":                                              "path",
+		testPod + "/volume-subpaths/evil/nginx/4":                           "subPath",
+		testPod + "/volume-subpaths/x/nginx/6":                              "subPath",
+		testKubelet + "/pods":                                               "path",
+		testKubelet + "-evil/pods/u/etc-hosts":                              "path",
+		"/var/lib/atoll/containerd/io.containerd/x/../y":                    "source",
+		"/var/lib/atoll/containerd/containers/a/volumes/-b":                 "path",
 		"relative": "source",
 	} {
 		_, err := r.Locate(source)
