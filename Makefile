@@ -17,7 +17,7 @@ DATA_DIR ?= /var/lib/atoll
 ATOLL := bin/atoll
 FILES := internal/assets/files
 # agnhost is built for `make conformance` only.
-IMAGES := busybox nginx
+IMAGES := busybox nginx tester
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 # What nodes report: the Kubernetes version with ours as build metadata.

@@ -50,7 +50,7 @@ func runSuite(m *testing.M) (int, error) {
 			return 1, err
 		}
 	}
-	for _, name := range []string{"busybox"} {
+	for _, name := range []string{"busybox", "tester"} {
 		if err := command("image", "load", filepath.Join(root, "build", "images", name+".tar")); err != nil {
 			return 1, err
 		}
