@@ -105,6 +105,31 @@ func TestCopy(t *testing.T) {
 	}
 }
 
+func TestCopyDirectory(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(sleeper)
+	n.ready("box")
+	dir := t.TempDir()
+	there, back := filepath.Join(dir, "there"), filepath.Join(dir, "back")
+	files := map[string]string{"a": "first", "sub/b c": "second", "sub/deep/er/empty": "", "run.sh": "#!/bin/sh\necho ran\n"}
+	for name, text := range files {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(there, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(there, name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.kubectl("cp", there, "box:/tmp/dir")
+	equal(t, "a program of the directory", n.exec("box", "/tmp/dir/run.sh"), "ran")
+	n.kubectl("cp", "box:/tmp/dir", back)
+	out, err := exec.Command("diff", "-r", there, back).CombinedOutput()
+	if err != nil {
+		t.Fatalf("the copy differs: %v\n%s", err, out)
+	}
+}
+
 func TestPortForward(t *testing.T) {
 	t.Parallel()
 	n := newNamespace(t)
@@ -170,5 +195,47 @@ func TestManyLogLines(t *testing.T) {
 	lines := strings.Split(strings.TrimSpace(n.kubectl("logs", "chatty")), "\n")
 	if len(lines) != 50000 || lines[49999] != "50000" {
 		t.Fatalf("%d lines, the last %q", len(lines), lines[len(lines)-1])
+	}
+}
+
+// TestFastLogs follows 10,000 lines a second, and reads them again after the container was replaced.
+func TestFastLogs(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: fast}
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: v, emptyDir: {}}]
+  containers:
+    - name: main
+      image: busybox
+      imagePullPolicy: IfNotPresent
+      volumeMounts: [{name: v, mountPath: /v}]
+      command: [sh, -c, "test -e /v/second && exec sleep 100000; until test -e /v/go; do sleep 0.1; done; for i in 1 2 3 4 5; do seq ${i}0000 ${i}9999; sleep 1; done; touch /v/second; exit 1"]
+`)
+	n.ready("fast")
+	follow := kubectlCommand(t.Context(), "-n", n.name, "logs", "-f", "fast")
+	var followed strings.Builder
+	follow.Stdout = &followed
+	if err := follow.Start(); err != nil {
+		t.Fatal(err)
+	}
+	n.exec("fast", "touch", "/v/go")
+	if err := follow.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	n.ready("fast")
+	var want strings.Builder
+	for i := 10000; i < 60000; i++ {
+		fmt.Fprintln(&want, i)
+	}
+	for what, got := range map[string]string{"logs -f": followed.String(), "logs -p": n.kubectl("logs", "-p", "fast")} {
+		if got != want.String() {
+			t.Errorf("kubectl %s differs: %d bytes of %d, %d lines of 50000, ends with %q", what, len(got), want.Len(),
+				strings.Count(got, "\n"), got[max(0, len(got)-20):])
+		}
 	}
 }
