@@ -119,6 +119,16 @@ func TestKilledMachine(t *testing.T) {
 func pidsOfPod(t *testing.T, n *namespace, pod, pattern string) []int {
 	t.Helper()
 	uid := n.field("pod/"+pod, ".metadata.uid")
+	found := pidsInCgroup(t, uid, pattern)
+	if len(found) == 0 {
+		t.Fatalf("no process %q in the cgroup of pod %s (%s)", pattern, pod, uid)
+	}
+	return found
+}
+
+// pidsInCgroup finds the processes of a pod that may be gone from the API.
+func pidsInCgroup(t *testing.T, uid, pattern string) []int {
+	t.Helper()
 	var found []int
 	for _, pid := range pidsMatching(t, pattern) {
 		out, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
@@ -126,30 +136,27 @@ func pidsOfPod(t *testing.T, n *namespace, pod, pattern string) []int {
 			found = append(found, pid)
 		}
 	}
-	if len(found) == 0 {
-		t.Fatalf("no process %q in the cgroup of pod %s (%s)", pattern, pod, uid)
-	}
 	return found
 }
 
-// TestDownAndUp stops the whole supervisor and starts it again; objects and volumes of the API are as before.
-func TestDownAndUp(t *testing.T) {
-	if !suite.own {
-		t.Skip("the supervisor belongs to somebody else")
-	}
+// TestGuestPanic crashes the kernel of a micro-VM from inside; the kubelet must make the pod anew.
+func TestGuestPanic(t *testing.T) {
+	t.Parallel()
 	n := newNamespace(t)
-	n.kubectl("create", "configmap", "kept", "--from-literal=key=value")
-	n.apply(sleeper)
+	n.apply(strings.Replace(sleeper, "image: busybox,", "image: busybox, securityContext: {capabilities: {add: [SYS_ADMIN]}},", 1))
 	n.ready("box")
-	if err := command("down"); err != nil {
-		t.Fatal(err)
+	before := n.exec("box", "cat", "/proc/sys/kernel/random/boot_id")
+	// The connection ends with the kernel.
+	if out, err := n.try("exec", "box", "--", "sh", "-c", "mkdir /p && mount -t proc proc /p && echo c > /p/sysrq-trigger"); err == nil {
+		t.Fatalf("the kernel survived:\n%s", out)
 	}
-	if left := pidsMatching(t, suite.dataDir); len(left) > 0 {
-		t.Fatalf("processes after down: %v", left)
-	}
-	if err := command("up", "--detach"); err != nil {
-		t.Fatal(err)
-	}
-	equal(t, "configmap", n.field("configmap/kept", ".data.key"), "value")
+	eventually(t, "the new machine", func() error {
+		after, err := n.try("exec", "box", "--", "cat", "/proc/sys/kernel/random/boot_id")
+		if err == nil && after == before {
+			err = fmt.Errorf("it is the old one, %s", before)
+		}
+		return err
+	})
 	n.ready("box")
+	equal(t, "restarts", n.field("pod/box", ".status.containerStatuses[0].restartCount"), "1")
 }

@@ -152,6 +152,29 @@ spec:
 	n.ready("probed")
 }
 
+func TestGRPCProbe(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: grpc}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: main
+      image: atoll.dev/tester
+      imagePullPolicy: IfNotPresent
+      command: [tester, health]
+      readinessProbe: {grpc: {port: 50051}, periodSeconds: 1}
+`)
+	n.ready("grpc")
+	n.exec("grpc", "touch", "/tmp/down")
+	n.kubectl("wait", "--for=condition=Ready=false", "pod/grpc", fmt.Sprintf("--timeout=%s", patience))
+	n.exec("grpc", "rm", "/tmp/down")
+	n.ready("grpc")
+}
+
 func TestLifecycleHooksAndGracefulEnd(t *testing.T) {
 	t.Parallel()
 	n := newNamespace(t)
@@ -238,4 +261,26 @@ spec:
 		return nil
 	})
 	equal(t, "the other container", n.kubectl("exec", "greedy", "-c", "lives", "--", "echo", "alive"), "alive")
+}
+
+// TestForcedEnd does not wait for a pod that would take its time, and leaves no machine behind.
+func TestForcedEnd(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(strings.Replace(sleeper, "terminationGracePeriodSeconds: 1", "terminationGracePeriodSeconds: 3600", 1))
+	n.ready("box")
+	uid := n.field("pod/box", ".metadata.uid")
+	if len(pidsInCgroup(t, uid, "qemu-system")) == 0 {
+		t.Fatalf("no QEMU in the cgroup of pod %s", uid)
+	}
+	n.kubectl("delete", "pod", "box", "--grace-period=0", "--force")
+	if out, err := n.try("get", "pod", "box"); err == nil {
+		t.Fatalf("the pod is still there:\n%s", out)
+	}
+	eventually(t, "the end of the machine", func() error {
+		if left := pidsInCgroup(t, uid, "qemu-system|shim-daemon"); len(left) > 0 {
+			return fmt.Errorf("processes %v of the pod are left", left)
+		}
+		return nil
+	})
 }

@@ -1,0 +1,133 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// ownSupervisor skips tests that stop the supervisor where it is not the suite's own.
+func ownSupervisor(t *testing.T) {
+	t.Helper()
+	if !suite.own {
+		t.Skip("the supervisor belongs to somebody else")
+	}
+}
+
+// downAndUp stops the supervisor, calls between, and starts it again.
+func downAndUp(t *testing.T, between func()) {
+	t.Helper()
+	if err := command("down"); err != nil {
+		t.Fatal(err)
+	}
+	if left := pidsMatching(t, suite.dataDir); len(left) > 0 {
+		t.Fatalf("processes after down: %v", left)
+	}
+	between()
+	if err := command("up", "--detach"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestDownAndUp stops the whole supervisor and starts it again; objects and volumes of the API are as before.
+func TestDownAndUp(t *testing.T) {
+	ownSupervisor(t)
+	n := newNamespace(t)
+	n.kubectl("create", "configmap", "kept", "--from-literal=key=value")
+	n.apply(sleeper)
+	n.ready("box")
+	downAndUp(t, func() {})
+	equal(t, "configmap", n.field("configmap/kept", ".data.key"), "value")
+	n.ready("box")
+}
+
+// TestDamagedGuestFiles overwrites files that micro-VMs are made of; a start writes them again and says so.
+func TestDamagedGuestFiles(t *testing.T) {
+	ownSupervisor(t)
+	n := newNamespace(t)
+	paths := []string{filepath.Join(suite.dataDir, "guest", "vmlinux"), filepath.Join(suite.dataDir, "bin", "atoll-pod")}
+	log := filepath.Join(suite.dataDir, "logs", "up.log")
+	downAndUp(t, func() {
+		for _, path := range paths {
+			if err := os.WriteFile(path, []byte("damaged"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	text, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		contains(t, string(text), `msg="a file was damaged and is written again" path=`+path)
+	}
+	n.apply(script("after", "echo fine"))
+	equal(t, "phase", n.ended("after"), "Succeeded")
+}
+
+// TestTruncatedEtcd cuts the database: the start must fail with words and leave the data alone, and
+// succeed once the data is back.
+func TestTruncatedEtcd(t *testing.T) {
+	ownSupervisor(t)
+	n := newNamespace(t)
+	n.kubectl("create", "configmap", "kept", "--from-literal=key=value")
+	database := filepath.Join(suite.dataDir, "etcd", "member", "snap", "db")
+	log := filepath.Join(suite.dataDir, "logs", "server.log")
+	downAndUp(t, func() {
+		whole, err := os.ReadFile(database)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The file has room to grow at its end; cut into what is used.
+		const left = 128 << 10
+		if err := os.Truncate(database, left); err != nil {
+			t.Fatal(err)
+		}
+		out := atoll(t, 1, suite.atoll, "up", "--detach", "--timeout", "20s", "--data-dir", suite.dataDir)
+		contains(t, out, log)
+		text, err := os.ReadFile(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		contains(t, string(text), "etcd data is damaged and was left untouched")
+		if err := command("down"); err != nil {
+			t.Fatal(err)
+		}
+		if info, err := os.Stat(database); err != nil || info.Size() != left {
+			t.Errorf("the data was touched: %v, %v", info, err)
+		}
+		if err := os.WriteFile(database, whole, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	})
+	equal(t, "configmap", n.field("configmap/kept", ".data.key"), "value")
+}
+
+// TestDrain moves all pods off the node and lets it have pods again.
+func TestDrain(t *testing.T) {
+	ownSupervisor(t)
+	n := newNamespace(t)
+	n.kubectl("create", "deployment", "web", "--image=registry.k8s.io/e2e-test-images/busybox:1.37.0-1", "--", "sleep", "100000")
+	available := func() { n.kubectl("rollout", "status", "deployment/web", fmt.Sprintf("--timeout=%s", patience)) }
+	available()
+	before := n.kubectl("get", "pods", "-o", "name")
+	node := strings.TrimSpace(run(t, "", "get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"))
+	uncordon := func() { run(t, "", "uncordon", node) }
+	t.Cleanup(func() { _ = kubectlCommand(t.Context(), "uncordon", node).Run() })
+	contains(t, run(t, "", "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", fmt.Sprintf("--timeout=%s", patience)), "drained")
+	eventually(t, "a pod without a node", func() error {
+		if out := n.kubectl("get", "pods", "--no-headers"); !strings.Contains(out, "Pending") {
+			return fmt.Errorf("kubectl shows %q", out)
+		}
+		return nil
+	})
+	uncordon()
+	available()
+	if after := n.kubectl("get", "pods", "-o", "name"); after == before {
+		t.Fatalf("the pod is the same as before: %s", after)
+	}
+}
