@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -132,6 +133,22 @@ func (n *namespace) ended(pod string) string {
 		return fmt.Errorf("phase is %s", phase)
 	})
 	return phase
+}
+
+// waiting waits until the first container waits for a reason and returns the message.
+func (n *namespace) waiting(pod string, reasons ...string) string {
+	n.t.Helper()
+	var message string
+	eventually(n.t, strings.Join(reasons, " or ")+" of pod "+pod, func() error {
+		const state = ".status.containerStatuses[0].state.waiting."
+		reason := n.field("pod/"+pod, state+"reason")
+		message = n.field("pod/"+pod, state+"message")
+		if !slices.Contains(reasons, reason) {
+			return fmt.Errorf("the reason is %q, the message %q", reason, message)
+		}
+		return nil
+	})
+	return message
 }
 
 // describe prints what a person would look at after a failure.

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -103,4 +104,66 @@ spec:
 	equal(t, "runtime class", n.field("pod/host", ".spec.runtimeClassName"), "runc")
 	equal(t, "phase", n.ended("host"), "Succeeded")
 	contains(t, n.kubectl("logs", "host"), "atoll0")
+}
+
+func TestRunAsNonRootIsExplained(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(strings.Replace(sleeper, "spec:", "spec:\n  securityContext: {runAsNonRoot: true}", 1))
+	contains(t, n.waiting("box", "CreateContainerConfigError"), "runAsNonRoot and image will run as root")
+}
+
+// TestSupplementalGroupsPolicy: in the image, root is a member of group wheel (10).
+func TestSupplementalGroupsPolicy(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	for policy, want := range map[string]string{"Merge": "0 10 3000", "Strict": "0 3000"} {
+		name := strings.ToLower(policy)
+		n.apply(strings.Replace(script(name, "id -G"), "spec:", "spec:\n  securityContext: {supplementalGroups: [3000], supplementalGroupsPolicy: "+policy+"}", 1))
+		equal(t, "phase", n.ended(name), "Succeeded")
+		equal(t, "groups with policy "+policy, n.kubectl("logs", name), want)
+	}
+}
+
+// TestServiceAccountToken asks the API server from inside a pod, before and after the account may.
+func TestServiceAccountToken(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(strings.Replace(sleeper, "image: busybox", "image: atoll.dev/tester", 1))
+	n.ready("box")
+	get := func() (string, error) {
+		return n.try("exec", "box", "--", "tester", "get", "/api/v1/namespaces/"+n.name+"/pods")
+	}
+	eventually(t, "the refusal", func() error {
+		out, err := get()
+		if err == nil {
+			t.Fatalf("the account may list pods:\n%s", out)
+		}
+		if want := "system:serviceaccount:" + n.name + ":default"; !strings.Contains(out, "403 Forbidden") || !strings.Contains(out, want) {
+			return fmt.Errorf("no refusal of %s: %s", want, out)
+		}
+		return nil
+	})
+	n.kubectl("create", "rolebinding", "view", "--clusterrole=view", "--serviceaccount="+n.name+":default")
+	eventually(t, "the list of pods", func() error {
+		out, err := get()
+		if err == nil && !strings.Contains(out, `"name":"box"`) {
+			err = fmt.Errorf("got %s", out)
+		}
+		return err
+	})
+}
+
+// TestUserNamespacesAreRefused: a micro-VM has users of its own anyway; the pod says why it does not start.
+func TestUserNamespacesAreRefused(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(strings.Replace(sleeper, "spec:", "spec:\n  hostUsers: false", 1))
+	eventually(t, "the reason", func() error {
+		events := n.kubectl("get", "events", "--field-selector", "involvedObject.name=box,type=Warning")
+		if !strings.Contains(events, `RuntimeClass handler "atoll" does not support user namespaces`) {
+			return fmt.Errorf("events are:\n%s", events)
+		}
+		return nil
+	})
 }
