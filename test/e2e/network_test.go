@@ -3,8 +3,11 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"os/exec"
+	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -127,4 +130,166 @@ spec: {selector: {app: %[1]s}, ports: [{port: 80, targetPort: 8080}]}
 			return err
 		})
 	}
+}
+
+// TestDNSPolicies looks at the resolv.conf that each policy makes.
+func TestDNSPolicies(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t, "atoll.dev/host-access=allowed")
+	cluster := n.clusterDNS()
+	for name, tc := range map[string]struct {
+		spec string
+		is   []string
+		not  string
+	}{
+		"none": {
+			"dnsPolicy: None\n  dnsConfig: {nameservers: [192.0.2.53], searches: [corp.example], options: [{name: timeout, value: \"2\"}]}",
+			[]string{"nameserver 192.0.2.53\n", "search corp.example\n", "options timeout:2\n"},
+			cluster,
+		},
+		"default":        {"dnsPolicy: Default", []string{"nameserver "}, "svc.cluster.local"},
+		"first":          {"dnsPolicy: ClusterFirst", []string{"nameserver " + cluster, n.name + ".svc.cluster.local", "ndots:5"}, "192.0.2.53"},
+		"first-host-net": {"dnsPolicy: ClusterFirstWithHostNet", []string{"nameserver " + cluster, n.name + ".svc.cluster.local"}, "192.0.2.53"},
+		"host-net":       {"hostNetwork: true\n  dnsPolicy: ClusterFirstWithHostNet", []string{"nameserver " + cluster, n.name + ".svc.cluster.local"}, "192.0.2.53"},
+	} {
+		n.apply(strings.Replace(script(name, "cat /etc/resolv.conf"), "spec:", "spec:\n  "+tc.spec, 1))
+		equal(t, "phase", n.ended(name), "Succeeded")
+		conf := n.kubectl("logs", name)
+		for _, want := range tc.is {
+			contains(t, conf, want)
+		}
+		if strings.Contains(conf, tc.not) {
+			t.Errorf("%s: there is %q in:\n%s", name, tc.not, conf)
+		}
+	}
+	// On the host's network, the cluster's names must be found as well.
+	n.apply(strings.Replace(script("looks", "nslookup kubernetes.default.svc.cluster.local"), "spec:", "spec:\n  hostNetwork: true\n  dnsPolicy: ClusterFirstWithHostNet", 1))
+	equal(t, "phase", n.ended("looks"), "Succeeded")
+}
+
+// clusterDNS is the address of the cluster's DNS service.
+func (n *namespace) clusterDNS() string {
+	n.t.Helper()
+	return run(n.t, "", "-n", "kube-system", "get", "service", "kube-dns", "-o", "jsonpath={.spec.clusterIP}")
+}
+
+// TestBandwidth sends through the limits of a pod and asks the host's kernel whether they held data
+// back. They are low enough for emulated processors to reach.
+func TestBandwidth(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	pod := `
+apiVersion: v1
+kind: Pod
+metadata: {name: %s, annotations: {%s}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: web
+      image: busybox
+      imagePullPolicy: IfNotPresent
+      command: [sh, -c, "mkdir /w; head -c 1048576 /dev/zero > /w/file; exec httpd -f -p 80 -h /w"]
+      readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}
+---
+`
+	n.apply(fmt.Sprintf(pod, "slow", "kubernetes.io/ingress-bandwidth: 2M, kubernetes.io/egress-bandwidth: 1M") + fmt.Sprintf(pod, "free", ""))
+	n.ready("slow")
+	n.ready("free")
+	slow, free := n.field("pod/slow", ".status.podIP"), n.field("pod/free", ".status.podIP")
+	for from, to := range map[string]string{"slow": free, "free": slow} {
+		equal(t, "bytes that "+from+" got", n.exec(from, "sh", "-c", "wget -qO- http://"+to+"/file | wc -c"), "1048576")
+	}
+	for what, tc := range map[string]struct {
+		shaper shaper
+		rate   int
+	}{
+		"ingress": {shaperTowards(t, slow), 2e6 / 8},
+		"egress":  {shaperFrom(t, slow), 1e6 / 8},
+	} {
+		t.Logf("%s: %+v", what, tc.shaper)
+		if tc.shaper.Kind != "tbf" || tc.shaper.Options.Rate != tc.rate {
+			t.Errorf("%s: want a token bucket of %d bytes a second, got %+v", what, tc.rate, tc.shaper)
+		}
+		if tc.shaper.Bytes < 1<<20 || tc.shaper.Overlimits == 0 {
+			t.Errorf("%s: 1 MiB did not pass through the limit, or were not held back by it: %+v", what, tc.shaper)
+		}
+	}
+	if kind := shaperTowards(t, free).Kind; kind == "tbf" {
+		t.Error("the pod without limits has one")
+	}
+}
+
+// shaper is a queueing discipline as `tc -s -j qdisc` shows it.
+type shaper struct {
+	Kind    string
+	Options struct{ Rate int }
+	// Bytes have passed; Overlimits is how often a packet had to wait.
+	Bytes, Overlimits int
+}
+
+// shaperFrom is on the pod's end of its link, shaperTowards on the host's end.
+func shaperFrom(t *testing.T, podIP string) shaper {
+	t.Helper()
+	return qdisc(t, "nsenter", "--net="+podNetns(t, podIP), "tc", "-s", "-j", "qdisc", "show", "dev", "eth0", "root")
+}
+
+func shaperTowards(t *testing.T, podIP string) shaper {
+	t.Helper()
+	type link struct {
+		Index int    `json:"ifindex"`
+		Peer  int    `json:"link_index"`
+		Name  string `json:"ifname"`
+	}
+	links := func(command ...string) (all []link) {
+		out := output(t, command...)
+		if err := json.Unmarshal([]byte(out), &all); err != nil {
+			t.Fatalf("%s: %v in %q", command, err, out)
+		}
+		return all
+	}
+	peer := links("nsenter", "--net="+podNetns(t, podIP), "ip", "-j", "link", "show", "eth0")[0].Peer
+	for _, l := range links("ip", "-j", "link") {
+		if l.Index == peer {
+			return qdisc(t, "tc", "-s", "-j", "qdisc", "show", "dev", l.Name, "root")
+		}
+	}
+	t.Fatalf("the host has no link %d", peer)
+	return shaper{}
+}
+
+func qdisc(t *testing.T, command ...string) shaper {
+	t.Helper()
+	var all []shaper
+	out := output(t, command...)
+	if err := json.Unmarshal([]byte(out), &all); err != nil || len(all) == 0 {
+		t.Fatalf("%s: %v in %q", command, err, out)
+	}
+	return all[0]
+}
+
+// podNetns finds a pod's network namespace on this host by the pod's address.
+func podNetns(t *testing.T, podIP string) string {
+	t.Helper()
+	all, err := filepath.Glob("/run/atoll*/containerd/io.containerd.grpc.v1.cri/netns/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ns := range all {
+		out, _ := exec.CommandContext(t.Context(), "nsenter", "--net="+ns, "ip", "-4", "-o", "addr", "show", "dev", "eth0").Output()
+		if strings.Contains(string(out), " "+podIP+"/") {
+			return ns
+		}
+	}
+	t.Fatalf("no network namespace of the host has the address %s: %v", podIP, all)
+	return ""
+}
+
+// output runs a command of the host.
+func output(t *testing.T, command ...string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), command[0], command[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v: %s", strings.Join(command, " "), err, out)
+	}
+	return string(out)
 }

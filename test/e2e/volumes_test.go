@@ -92,6 +92,29 @@ spec:
 	}
 }
 
+// TestSubPathExpr gives each container its own directory of a volume, by its environment.
+func TestSubPathExpr(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	container := `{name: %[1]s, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, "100000"],
+      env: [{name: POD, valueFrom: {fieldRef: {fieldPath: metadata.name}}}, {name: SELF, value: %[1]s}],
+      volumeMounts: [{name: v, mountPath: /mine, subPathExpr: $(POD)/$(SELF)}, {name: v, mountPath: /all}]}`
+	n.apply(fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: expr}
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: v, emptyDir: {}}]
+  containers: [%s, %s]
+`, fmt.Sprintf(container, "one"), fmt.Sprintf(container, "two")))
+	n.ready("expr")
+	for _, name := range []string{"one", "two"} {
+		n.kubectl("exec", "expr", "-c", name, "--", "sh", "-c", "echo of $SELF > /mine/file")
+	}
+	equal(t, "files", n.kubectl("exec", "expr", "-c", "one", "--", "sh", "-c", "cd /all; grep . */*/file"), "expr/one/file:of one\nexpr/two/file:of two")
+}
+
 func TestLargeConfigMap(t *testing.T) {
 	t.Parallel()
 	n := newNamespace(t)
