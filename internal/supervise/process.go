@@ -3,10 +3,12 @@ package supervise
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -14,6 +16,9 @@ import (
 // DefaultStopTimeout is how long a child process may take to end after SIGTERM
 // before it is killed.
 const DefaultStopTimeout = 30 * time.Second
+
+// maxLastError bounds how much of a log is searched for a process's last words.
+const maxLastError = 4 << 10
 
 // Process is a child process. It gets SIGTERM to end, and also when the
 // supervising process dies, however that happens.
@@ -37,6 +42,8 @@ type Process struct {
 type child struct {
 	cmd         *exec.Cmd
 	stopTimeout time.Duration
+	log         string
+	logStart    int64 // where its own output begins
 }
 
 // start starts the process on the spawner's thread.
@@ -51,6 +58,10 @@ func (p *Process) start(on *spawner) (*child, error) {
 		return nil, err
 	}
 	defer log.Close()
+	logStart, err := log.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, fmt.Errorf("opening the log file: %w", err)
+	}
 	cmd := &exec.Cmd{
 		Path:   p.Path,
 		Args:   p.Args,
@@ -68,7 +79,7 @@ func (p *Process) start(on *spawner) (*child, error) {
 	if err != nil {
 		return nil, fmt.Errorf("starting %s: %w", p.Path, err)
 	}
-	c := &child{cmd: cmd, stopTimeout: p.StopTimeout}
+	c := &child{cmd: cmd, stopTimeout: p.StopTimeout, log: p.Log, logStart: logStart}
 	if c.stopTimeout == 0 {
 		c.stopTimeout = DefaultStopTimeout
 	}
@@ -83,26 +94,58 @@ func (c *child) wait(ctx context.Context) error {
 	go func() { done <- c.cmd.Wait() }()
 	select {
 	case err := <-done:
-		return describe(err)
+		return c.describe(err)
 	case <-ctx.Done():
 	}
 	// Signal fails only when the process has ended, which the channel tells.
 	_ = c.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case err := <-done:
-		return describe(err)
+		return c.describe(err)
 	case <-time.After(c.stopTimeout):
 	}
 	_ = c.cmd.Process.Kill()
 	return fmt.Errorf("killed, it did not end within %s of SIGTERM: %w", c.stopTimeout, <-done)
 }
 
-// describe says in words how a process ended.
-func describe(err error) error {
+// describe says in words how a process ended, with its own words where it wrote any.
+func (c *child) describe(err error) error {
 	if err == nil {
 		return fmt.Errorf("%w with exit code 0", errEnded)
 	}
+	if text := c.lastError(); text != "" {
+		return fmt.Errorf("%w: %s", err, text)
+	}
 	return err
+}
+
+// lastError is what the process wrote after "Error: " in the last line of its log that starts so.
+func (c *child) lastError() string {
+	f, err := os.Open(c.log)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return ""
+	}
+	from := c.logStart
+	if info.Size() < from {
+		from = 0 // it was rotated
+	}
+	from = max(from, info.Size()-maxLastError)
+	tail := make([]byte, info.Size()-from)
+	if _, err := f.ReadAt(tail, from); err != nil {
+		return ""
+	}
+	var last string
+	for line := range strings.Lines(string(tail)) {
+		if text, ok := strings.CutPrefix(line, "Error: "); ok {
+			last = strings.TrimSpace(text)
+		}
+	}
+	return last
 }
 
 // OpenLog opens a log file for appending and makes its directory. Every writer

@@ -215,6 +215,29 @@ func TestProcessLogsAndRestarts(t *testing.T) {
 	}
 }
 
+// TestLastWords: the status says what the process said, but not what an earlier one did.
+func TestLastWords(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "log")
+	if err := os.WriteFile(log, []byte("Error: of an earlier run\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for script, want := range map[string]string{
+		`echo "Error: no data"; echo "more of it"; exit 3`: "exit status 3: no data",
+		`echo "no Error: here"; exit 4`:                    "exit status 4",
+	} {
+		s, stop := runIn(t, Config{MinDelay: time.Hour, Services: []Service{{
+			Name: "sh", Process: &Process{Path: "/bin/sh", Args: []string{"sh", "-c", script}, Log: log},
+		}}})
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		st, err := s.units[0].status.Wait(ctx, func(st Status) bool { return st.State == Backoff })
+		cancel()
+		stop()
+		if err != nil || st.Error != want {
+			t.Errorf("%s: got %q, %v, want %q", script, st.Error, err, want)
+		}
+	}
+}
+
 func TestProcessThatIgnoresSIGTERMIsKilled(t *testing.T) {
 	s, stop := runIn(t, Config{Services: []Service{{
 		Name: "stubborn",
