@@ -45,7 +45,7 @@ func (u *Up) services() ([]supervise.Service, error) {
 		Name: Pool,
 		Process: &supervise.Process{
 			Path: t.AtollPod(), Args: []string{"atoll-pod", "pool", "--config=" + t.PoolConfig()},
-			Log: t.Log(Pool), Prepare: u.writePoolConfig,
+			Log: t.Log(Pool), Prepare: u.preparePool(),
 		},
 		Ready: u.poolAnswers,
 	}
@@ -68,6 +68,21 @@ func (u *Up) role(name string, after, common, flags []string) supervise.Service 
 			Path: "/proc/self/exe", Args: slices.Concat([]string{"atoll", name}, common, flags),
 			Log: t.Log(name), Prepare: prepare, StopTimeout: time.Minute,
 		},
+	}
+}
+
+// preparePool returns what precedes each start of the pool. A pool that is started again may have died
+// of a damaged kernel or helper, so these are looked at again.
+func (u *Up) preparePool() func() error {
+	again := false
+	return func() error {
+		if again {
+			if err := u.extractAssets(); err != nil {
+				return err
+			}
+		}
+		again = true
+		return u.writePoolConfig()
 	}
 }
 

@@ -130,6 +130,12 @@ func (u *Up) prepare(ctx context.Context) error {
 		}
 	}
 	u.tuneKernel()
+	return u.extractAssets()
+}
+
+// extractAssets writes the guest files that are not what they should be.
+func (u *Up) extractAssets() error {
+	t := u.cfg.Tree
 	if err := u.cfg.Assets.Extract(assetTargets(t), t.AssetRecord(), u.cfg.Logger); err != nil {
 		return fmt.Errorf("writing the guest files: %w", err)
 	}
