@@ -3,10 +3,12 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -27,10 +29,13 @@ func downAndUp(t *testing.T, between func()) {
 	if left := pidsMatching(t, suite.dataDir); len(left) > 0 {
 		t.Fatalf("processes after down: %v", left)
 	}
+	// Also when between fails: other tests follow.
+	defer func() {
+		if err := command("up", "--detach"); err != nil {
+			t.Error(err)
+		}
+	}()
 	between()
-	if err := command("up", "--detach"); err != nil {
-		t.Fatal(err)
-	}
 }
 
 // TestDownAndUp stops the whole supervisor and starts it again; objects and volumes of the API are as before.
@@ -45,28 +50,41 @@ func TestDownAndUp(t *testing.T) {
 	n.ready("box")
 }
 
-// TestDamagedGuestFiles overwrites files that micro-VMs are made of; a start writes them again and says so.
+// TestDamagedGuestFiles overwrites files that micro-VMs are made of. A start writes them again and says
+// so, and so does a restart of the pool, which makes micro-VMs of them.
 func TestDamagedGuestFiles(t *testing.T) {
 	ownSupervisor(t)
 	n := newNamespace(t)
-	paths := []string{filepath.Join(suite.dataDir, "guest", "vmlinux"), filepath.Join(suite.dataDir, "bin", "atoll-pod")}
-	log := filepath.Join(suite.dataDir, "logs", "up.log")
-	downAndUp(t, func() {
-		for _, path := range paths {
-			if err := os.WriteFile(path, []byte("damaged"), 0o755); err != nil {
-				t.Fatal(err)
-			}
+	kernel, pod := filepath.Join(suite.dataDir, "guest", "vmlinux"), filepath.Join(suite.dataDir, "bin", "atoll-pod")
+	damage := func(path string) {
+		if err := os.WriteFile(path, []byte("damaged"), 0o755); err != nil {
+			t.Fatal(err)
 		}
+	}
+	// repaired waits until a file was written again so many times, and starts a pod.
+	repaired := func(path string, times int) {
+		t.Helper()
+		eventually(t, "the warning", func() error {
+			log, err := os.ReadFile(filepath.Join(suite.dataDir, "logs", "up.log"))
+			if want := `msg="a file was damaged and is written again" path=` + path; err == nil && strings.Count(string(log), want) != times {
+				err = fmt.Errorf("up.log does not have %d times %s", times, want)
+			}
+			return err
+		})
+		name := fmt.Sprintf("after-%d", times)
+		n.apply(script(name, "echo fine"))
+		equal(t, "phase", n.ended(name), "Succeeded")
+	}
+	downAndUp(t, func() {
+		damage(kernel)
+		damage(pod)
 	})
-	text, err := os.ReadFile(log)
-	if err != nil {
+	repaired(kernel, 1)
+	damage(kernel)
+	if err := syscall.Kill(servicePID(t, "pool"), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range paths {
-		contains(t, string(text), `msg="a file was damaged and is written again" path=`+path)
-	}
-	n.apply(script("after", "echo fine"))
-	equal(t, "phase", n.ended("after"), "Succeeded")
+	repaired(kernel, 2)
 }
 
 // TestTruncatedEtcd cuts the database: the start must fail with words and leave the data alone, and
@@ -76,32 +94,29 @@ func TestTruncatedEtcd(t *testing.T) {
 	n := newNamespace(t)
 	n.kubectl("create", "configmap", "kept", "--from-literal=key=value")
 	database := filepath.Join(suite.dataDir, "etcd", "member", "snap", "db")
-	log := filepath.Join(suite.dataDir, "logs", "server.log")
 	downAndUp(t, func() {
 		whole, err := os.ReadFile(database)
 		if err != nil {
 			t.Fatal(err)
 		}
+		defer func() {
+			if err := os.WriteFile(database, whole, 0o600); err != nil {
+				t.Error(err)
+			}
+		}()
 		// The file has room to grow at its end; cut into what is used.
 		const left = 128 << 10
 		if err := os.Truncate(database, left); err != nil {
 			t.Fatal(err)
 		}
-		out := atoll(t, 1, suite.atoll, "up", "--detach", "--timeout", "20s", "--data-dir", suite.dataDir)
-		contains(t, out, log)
-		text, err := os.ReadFile(log)
-		if err != nil {
-			t.Fatal(err)
-		}
-		contains(t, string(text), "etcd data is damaged and was left untouched")
+		out := atoll(t, 1, suite.atoll, "up", "--detach", "--timeout", "60s", "--data-dir", suite.dataDir)
+		contains(t, out, "etcd data is damaged and was left untouched; restore it from a backup")
+		contains(t, out, filepath.Join(suite.dataDir, "logs", "server.log"))
 		if err := command("down"); err != nil {
 			t.Fatal(err)
 		}
 		if info, err := os.Stat(database); err != nil || info.Size() != left {
 			t.Errorf("the data was touched: %v, %v", info, err)
-		}
-		if err := os.WriteFile(database, whole, 0o600); err != nil {
-			t.Fatal(err)
 		}
 	})
 	equal(t, "configmap", n.field("configmap/kept", ".data.key"), "value")
@@ -116,16 +131,15 @@ func TestDrain(t *testing.T) {
 	available()
 	before := n.kubectl("get", "pods", "-o", "name")
 	node := strings.TrimSpace(run(t, "", "get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"))
-	uncordon := func() { run(t, "", "uncordon", node) }
-	t.Cleanup(func() { _ = kubectlCommand(t.Context(), "uncordon", node).Run() })
-	contains(t, run(t, "", "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", fmt.Sprintf("--timeout=%s", patience)), "drained")
+	t.Cleanup(func() { _, _ = kubectl(context.Background(), "", "uncordon", node) })
+	contains(t, run(t, "", "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--grace-period=1", fmt.Sprintf("--timeout=%s", patience)), "drained")
 	eventually(t, "a pod without a node", func() error {
 		if out := n.kubectl("get", "pods", "--no-headers"); !strings.Contains(out, "Pending") {
 			return fmt.Errorf("kubectl shows %q", out)
 		}
 		return nil
 	})
-	uncordon()
+	run(t, "", "uncordon", node)
 	available()
 	if after := n.kubectl("get", "pods", "-o", "name"); after == before {
 		t.Fatalf("the pod is the same as before: %s", after)
