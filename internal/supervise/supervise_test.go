@@ -78,7 +78,9 @@ func TestOrder(t *testing.T) {
 					return nil
 				},
 				Ready: func(context.Context) error {
-					if time.Now().Before(readyAt) {
+					mu.Lock()
+					defer mu.Unlock()
+					if time.Now().Before(readyAt) || !slices.Contains(events, "+"+name) {
 						return errors.New("not yet")
 					}
 					return nil
