@@ -63,7 +63,7 @@ func (c *Checker) checkPorts() []Result {
 		}
 		if ok {
 			r.Detail += fmt.Sprintf(" by process %d (%s)", holder.PID, strings.Join(holder.Args, " "))
-			r.Fix = fmt.Sprintf("stop process %d", holder.PID)
+			r.Fix = howToStop(holder)
 		}
 		out = append(out, r)
 	}
@@ -141,6 +141,16 @@ func socketHolder(inode string) (process.Info, bool) {
 		}
 	}
 	return process.Info{}, false
+}
+
+// howToStop is what frees a port. Another Atoll would start a service again that is merely ended.
+func howToStop(holder process.Info) string {
+	for _, arg := range holder.Args {
+		if dir, ok := strings.CutPrefix(arg, "--data-dir="); ok && filepath.Base(holder.Args[0]) == "atoll" {
+			return "another Atoll runs on this host; stop it with: atoll down --data-dir " + dir
+		}
+	}
+	return fmt.Sprintf("stop process %d", holder.PID)
 }
 
 // Network is an address range the cluster will use.

@@ -90,6 +90,18 @@ func TestBusyPort(t *testing.T) {
 	}
 }
 
+func TestHowToStop(t *testing.T) {
+	for args, want := range map[string]string{
+		"atoll server --data-dir=/srv/a --node-name=n": "atoll down --data-dir /srv/a",
+		"etcd --data-dir=/srv/e":                       "stop process 7",
+		"nginx":                                        "stop process 7",
+	} {
+		if got := howToStop(process.Info{PID: 7, Args: strings.Fields(args)}); !strings.HasSuffix(got, want) {
+			t.Errorf("%s: got %q", args, got)
+		}
+	}
+}
+
 func TestV1Controllers(t *testing.T) {
 	mounts := `tmpfs /sys/fs/cgroup tmpfs rw 0 0
 cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,relatime,cpu,cpuacct 0 0

@@ -49,7 +49,7 @@ func TestUpRefuses(t *testing.T) {
 		messages []string
 	}{
 		// The suite's own supervisor holds the ports.
-		"busy port": {"", []string{"port 6443/tcp", "in use", "by process", "server"}},
+		"busy port": {"", []string{"port 6443/tcp", "in use", "by process", "atoll down --data-dir " + suite.dataDir}},
 		"no qemu":   {"/usr/bin/qemu-system-x86_64", []string{"qemu-system-x86_64 is missing", "apt-get install -y qemu-system-x86"}},
 		"no kmod":   {"/sbin/modprobe", []string{"modprobe is missing", "apt-get install -y kmod"}},
 	} {
