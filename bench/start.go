@@ -146,7 +146,7 @@ func (h *host) deletePods(ctx context.Context) error {
 // densityBurst is KubeVirt's density protocol: 100 pods, 100 ms apart, raw timestamps.
 func densityBurst(ctx context.Context, h *host) ([]Row, error) {
 	var rows []Row
-	var samples = map[string][]float64{}
+	samples := map[string][]float64{}
 	for _, runtime := range []string{"atoll", "runc"} {
 		if err := h.fullPool(ctx); err != nil {
 			return nil, err

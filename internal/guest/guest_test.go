@@ -35,7 +35,8 @@ func TestParseNetwork(t *testing.T) {
 		t.Errorf("no network: %v, %v", n, err)
 	}
 	for _, bad := range []*guestv1.Network{
-		{Mac: "x"}, {Mac: ok.Mac, Addresses: []string{"10.0.0.1"}},
+		{Mac: "x"},
+		{Mac: ok.Mac, Addresses: []string{"10.0.0.1"}},
 		{Mac: ok.Mac, Routes: []*guestv1.Route{{Destination: "default"}}},
 		{Mac: ok.Mac, Routes: []*guestv1.Route{{Destination: "::/0", Gateway: "gw"}}},
 	} {

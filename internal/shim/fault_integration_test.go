@@ -36,8 +36,14 @@ func TestFaults(t *testing.T) {
 		name string
 		run  func(*testing.T, *host)
 	}{
-		{"WaitingKilled", testWaitingKilled}, {"QEMUKilled", testQEMUKilled}, {"ShimKilled", testShimKilled}, {"ContainerdRestarts", testContainerdRestarts},
-		{"GuestPanics", testGuestPanics}, {"PoolRestarts", testPoolRestarts}, {"Burst", testBurst}, {"NoLeak", testNoLeak},
+		{"WaitingKilled", testWaitingKilled},
+		{"QEMUKilled", testQEMUKilled},
+		{"ShimKilled", testShimKilled},
+		{"ContainerdRestarts", testContainerdRestarts},
+		{"GuestPanics", testGuestPanics},
+		{"PoolRestarts", testPoolRestarts},
+		{"Burst", testBurst},
+		{"NoLeak", testNoLeak},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, h.in(t)) })
 	}

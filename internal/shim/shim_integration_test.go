@@ -39,8 +39,8 @@ type host struct {
 	dir     string
 	run     string
 	kubelet string
-	shim    string // containerd-shim-atoll-v1
-	image   string // EROFS with busybox
+	shim    string       // containerd-shim-atoll-v1
+	image   string       // EROFS with busybox
 	pool    *poolProcess // shared by the copies of host
 	events  chan *events.ForwardRequest
 }

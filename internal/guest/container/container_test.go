@@ -200,10 +200,17 @@ func TestDeviceProgram(t *testing.T) {
 		typ, access, major, minor uint32
 		want                      int32
 	}{
-		{typeChar, accessRead | accessWrite, 1, 3, 1}, {typeChar, accessWrite, 136, 77, 1}, {typeChar, accessRead, 1, 1, 0},
-		{typeBlock, accessRead, 254, 0, 0}, {typeBlock, accessMknod, 254, 0, 1}, {typeBlock, accessRead, 1, 3, 0},
-		{typeBlock, accessRead, 8, 1, 1}, {typeBlock, accessWrite, 8, 1, 0}, {typeBlock, accessRead | accessWrite, 8, 1, 0},
-		{typeChar, accessRead, 10, 229, 1}, {typeChar, accessRead, 11, 229, 0},
+		{typeChar, accessRead | accessWrite, 1, 3, 1},
+		{typeChar, accessWrite, 136, 77, 1},
+		{typeChar, accessRead, 1, 1, 0},
+		{typeBlock, accessRead, 254, 0, 0},
+		{typeBlock, accessMknod, 254, 0, 1},
+		{typeBlock, accessRead, 1, 3, 0},
+		{typeBlock, accessRead, 8, 1, 1},
+		{typeBlock, accessWrite, 8, 1, 0},
+		{typeBlock, accessRead | accessWrite, 8, 1, 0},
+		{typeChar, accessRead, 10, 229, 1},
+		{typeChar, accessRead, 11, 229, 0},
 	} {
 		if got := verdict(code, c.typ, c.access, c.major, c.minor); got != c.want {
 			t.Errorf("%+v: %d", c, got)

@@ -105,7 +105,8 @@ func (w *world) Stats(context.Context, *guestv1.StatsRequest) (*guestv1.StatsRes
 }
 
 func (*world) OpenIO(string, string, int) (io.ReadWriteCloser, error) { return nil, errors.New("none") }
-func (*world) Dial(context.Context, uint16) (net.Conn, error)         { return nil, errors.New("none") }
+
+func (*world) Dial(context.Context, uint16) (net.Conn, error) { return nil, errors.New("none") }
 
 func (*world) AttachImage(context.Context, string, *os.File) error { return nil }
 func (*world) DetachImage(context.Context, string) error           { return nil }
@@ -115,8 +116,10 @@ func (*world) Resume(context.Context) error                        { return nil 
 func (*world) PID() int                                            { return 4711 }
 func (w *world) Done() <-chan struct{}                             { return w.done }
 func (*world) Exit() vm.Exit                                       { return vm.Exit{Reason: vm.ExitFailed} }
-func (*world) Console() []byte                                     { return []byte("Kernel panic\r\n\x1b[31m") }
-func (w *world) die()                                              { w.kill.Do(func() { close(w.done) }) }
+
+func (*world) Console() []byte { return []byte("Kernel panic\r\n\x1b[31m") }
+
+func (w *world) die() { w.kill.Do(func() { close(w.done) }) }
 
 // machine is the world as a machine, whose Kill is not the guest's.
 type machine struct{ *world }

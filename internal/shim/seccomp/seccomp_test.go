@@ -127,7 +127,8 @@ func mixed() *specs.LinuxSeccomp {
 				{Index: 0, Value: 0x7e020000, ValueTwo: 0, Op: specs.OpMaskedEqual},
 			}},
 			{Names: []string{"mmap", "mmap2"}, Action: specs.ActLog, Args: []specs.LinuxSeccompArg{
-				{Index: 3, Value: 1 << 33, Op: specs.OpGreaterEqual}, {Index: 4, Value: 9, Op: specs.OpLessThan},
+				{Index: 3, Value: 1 << 33, Op: specs.OpGreaterEqual},
+				{Index: 4, Value: 9, Op: specs.OpLessThan},
 				{Index: 5, Value: 3 << 32, Op: specs.OpNotEqual},
 			}},
 			{Names: []string{"mprotect"}, Action: specs.ActTrap, Args: []specs.LinuxSeccompArg{{Index: 0, Value: 1, Op: specs.OpEqualTo}}},

@@ -65,13 +65,20 @@ func TestContainerMounts(t *testing.T) {
 	one := b.image(t, layerTar(t, users("one")))
 	two := b.image(t, layerTar(t, users("one")), layerTar(t, users("two")))
 	linked := b.image(t, layerTar(t, []entry{
-		{name: "etc/"}, {name: "etc/passwd", typ: tar.TypeSymlink, link: "/usr/share/users"},
-		{name: "usr/"}, {name: "usr/share/"}, {name: "usr/share/users", content: "linked"}, {name: "etc/group/"},
+		{name: "etc/"},
+		{name: "etc/passwd", typ: tar.TypeSymlink, link: "/usr/share/users"},
+		{name: "usr/"},
+		{name: "usr/share/"},
+		{name: "usr/share/users", content: "linked"},
+		{name: "etc/group/"},
 	}))
 	none := b.image(t, layerTar(t, []entry{{name: "x"}}))
 	for i, tt := range []struct{ parent, file, passwd, group string }{
-		{one, layerFile, "one", "g:one"}, {two, imageFile, "two", "g:two"}, {linked, layerFile, "linked", ""},
-		{none, layerFile, "", ""}, {"", "empty.erofs", "", ""},
+		{one, layerFile, "one", "g:one"},
+		{two, imageFile, "two", "g:two"},
+		{linked, layerFile, "linked", ""},
+		{none, layerFile, "", ""},
+		{"", "empty.erofs", "", ""},
 	} {
 		m := b.container(t, fmt.Sprintf("k8s.io/9/c%d", i), tt.parent)
 		if m.Type != "bind" || filepath.Base(m.Source) != "meta" || m.Options[0] != "rbind" || m.Options[1] != "ro" {
@@ -140,8 +147,11 @@ func TestUsage(t *testing.T) {
 		want    snapshots.Usage
 		bad     bool
 	}{
-		{"", snapshots.Usage{}, false}, {`{"bytes":12345,"inodes":6}`, snapshots.Usage{Size: 12345, Inodes: 6}, false},
-		{`{"bytes":-5}`, snapshots.Usage{}, false}, {"{", snapshots.Usage{}, true}, {strings.Repeat(" ", 10000), snapshots.Usage{}, true},
+		{"", snapshots.Usage{}, false},
+		{`{"bytes":12345,"inodes":6}`, snapshots.Usage{Size: 12345, Inodes: 6}, false},
+		{`{"bytes":-5}`, snapshots.Usage{}, false},
+		{"{", snapshots.Usage{}, true},
+		{strings.Repeat(" ", 10000), snapshots.Usage{}, true},
 	} {
 		if tt.content != "" {
 			if err := os.WriteFile(file, []byte(tt.content), 0o600); err != nil {
