@@ -175,13 +175,13 @@ func bootMachine(ctx context.Context, cfg Config, own CloneConfig) (_ *Machine, 
 // boot waits until a machine that boots a kernel has reached the barrier.
 func (m *Machine) boot(ctx context.Context) error {
 	if err := m.qmp.Run(ctx, qmp.Command{Name: "qmp_capabilities"}); err != nil {
-		return m.bootError(ctx, err)
+		return m.bootError(ctx)
 	}
 	stop := context.AfterFunc(ctx, func() { _ = m.channel.SetReadDeadline(time.Unix(1, 0)) })
 	buf := make([]byte, len(barrierReady))
 	_, err := io.ReadFull(m.channel, buf)
 	if !stop() || err != nil {
-		return m.bootError(ctx, err)
+		return m.bootError(ctx)
 	}
 	if string(buf) != barrierReady {
 		return fmt.Errorf("%w: init said %q instead of %q", ErrKernel, buf, barrierReady)
@@ -190,9 +190,9 @@ func (m *Machine) boot(ctx context.Context) error {
 }
 
 // bootError finds out why a boot failed: QEMU did not start, or the guest did not come up.
-func (m *Machine) bootError(ctx context.Context, err error) error {
+func (m *Machine) bootError(ctx context.Context) error {
 	if ctxErr := ctx.Err(); ctxErr != nil {
-		err = fmt.Errorf("waiting for init to reach the barrier: %w", ctxErr)
+		err := fmt.Errorf("waiting for init to reach the barrier: %w", ctxErr)
 		if errors.Is(ctxErr, context.DeadlineExceeded) {
 			err = fmt.Errorf("%w: %w", ErrKernel, err)
 		}
@@ -201,7 +201,7 @@ func (m *Machine) bootError(ctx context.Context, err error) error {
 	select {
 	case <-m.done:
 	case <-ctx.Done():
-		return m.bootError(ctx, err)
+		return m.bootError(ctx)
 	}
 	e := m.Exit()
 	cause := ErrKernel

@@ -75,8 +75,7 @@ func (e Exit) String() string {
 // launchConfig is what launch needs beyond the machine itself.
 type launchConfig struct {
 	uid, gid uint32
-	tap      *os.File      // nil: one that leads nowhere
-	commands []qmp.Command // sent right after the capabilities, before QEMU even runs
+	tap      *os.File // nil: one that leads nowhere
 }
 
 // launch starts QEMU and everything that watches it.

@@ -174,10 +174,10 @@ func (b *builder) call(nr int, args ...arg) *op {
 }
 
 // callReg is call with the result kept in a new register.
-func (b *builder) callReg(nr int, args ...arg) (uint8, *op) {
+func (b *builder) callReg(nr int, args ...arg) uint8 {
 	o := b.call(nr, args...)
 	o.save = b.newReg()
-	return o.save, o
+	return o.save
 }
 
 // here is the index of the next operation.

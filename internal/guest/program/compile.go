@@ -124,7 +124,7 @@ func (b *builder) start(p *specs.Process) {
 }
 
 func (b *builder) writeFile(name, content string) {
-	fd, _ := b.callReg(unix.SYS_OPEN, b.str(name), imm(unix.O_WRONLY|unix.O_CLOEXEC))
+	fd := b.callReg(unix.SYS_OPEN, b.str(name), imm(unix.O_WRONLY|unix.O_CLOEXEC))
 	b.call(unix.SYS_WRITE, reg(fd), b.str(content), imm(len(content)))
 	b.call(unix.SYS_CLOSE, reg(fd))
 }
@@ -206,9 +206,9 @@ func (b *builder) devices(extra []specs.LinuxDevice) {
 func (b *builder) terminal(uid uint32) {
 	b.do("opening console")
 	flags := imm(unix.O_RDWR | unix.O_NOCTTY | unix.O_CLOEXEC)
-	master, _ := b.callReg(unix.SYS_OPEN, b.str("/dev/pts/ptmx"), flags)
+	master := b.callReg(unix.SYS_OPEN, b.str("/dev/pts/ptmx"), flags)
 	b.call(unix.SYS_IOCTL, reg(master), imm(unix.TIOCSPTLCK), b.words("{0}", 0))
-	slave, _ := b.callReg(unix.SYS_IOCTL, reg(master), imm(unix.TIOCGPTPEER), flags)
+	slave := b.callReg(unix.SYS_IOCTL, reg(master), imm(unix.TIOCGPTPEER), flags)
 
 	b.do("passing console to init")
 	cmsg := binary.LittleEndian.AppendUint64(nil, 20)              // cmsg_len

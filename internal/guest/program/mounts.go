@@ -152,16 +152,16 @@ func (b *builder) openSources(mounts []specs.Mount, binds map[int]Bind) map[int]
 		}
 		b.do("mounting %q to rootfs at %q: opening source", m.Source, m.Destination)
 		if src.Sub == "" {
-			regs[i], _ = b.callReg(unix.SYS_OPEN_TREE, imm(unix.AT_FDCWD), b.str(src.Root), imm(flags))
+			regs[i] = b.callReg(unix.SYS_OPEN_TREE, imm(unix.AT_FDCWD), b.str(src.Root), imm(flags))
 			continue
 		}
 		if how.val == 0 {
 			how = b.words("{O_PATH, RESOLVE_BENEATH}", unix.O_PATH|unix.O_CLOEXEC, 0,
 				unix.RESOLVE_BENEATH|unix.RESOLVE_NO_MAGICLINKS)
 		}
-		root, _ := b.callReg(unix.SYS_OPEN, b.str(src.Root), imm(unix.O_PATH|unix.O_CLOEXEC))
-		fd, _ := b.callReg(unix.SYS_OPENAT2, reg(root), b.str(src.Sub), how, imm(24))
-		regs[i], _ = b.callReg(unix.SYS_OPEN_TREE, reg(fd), b.str(""), imm(flags|unix.AT_EMPTY_PATH))
+		root := b.callReg(unix.SYS_OPEN, b.str(src.Root), imm(unix.O_PATH|unix.O_CLOEXEC))
+		fd := b.callReg(unix.SYS_OPENAT2, reg(root), b.str(src.Sub), how, imm(24))
+		regs[i] = b.callReg(unix.SYS_OPEN_TREE, reg(fd), b.str(""), imm(flags|unix.AT_EMPTY_PATH))
 	}
 	return regs
 }
@@ -194,7 +194,7 @@ func (b *builder) touch(file string) {
 	check.target = b.here()
 }
 
-// mounts mounts everything in the spec's order, inside the new root.
+// mounts attaches everything in the spec's order, inside the new root.
 func (b *builder) mounts(mounts []specs.Mount, binds map[int]Bind, sources map[int]uint8) {
 	for i, m := range mounts {
 		o, err := parseOptions(m.Options)

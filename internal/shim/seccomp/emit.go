@@ -16,7 +16,7 @@ const (
 )
 
 // emit writes the whole program: dispatch by architecture, then one search tree each.
-func emit(a *assembler, filters []filter) error {
+func emit(a *assembler, filters []filter) {
 	labels := make([]label, len(filters))
 	for i := range filters {
 		labels[i] = a.newLabel()
@@ -40,7 +40,6 @@ func emit(a *assembler, filters []filter) error {
 		}
 		emitArch(a, f, x32)
 	}
-	return nil
 }
 
 // emitArch writes the tree of one architecture. x32 is where calls with the x32 bit go; without it

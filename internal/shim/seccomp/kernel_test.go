@@ -43,7 +43,7 @@ func probes() []probe {
 func kernelProfile() *specs.LinuxSeccomp {
 	p := defaultProfile()
 	p.Syscalls = append([]specs.LinuxSyscall{
-		{Names: []string{"uname"}, Action: specs.ActErrno, ErrnoRet: ptr(uint(unix.EDOM))},
+		{Names: []string{"uname"}, Action: specs.ActErrno, ErrnoRet: new(uint(unix.EDOM))},
 		{Names: []string{"setns"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{
 			{Index: 1, Value: unix.CLONE_NEWNET, ValueTwo: 0, Op: specs.OpMaskedEqual},
 		}},

@@ -134,12 +134,10 @@ func mixed() *specs.LinuxSeccomp {
 			{Names: []string{"mprotect"}, Action: specs.ActTrap, Args: []specs.LinuxSeccompArg{{Index: 0, Value: 1, Op: specs.OpEqualTo}}},
 			{Names: []string{"mprotect"}, Action: specs.ActKillProcess},
 			{Names: []string{"ptrace"}, Action: specs.ActKillThread},
-			{Names: []string{"clone3"}, Action: specs.ActErrno, ErrnoRet: ptr(uint(unix.ENOSYS))},
+			{Names: []string{"clone3"}, Action: specs.ActErrno, ErrnoRet: new(uint(unix.ENOSYS))},
 		},
 	}
 }
-
-func ptr[T any](v T) *T { return &v }
 
 func TestProgramMatchesReference(t *testing.T) {
 	allowAll := &specs.LinuxSeccomp{
@@ -209,7 +207,7 @@ func TestBadProfiles(t *testing.T) {
 	for name, p := range map[string]*specs.LinuxSeccomp{
 		"notify":      {DefaultAction: specs.ActNotify},
 		"action":      {DefaultAction: "SCMP_ACT_DANCE"},
-		"errno":       {DefaultAction: specs.ActErrno, DefaultErrnoRet: ptr(uint(70000))},
+		"errno":       {DefaultAction: specs.ActErrno, DefaultErrnoRet: new(uint(70000))},
 		"index":       {DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{Index: 6, Op: specs.OpEqualTo}}}}},
 		"operator":    {DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{Op: "SCMP_CMP_WEIRD"}}}}},
 		"rules":       {DefaultAction: specs.ActAllow, Syscalls: many},
