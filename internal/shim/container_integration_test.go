@@ -115,9 +115,9 @@ func (p *pod) create(id string, s *specs.Spec, stdin bool) (*container, error) {
 	return c, err
 }
 
-func (p *pod) mustCreate(id string, s *specs.Spec, stdin bool) *container {
+func (p *pod) mustCreate(id string, s *specs.Spec) *container {
 	p.t.Helper()
-	c, err := p.create(id, s, stdin)
+	c, err := p.create(id, s, false)
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func (c *container) delete() {
 // run runs a container to its end.
 func (p *pod) run(id string, s *specs.Spec) *container {
 	p.t.Helper()
-	c := p.mustCreate(id, s, false)
+	c := p.mustCreate(id, s)
 	c.start()
 	if status := c.wait(); status != 0 {
 		p.t.Errorf("%s ended with %d: %s", id, status, c.stderr.String())

@@ -65,7 +65,7 @@ func alive(pid int) bool { return unix.Kill(pid, 0) == nil }
 func (h *host) running(id string) (*pod, *container) {
 	h.t.Helper()
 	p := h.runPod(id, nil)
-	c := p.mustCreate(id+"-c", p.spec("/bin/sleep", "1000"), false)
+	c := p.mustCreate(id+"-c", p.spec("/bin/sleep", "1000"))
 	c.start()
 	return p, c
 }
@@ -195,7 +195,7 @@ func (h *host) member(sandbox string) string {
 func testGuestPanics(t *testing.T, h *host) {
 	p := h.runPod("panic", nil)
 	s := p.spec("/bin/sh", "-c", "echo c > /proc/sysrq-trigger")
-	c := p.mustCreate("panic-c", s, false)
+	c := p.mustCreate("panic-c", s)
 	c.start()
 	if status := c.wait(); status != 137 {
 		t.Errorf("status %d: %s", status, c.stderr.String())
@@ -247,14 +247,14 @@ func testBurst(t *testing.T, h *host) {
 	for i := range 12 {
 		p.image = filepath.Join(h.dir, fmt.Sprintf("copy-%d.erofs", i))
 		copyFile(t, image, p.image)
-		c := p.mustCreate(fmt.Sprintf("many-%d", i), p.spec("/bin/sleep", "1000"), false)
+		c := p.mustCreate(fmt.Sprintf("many-%d", i), p.spec("/bin/sleep", "1000"))
 		c.start()
 		if i == 11 {
 			c.sh("echo from a SCSI disk")
 		}
 	}
 	for i := 12; i < 64; i++ {
-		p.mustCreate(fmt.Sprintf("many-%d", i), p.spec("/bin/sleep", "1000"), false).start()
+		p.mustCreate(fmt.Sprintf("many-%d", i), p.spec("/bin/sleep", "1000")).start()
 	}
 	p.stop()
 }
@@ -320,7 +320,7 @@ func TestNetwork(t *testing.T) {
 	if err != nil || !strings.Contains(string(member), cgroup+"/vm-net") {
 		t.Errorf("QEMU's cgroup: %s, %v", member, err)
 	}
-	c := p.mustCreate("net-c", p.spec("/bin/sh", "-c", "ip addr show eth0; ip route; while :; do echo hello | nc -l -p 8080; done"), false)
+	c := p.mustCreate("net-c", p.spec("/bin/sh", "-c", "ip addr show eth0; ip route; while :; do echo hello | nc -l -p 8080; done"))
 	c.start()
 	dial := func(ns, addr string) string {
 		var out []byte

@@ -80,7 +80,7 @@ func testFiles(t *testing.T, p *pod) {
 	}
 	ro := p.spec("/bin/sh", "-c", "echo x > /file || echo refused; echo x >> /etc/hosts || echo refused")
 	ro.Root.Readonly = true
-	c = p.mustCreate("files-ro", ro, false)
+	c = p.mustCreate("files-ro", ro)
 	c.start()
 	c.wait()
 	if got := c.stdout.String(); got != "refused\nrefused\n" {
@@ -134,7 +134,7 @@ func testVolumes(t *testing.T, p *pod) {
 		bind("/dev/termination-log", log, "rw"),
 		bind("/data", filepath.Join(p.dir, "containerd/cri/containers/volumes-1/volumes/00aa"), "rw"),
 	)
-	c := p.mustCreate("volumes-1", s, false)
+	c := p.mustCreate("volumes-1", s)
 	c.start()
 	got := c.sh("cat /cm/key; echo; stat -c '%a %u %g' /cache; stat -c %a /cm/..data/key; cat /etc/hosts /data/seed; echo x > /cm/key || echo ro")
 	if want := "one\n2777 0 2000\n640\n10.0.0.1 me\nfrom the image\nro\n"; got != want {
@@ -158,7 +158,7 @@ func testVolumes(t *testing.T, p *pod) {
 
 // testExec: standard input and its end, a lot of data, exit codes.
 func testExec(t *testing.T, p *pod) {
-	c := p.mustCreate("exec", p.spec("/bin/sleep", "1000"), false)
+	c := p.mustCreate("exec", p.spec("/bin/sleep", "1000"))
 	c.start()
 	e := c.newExec("in", true, "/bin/sh", "-c", "wc -c; exit 3")
 	e.start()
@@ -196,9 +196,9 @@ func testExec(t *testing.T, p *pod) {
 }
 
 // testStress starts, kills and removes containers, one after the other and at once.
-func testStress(t *testing.T, p *pod) {
+func testStress(_ *testing.T, p *pod) {
 	for i := range 30 {
-		c := p.mustCreate(fmt.Sprintf("stress-%d", i), p.spec("/bin/sleep", "1000"), false)
+		c := p.mustCreate(fmt.Sprintf("stress-%d", i), p.spec("/bin/sleep", "1000"))
 		c.start()
 		if i%3 == 0 {
 			c.sh("echo hello")
@@ -218,7 +218,7 @@ func (c *container) kill(signal uint32) {
 
 // testKill: signals, and containers that were never started.
 func testKill(t *testing.T, p *pod) {
-	c := p.mustCreate("kill", p.spec("/bin/sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.1; done"), false)
+	c := p.mustCreate("kill", p.spec("/bin/sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.1; done"))
 	state, err := p.task.State(t.Context(), &taskapi.StateRequest{ID: c.id})
 	if err != nil || state.Status.String() != "CREATED" || state.Pid <= 1<<22 {
 		t.Errorf("state %v, %v", state, err)
@@ -233,13 +233,13 @@ func testKill(t *testing.T, p *pod) {
 		t.Error("a process that has ended was killed")
 	}
 	c.delete()
-	never := p.mustCreate("never", p.spec("/bin/true"), false)
+	never := p.mustCreate("never", p.spec("/bin/true"))
 	never.kill(9)
 	if resp, err := p.task.Wait(t.Context(), &taskapi.WaitRequest{ID: never.id}); err != nil || resp.ExitStatus != 137 {
 		t.Errorf("never started: %v, %v", resp, err)
 	}
 	never.delete()
-	unused := p.mustCreate("unused", p.spec("/bin/true"), false)
+	unused := p.mustCreate("unused", p.spec("/bin/true"))
 	unused.delete()
 	if _, err := p.task.State(t.Context(), &taskapi.StateRequest{ID: "unused"}); err == nil {
 		t.Error("a deleted container has a state")
@@ -280,7 +280,7 @@ func testStats(t *testing.T, p *pod) {
 	limit := int64(32 << 20)
 	s := p.spec("/bin/sh", "-c", "dd if=/dev/zero of=/dev/null bs=100M count=1")
 	s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit}
-	c := p.mustCreate("oom", s, false)
+	c := p.mustCreate("oom", s)
 	m := c.metrics()
 	if m.Memory.UsageLimit != uint64(limit) {
 		t.Errorf("limit %d", m.Memory.UsageLimit)
@@ -332,7 +332,7 @@ func testSeccomp(t *testing.T, p *pod) {
 		DefaultAction: specs.ActAllow,
 		Syscalls:      []specs.LinuxSyscall{{Names: []string{"mkdir", "mkdirat"}, Action: specs.ActErrno, ErrnoRet: &errno}},
 	}
-	c := p.mustCreate("seccomp", s, false)
+	c := p.mustCreate("seccomp", s)
 	c.start()
 	e := c.newExec("mkdir", false, "/bin/busybox", "mkdir", "/tmp/x")
 	e.start()
@@ -347,7 +347,7 @@ func testSeccomp(t *testing.T, p *pod) {
 
 // testStartFails: a command that is not there.
 func testStartFails(t *testing.T, p *pod) {
-	c := p.mustCreate("nocmd", p.spec("/bin/nosuch"), false)
+	c := p.mustCreate("nocmd", p.spec("/bin/nosuch"))
 	_, err := p.task.Start(t.Context(), &taskapi.StartRequest{ID: c.id})
 	if err == nil || !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("start: %v", err)
@@ -364,7 +364,7 @@ func testSharedPID(t *testing.T, h *host) {
 	defer p.stop()
 	s := p.spec("/bin/sleep", "4711")
 	s.Linux.Namespaces[0].Path = fmt.Sprintf("/proc/%d/ns/pid", p.pid)
-	a := p.mustCreate("shared-a", s, false)
+	a := p.mustCreate("shared-a", s)
 	a.start()
 	s = p.spec("/bin/ps")
 	s.Linux.Namespaces[0].Path = fmt.Sprintf("/proc/%d/ns/pid", p.pid)

@@ -28,7 +28,7 @@ func testUsage(t *testing.T, p *pod) {
 	}
 	s := p.spec("/bin/sleep", "1000")
 	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/usage", Type: "bind", Source: cache, Options: []string{"rbind", "rw"}})
-	c := p.mustCreate("usage", s, false)
+	c := p.mustCreate("usage", s)
 	c.start()
 	c.sh("dd if=/dev/zero of=/usage/big bs=1M count=20; dd if=/dev/zero of=/own bs=1M count=7; sync")
 	eventually(t, "the use of the emptyDir is written down", func() bool {

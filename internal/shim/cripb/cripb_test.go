@@ -9,7 +9,7 @@ import (
 
 // TestWireCompatible decodes what the real CRI type encodes.
 func TestWireCompatible(t *testing.T) {
-	real := &cri.PodSandboxConfig{
+	upstream := &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: "n", Uid: "u", Namespace: "ns", Attempt: 3},
 		Hostname:     "host",
 		LogDirectory: "/var/log/pods/x",
@@ -33,7 +33,7 @@ func TestWireCompatible(t *testing.T) {
 			Resources: &cri.LinuxContainerResources{CpuPeriod: 1, CpuQuota: 2, CpuShares: 3, MemoryLimitInBytes: 4},
 		},
 	}
-	b, err := proto.Marshal(real)
+	b, err := proto.Marshal(upstream)
 	if err != nil {
 		t.Fatal(err)
 	}

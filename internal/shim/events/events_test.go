@@ -2,6 +2,7 @@ package events
 
 import (
 	"context"
+	"errors"
 	"net"
 	"path/filepath"
 	"testing"
@@ -66,7 +67,7 @@ func TestOrderAcrossRestart(t *testing.T) {
 		t.Fatalf("decoded %v, %v", v, err)
 	}
 	cancel()
-	if err := <-done; err != context.Canceled {
+	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
 }

@@ -148,7 +148,7 @@ func (w *world) SetCPUs(_ context.Context, n int) error {
 	return nil
 }
 
-func (w *world) JoinTap(netns string, tap network.Tap) (network.Guest, error) {
+func (w *world) JoinTap(netns string, _ network.Tap) (network.Guest, error) {
 	if netns == "/gone" {
 		return network.Guest{}, os.ErrNotExist
 	}
@@ -357,7 +357,7 @@ func TestStartFails(t *testing.T) {
 		t.Error(err)
 	}
 
-	s = New(Config{VM: func(ctx context.Context) (*VM, error) { return nil, vm.ErrTemplate }, Steps: timing.New(), Tasks: w, Cgroups: w})
+	s = New(Config{VM: func(context.Context) (*VM, error) { return nil, vm.ErrTemplate }, Steps: timing.New(), Tasks: w, Cgroups: w})
 	if _, err := start(t, s, request(t, nil)); err == nil || !strings.Contains(err.Error(), vm.ErrTemplate.Error()) {
 		t.Errorf("no clone: %v", err)
 	}
@@ -460,7 +460,7 @@ func TestSharedPIDAndDefaults(t *testing.T) {
 	w := newWorld()
 	s := service(t, w)
 	r := request(t, func(c *cripb.PodSandboxConfig) {
-		*c = cripb.PodSandboxConfig{} //nolint:govet // a new message, not a copy
+		*c = cripb.PodSandboxConfig{}
 	})
 	r.NetnsPath = ""
 	if _, err := start(t, s, r); err != nil {

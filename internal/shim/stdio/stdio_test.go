@@ -153,7 +153,7 @@ func TestStdinSurvivesWriters(t *testing.T) {
 	}
 	s.CloseStdin()
 	s.CloseStdin()
-	if n, err := ends[0].in.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+	if n, err := ends[0].in.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 		t.Fatalf("after CloseStdin: %d, %v", n, err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -54,9 +55,7 @@ func (g *guest) PutFiles(_ context.Context, r *guestv1.PutFilesRequest) (*guestv
 	if g.staged[r.Volume] == nil {
 		g.staged[r.Volume] = map[string]*guestv1.File{}
 		if !r.Replace {
-			for name, f := range g.files[r.Volume] {
-				g.staged[r.Volume][name] = f
-			}
+			maps.Copy(g.staged[r.Volume], g.files[r.Volume])
 		}
 	}
 	total := 0
