@@ -101,11 +101,11 @@ func run(ctx context.Context, o options) error {
 			break
 		}
 	}
-	print(rows)
+	table(rows)
 	return save(o.output, rows)
 }
 
-func print(rows []Row) {
+func table(rows []Row) {
 	w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(w, "MEASURE\tUNIT\tN\tATOLL P50\tP95\tMAX\tRUNC P50\tP95\tRATIO\tNOTE")
 	for _, r := range rows {

@@ -144,13 +144,13 @@ func leakCycles(ctx context.Context, h *host) ([]Row, error) {
 		return nil, err
 	}
 	after := hostState(h)
-	note := ""
+	var note strings.Builder
 	for what, n := range after {
 		if what == "memory MiB" {
-			note += fmt.Sprintf("available memory %+d MiB; ", n-before[what])
+			fmt.Fprintf(&note, "available memory %+d MiB; ", n-before[what])
 		} else if n != before[what] {
-			note += fmt.Sprintf("%s %+d; ", what, n-before[what])
+			fmt.Fprintf(&note, "%s %+d; ", what, n-before[what])
 		}
 	}
-	return []Row{{Measure: "create/delete cycles without a leak", Unit: "cycles", Atoll: Value{P50: float64(h.o.cycles)}, Note: note}}, nil
+	return []Row{{Measure: "create/delete cycles without a leak", Unit: "cycles", Atoll: Value{P50: float64(h.o.cycles)}, Note: note.String()}}, nil
 }

@@ -183,7 +183,7 @@ func totalMemory() (uint64, error) {
 	if err := unix.Sysinfo(&si); err != nil {
 		return 0, fmt.Errorf("reading memory size: %w", err)
 	}
-	return uint64(si.Totalram) * uint64(si.Unit), nil
+	return si.Totalram * uint64(si.Unit), nil
 }
 
 // openPort opens the virtio-serial port of that name. Writing to it is non-blocking: a blocking

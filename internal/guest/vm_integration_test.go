@@ -96,7 +96,7 @@ func buildImage(root, image string) error {
 			return err
 		}
 	}
-	for _, applet := range strings.Fields(string(list)) {
+	for applet := range strings.FieldsSeq(string(list)) {
 		if err := os.Symlink("busybox", filepath.Join(root, "bin", applet)); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}

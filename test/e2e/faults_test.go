@@ -45,7 +45,7 @@ func pidsMatching(t *testing.T, pattern string) []int {
 	t.Helper()
 	out, _ := exec.CommandContext(t.Context(), "pgrep", "-f", pattern).Output()
 	var pids []int
-	for _, field := range strings.Fields(string(out)) {
+	for field := range strings.FieldsSeq(string(out)) {
 		pid, err := strconv.Atoi(field)
 		if err != nil {
 			t.Fatal(err)

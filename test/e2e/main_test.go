@@ -94,7 +94,7 @@ func dumpLogs() {
 func leftovers() []string {
 	var left []string
 	add := func(what, out string) {
-		for _, line := range strings.Split(strings.TrimSpace(out), "\n") {
+		for line := range strings.SplitSeq(strings.TrimSpace(out), "\n") {
 			if line != "" {
 				left = append(left, what+": "+line)
 			}

@@ -14,6 +14,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -139,7 +140,7 @@ func (g *Group) Apply(r *specs.LinuxResources) error {
 	}
 	for _, s := range list {
 		err := write(g.dir, s.file, s.value)
-		if err != nil && !(s.optional && errors.Is(err, fs.ErrNotExist)) {
+		if err != nil && (!s.optional || !errors.Is(err, fs.ErrNotExist)) {
 			return err
 		}
 	}
@@ -300,8 +301,8 @@ func (g *Group) remove() error {
 		}
 		return nil
 	})
-	for i := len(dirs) - 1; i >= 0; i-- {
-		err = unix.Rmdir(dirs[i])
+	for _, dir := range slices.Backward(dirs) {
+		err = unix.Rmdir(dir)
 	}
 	return err
 }

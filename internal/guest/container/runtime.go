@@ -97,11 +97,7 @@ func (r *Runtime) Run(ctx context.Context) error {
 
 // spawn starts a goroutine that ends with a process.
 func (r *Runtime) spawn(f func()) {
-	r.tasks.Add(1)
-	go func() {
-		defer r.tasks.Done()
-		f()
-	}()
+	r.tasks.Go(f)
 }
 
 // SharePID makes the pid namespace that all containers will join.

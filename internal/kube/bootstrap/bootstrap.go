@@ -20,7 +20,7 @@ import (
 	"net/netip"
 	"time"
 
-	"k8s.io/apimachinery/pkg/apis/meta/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -88,7 +88,7 @@ func applyOne(ctx context.Context, client dynamic.Interface, o object) error {
 	if namespace != "" {
 		target = client.Resource(o.resource).Namespace(namespace)
 	}
-	_, err := target.Apply(ctx, name, o.content, v1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	_, err := target.Apply(ctx, name, o.content, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
 	if err != nil {
 		return fmt.Errorf("applying %s %s: %w", o.content.GetKind(), name, err)
 	}

@@ -38,7 +38,7 @@ const cniConf = `{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"dummy-s
 // TestDaemon runs one containerd in this process, the only one it can run, and
 // all that is to be checked against it. It needs root, runc and busybox.
 func TestDaemon(t *testing.T) {
-	dir, err := os.MkdirTemp("/tmp", "atoll-ctd")
+	dir, err := os.MkdirTemp("/tmp", "atoll-ctd") //nolint:usetesting // sockets live below it: their paths must stay short
 	if err != nil {
 		t.Fatal(err)
 	}

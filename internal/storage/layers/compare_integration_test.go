@@ -93,7 +93,7 @@ func snapshotTree(t *testing.T, root string, exact bool) map[string]string {
 	t.Helper()
 	out := map[string]string{}
 	inodes, nlinks := map[uint64][]string{}, map[uint64]int{}
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}

@@ -60,7 +60,7 @@ func (d *Differ) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []mo
 		return none, fmt.Errorf("opening layer %s: %w", desc.Digest, err)
 	}
 	defer ra.Close()
-	var blob io.Reader = content.NewReader(ra)
+	blob := content.NewReader(ra)
 	if config.Progress != nil {
 		blob = &progressReader{r: blob, report: config.Progress}
 	}

@@ -138,7 +138,7 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 // diskUsage sums up the files in the directory of a committed snapshot.
 func diskUsage(dir string) (snapshots.Usage, error) {
 	var u snapshots.Usage
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}

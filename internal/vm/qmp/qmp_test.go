@@ -288,7 +288,7 @@ func FuzzDecode(f *testing.F) {
 func FuzzStream(f *testing.F) {
 	f.Add([]byte(greeting + "\r\n" + `{"return": {}}` + "\r\n"))
 	f.Add([]byte("\n\n\n"))
-	f.Fuzz(func(t *testing.T, data []byte) {
+	f.Fuzz(func(_ *testing.T, data []byte) {
 		c := &Client{ready: make(chan struct{}), done: make(chan struct{})}
 		call := &call{name: "x", reply: make(chan reply, 1)}
 		c.pending = append(c.pending, call)

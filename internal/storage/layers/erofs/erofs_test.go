@@ -21,8 +21,8 @@ import (
 
 var testID = [16]byte{1, 2, 3}
 
-// build writes a tree that make fills in and returns the file.
-func build(t testing.TB, make func(w *Writer) *Node) *os.File {
+// build writes a tree that fill makes and returns the file.
+func build(t testing.TB, fill func(w *Writer) *Node) *os.File {
 	t.Helper()
 	dir := t.TempDir()
 	f, err := os.Create(filepath.Join(dir, "image"))
@@ -35,7 +35,7 @@ func build(t testing.TB, make func(w *Writer) *Node) *os.File {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	if err := w.Finish(make(w)); err != nil {
+	if err := w.Finish(fill(w)); err != nil {
 		t.Fatal(err)
 	}
 	return f

@@ -416,7 +416,7 @@ func (w *Writer) writeOutOfLine(n *Node) error {
 	}
 	left := n.place.dirSize
 	var err error
-	dirBlocks(dirNames(n), func(group []string, used int) {
+	dirBlocks(dirNames(n), func(group []string, _ int) {
 		if left -= BlockSize; err != nil || left <= 0 && n.place.inline {
 			return
 		}

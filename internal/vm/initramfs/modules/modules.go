@@ -31,7 +31,7 @@ func ForPods() []string {
 	}
 }
 
-// ErrNotFound: the kernel has no such module, neither as a file nor built in.
+// ErrNotFound says that the kernel has no such module, neither as a file nor built in.
 var ErrNotFound = errors.New("no such kernel module")
 
 // Entries returns initramfs entries for the named modules and all they depend on. dir is the

@@ -1,7 +1,7 @@
 // Testinit is the init of the micro-VMs that the tests of package vm run. It keeps the barrier
 // handshake on the control port and then answers one line per line it reads:
 //
-//	echo TEXT              TEXT
+//	echo TEXT              the same
 //	slot SERIAL OFF N      hex of N bytes at OFF of the virtio disk with that serial
 //	lun N OFF LEN          the same of the SCSI disk 0:0:0:N
 //	write N OFF HEX        writes to that SCSI disk and flushes it
@@ -35,12 +35,11 @@ import (
 )
 
 func main() {
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "testinit:", err)
-	}
+	fmt.Fprintln(os.Stderr, "testinit:", run())
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 
+// run serves the port until it fails.
 func run() error {
 	for _, m := range [][3]string{{"proc", "/proc", "proc"}, {"sysfs", "/sys", "sysfs"}, {"devtmpfs", "/dev", "devtmpfs"}, {"tmpfs", "/mnt", "tmpfs"}} {
 		_ = os.Mkdir(m[1], 0o755)
