@@ -85,7 +85,7 @@ func configuration(cfg Config, groups cgroups, limits hostLimits) *kubeletv1beta
 		FailCgroupV1: &no,
 		FailSwapOn:   &no,
 		MaxPods:      int32(cfg.MaxPods),
-		PodPidsLimit: ptr(int64(-1)),
+		PodPidsLimit: new(int64(-1)),
 		// What the control plane, the agent and containerd need.
 		KubeReserved: map[string]string{"cpu": "100m", "memory": "700Mi"},
 
@@ -141,5 +141,3 @@ func detectLimits() hostLimits {
 	}
 	return hostLimits{openFiles: r.Max}
 }
-
-func ptr[T any](v T) *T { return &v }
