@@ -117,8 +117,8 @@ HOLDS_KUBERNETES := ^\./(cmd/atoll|internal/(agent|cli|kube|server))(/|$$)
 .PHONY: lint
 lint: build/tools/golangci-lint ## linters (.golangci.yml)
 	@packages=$$(go list -tags integration,e2e ./... | sed 's,^atoll.dev/atoll,.,'); status=0; \
-	build/tools/golangci-lint run $$(grep -vE '$(HOLDS_KUBERNETES)' <<<"$$packages") || status=1; \
-	LINT_FACTS=none build/tools/golangci-lint run $$(grep -E '$(HOLDS_KUBERNETES)' <<<"$$packages") || status=1; \
+	build/tools/golangci-lint run --allow-serial-runners $$(grep -vE '$(HOLDS_KUBERNETES)' <<<"$$packages") || status=1; \
+	LINT_FACTS=none build/tools/golangci-lint run --allow-serial-runners $$(grep -E '$(HOLDS_KUBERNETES)' <<<"$$packages") || status=1; \
 	exit $$status
 
 .PHONY: generate
