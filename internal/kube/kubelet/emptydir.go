@@ -6,7 +6,7 @@ import (
 	"io/fs"
 	"path/filepath"
 
-	v1 "k8s.io/api/core/v1"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/kubernetes/pkg/volume"
@@ -40,7 +40,7 @@ func (p *emptyDirPlugin) Init(host volume.VolumeHost) error {
 	return p.VolumePlugin.Init(host)
 }
 
-func (p *emptyDirPlugin) NewMounter(spec *volume.Spec, pod *v1.Pod) (volume.Mounter, error) {
+func (p *emptyDirPlugin) NewMounter(spec *volume.Spec, pod *corev1.Pod) (volume.Mounter, error) {
 	m, err := p.VolumePlugin.NewMounter(spec, pod)
 	if err != nil {
 		return nil, err

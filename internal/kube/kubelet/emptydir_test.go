@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	v1 "k8s.io/api/core/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/kubernetes/pkg/volume"
@@ -39,8 +39,8 @@ func TestEmptyDirMetrics(t *testing.T) {
 	if err := p.Init(host); err != nil {
 		t.Fatal(err)
 	}
-	pod := &v1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "u-1"}}
-	spec := volume.NewSpecFromVolume(&v1.Volume{Name: "cache", VolumeSource: v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}})
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: "u-1"}}
+	spec := volume.NewSpecFromVolume(&corev1.Volume{Name: "cache", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}})
 	m, err := p.NewMounter(spec, pod)
 	if err != nil {
 		t.Fatal(err)
