@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,6 +21,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"atoll.dev/atoll/internal/linux/cgroup"
+	"atoll.dev/atoll/internal/pool/wire"
 )
 
 const (
@@ -63,35 +68,18 @@ func (h *host) close() {
 	defer cancel()
 	_ = h.kube.CoreV1().Namespaces().Delete(ctx, benchNamespace, metav1.DeleteOptions{})
 	_ = h.conn.Close()
+	removeCgroup(benchCgroup)
 }
 
-// poolStatus is what the pool answers to {"op":"status"}, as far as needed here.
-type poolStatus struct {
-	Warm   int `json:"warm"`
-	Target int `json:"target"`
-}
-
-func (h *host) poolStatus() (poolStatus, error) {
-	var status poolStatus
-	conn, err := net.Dial("unix", filepath.Join(h.o.runDir, "pool.sock"))
-	if err != nil {
-		return status, err
-	}
-	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
-		return status, err
-	}
-	if err := json.NewEncoder(conn).Encode(map[string]string{"op": "status"}); err != nil {
-		return status, err
-	}
-	return status, json.NewDecoder(conn).Decode(&status)
+func (h *host) poolStatus(ctx context.Context) (wire.Status, error) {
+	return wire.GetStatus(ctx, filepath.Join(h.o.runDir, "pool.sock"))
 }
 
 // fullPool waits until the warm pool is full again, so that a sample is a hit.
 func (h *host) fullPool(ctx context.Context) error {
 	for range 600 {
-		status, err := h.poolStatus()
-		if err == nil && status.Warm >= status.Target {
+		status, err := h.poolStatus(ctx)
+		if err == nil && status.Ready >= status.Wanted {
 			return nil
 		}
 		select {
@@ -101,6 +89,23 @@ func (h *host) fullPool(ctx context.Context) error {
 		}
 	}
 	return errors.New("the warm pool did not fill within a minute")
+}
+
+// withoutKubelet calls f while the agent stands still: its kubelet ends pods that it did not start.
+func (h *host) withoutKubelet(f func() ([]Row, error)) ([]Row, error) {
+	out, err := exec.Command("pgrep", "-f", "^atoll agent --data-dir="+h.o.dataDir).Output()
+	if err != nil {
+		return nil, fmt.Errorf("looking for the agent: %w", err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(out)))
+	if err != nil {
+		return nil, fmt.Errorf("looking for the agent: %w", err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		return nil, fmt.Errorf("stopping the agent: %w", err)
+	}
+	defer func() { _ = syscall.Kill(pid, syscall.SIGCONT) }()
+	return f()
 }
 
 // sandbox is one pod at the level of CRI.
@@ -119,9 +124,12 @@ func (h *host) startCRI(ctx context.Context, runtime string) (*sandbox, time.Dur
 		LogDirectory: "/tmp",
 		DnsConfig:    &cri.DNSConfig{},
 		Linux: &cri.LinuxPodSandboxConfig{
-			CgroupParent:    "/kubepods/besteffort/pod" + name,
+			CgroupParent:    podCgroup(name),
 			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER}},
 		},
+	}
+	if err := makePodCgroup(name); err != nil {
+		return nil, 0, err
 	}
 	begin := time.Now()
 	run, err := h.cri.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config, RuntimeHandler: runtime})
@@ -154,5 +162,44 @@ func (h *host) stopCRI(s *sandbox) {
 	defer cancel()
 	_, _ = h.cri.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: s.id})
 	_, _ = h.cri.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: s.id})
-	_ = os.Remove(filepath.Join("/tmp", s.config.Metadata.Name+".log"))
+	name := s.config.Metadata.Name
+	_ = os.Remove(filepath.Join("/tmp", name+".log"))
+	removeCgroup(podCgroup(name))
+}
+
+func removeCgroup(path string) {
+	groups, _ := cgroup.Find(strings.TrimPrefix(path, "/"))
+	for _, group := range groups {
+		_ = cgroup.Remove(group)
+	}
+}
+
+// benchCgroup holds the pods that the bench starts itself. They cannot be with the others: the kubelet
+// removes the groups of pods it does not know.
+const benchCgroup = "/atoll-bench"
+
+func podCgroup(name string) string { return benchCgroup + "/pod" + name }
+
+// makePodCgroup does what the kubelet does before it asks for a sandbox.
+func makePodCgroup(name string) error {
+	others, err := cgroup.Find("kubepods")
+	if err != nil {
+		return err
+	}
+	for _, other := range others {
+		root := filepath.Dir(other)
+		for _, group := range []string{root + benchCgroup, root + podCgroup(name)} {
+			// Where cgroup v2 has subtree_control, controllers have to be passed on.
+			_ = os.WriteFile(filepath.Join(filepath.Dir(group), "cgroup.subtree_control"), []byte("+cpuset +cpu +memory +pids"), 0o644)
+			if err := os.MkdirAll(group, 0o755); err != nil {
+				return fmt.Errorf("making a cgroup for pods: %w", err)
+			}
+			for _, file := range []string{"cpuset.cpus", "cpuset.mems"} { // empty at first in cgroup v1
+				if inherited, err := os.ReadFile(filepath.Join(filepath.Dir(group), file)); err == nil {
+					_ = os.WriteFile(filepath.Join(group, file), inherited, 0o644)
+				}
+			}
+		}
+	}
+	return nil
 }
