@@ -140,7 +140,12 @@ metadata: {name: web}
 spec:
   terminationGracePeriodSeconds: 1
   containers:
-    - {name: web, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, "mkdir /w; echo forwarded > /w/index.html; exec httpd -f -p 127.0.0.1:8080 -h /w"]}
+    - name: web
+      image: busybox
+      imagePullPolicy: IfNotPresent
+      command: [sh, -c, "mkdir /w; echo forwarded > /w/index.html; exec httpd -f -p 127.0.0.1:8080 -h /w"]
+      # kubectl ends when the first connection is refused.
+      readinessProbe: {exec: {command: [wget, -q, -O-, "http://127.0.0.1:8080/"]}}
 `)
 	n.ready("web")
 	ctx, cancel := context.WithCancel(t.Context())
