@@ -45,6 +45,7 @@ type server struct {
 	pod  atomic.Pointer[pod]
 
 	rehearsing atomic.Bool // while Warm runs
+	told       toldTime
 
 	mu      sync.Mutex
 	isSetUp bool

@@ -58,18 +58,6 @@ func addEntropy(data []byte) error {
 	return nil
 }
 
-// setClock sets the wall clock.
-func setClock(nanos int64) error {
-	if nanos <= 0 {
-		return nil
-	}
-	tv := unix.NsecToTimeval(nanos)
-	if err := unix.Settimeofday(&tv); err != nil {
-		return fmt.Errorf("setting clock: %w", err)
-	}
-	return nil
-}
-
 // setIdentity sets host name and machine id.
 func setIdentity(hostname, machineID string) error {
 	if hostname != "" {

@@ -148,7 +148,7 @@ type vm struct {
 }
 
 // boot starts a micro-VM and passes the barrier. Set-up is the caller's.
-func boot(t testing.TB, args ...string) *vm {
+func boot(t testing.TB) *vm {
 	t.Helper()
 	a, err := built()
 	if err != nil {
@@ -179,7 +179,7 @@ func boot(t testing.TB, args ...string) *vm {
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=i%d,serial=img%d", i, i))
 	}
 	argv = append(argv, strings.Fields(os.Getenv("ATOLL_TEST_QEMU_ARGS"))...)
-	v.qemu = exec.Command("qemu-system-x86_64", append(argv, args...)...)
+	v.qemu = exec.Command("qemu-system-x86_64", argv...)
 	v.qemu.Stderr = os.Stderr
 	if err := v.qemu.Start(); err != nil {
 		t.Fatal(err)
@@ -221,9 +221,9 @@ func setupRequest() *guestv1.SetupRequest {
 }
 
 // start is boot and set-up with the image mounted as "busybox".
-func start(t testing.TB, change func(*guestv1.SetupRequest), args ...string) *vm {
+func start(t testing.TB, change func(*guestv1.SetupRequest)) *vm {
 	t.Helper()
-	v := boot(t, args...)
+	v := boot(t)
 	req := setupRequest()
 	if change != nil {
 		change(req)

@@ -2146,6 +2146,94 @@ func (x *OnlineResourcesResponse) GetCpus() uint32 {
 	return 0
 }
 
+type TellTimeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	UnixNanos     int64                  `protobuf:"varint,1,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"` // wall clock of the host at send time
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TellTimeRequest) Reset() {
+	*x = TellTimeRequest{}
+	mi := &file_guest_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TellTimeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TellTimeRequest) ProtoMessage() {}
+
+func (x *TellTimeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TellTimeRequest.ProtoReflect.Descriptor instead.
+func (*TellTimeRequest) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *TellTimeRequest) GetUnixNanos() int64 {
+	if x != nil {
+		return x.UnixNanos
+	}
+	return 0
+}
+
+type SetTimeRequest struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	RoundTripNanos int64                  `protobuf:"varint,1,opt,name=round_trip_nanos,json=roundTripNanos,proto3" json:"round_trip_nanos,omitempty"` // from the sending of the last TellTime to its answer; the guest takes
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SetTimeRequest) Reset() {
+	*x = SetTimeRequest{}
+	mi := &file_guest_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetTimeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetTimeRequest) ProtoMessage() {}
+
+func (x *SetTimeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetTimeRequest.ProtoReflect.Descriptor instead.
+func (*SetTimeRequest) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *SetTimeRequest) GetRoundTripNanos() int64 {
+	if x != nil {
+		return x.RoundTripNanos
+	}
+	return 0
+}
+
 var File_guest_proto protoreflect.FileDescriptor
 
 const file_guest_proto_rawDesc = "" +
@@ -2318,7 +2406,12 @@ const file_guest_proto_rawDesc = "" +
 	"LOW_MEMORY\x10\x02\"P\n" +
 	"\x17OnlineResourcesResponse\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x04R\vmemoryBytes\x12\x12\n" +
-	"\x04cpus\x18\x02 \x01(\rR\x04cpus2\x91\v\n" +
+	"\x04cpus\x18\x02 \x01(\rR\x04cpus\"0\n" +
+	"\x0fTellTimeRequest\x12\x1d\n" +
+	"\n" +
+	"unix_nanos\x18\x01 \x01(\x03R\tunixNanos\":\n" +
+	"\x0eSetTimeRequest\x12(\n" +
+	"\x10round_trip_nanos\x18\x01 \x01(\x03R\x0eroundTripNanos2\x97\f\n" +
 	"\x05Guest\x12D\n" +
 	"\x05Setup\x12\x1c.atoll.guest.v1.SetupRequest\x1a\x1d.atoll.guest.v1.SetupResponse\x12:\n" +
 	"\x04Warm\x12\x1b.atoll.guest.v1.WarmRequest\x1a\x15.atoll.guest.v1.Empty\x12F\n" +
@@ -2340,7 +2433,9 @@ const file_guest_proto_rawDesc = "" +
 	"\x04Pids\x12\x1e.atoll.guest.v1.ProcessRequest\x1a\x1c.atoll.guest.v1.PidsResponse\x12D\n" +
 	"\x05Stats\x12\x1c.atoll.guest.v1.StatsRequest\x1a\x1d.atoll.guest.v1.StatsResponse\x129\n" +
 	"\tNextEvent\x12\x15.atoll.guest.v1.Empty\x1a\x15.atoll.guest.v1.Event\x12Q\n" +
-	"\x0fOnlineResources\x12\x15.atoll.guest.v1.Empty\x1a'.atoll.guest.v1.OnlineResourcesResponse\x128\n" +
+	"\x0fOnlineResources\x12\x15.atoll.guest.v1.Empty\x1a'.atoll.guest.v1.OnlineResourcesResponse\x12B\n" +
+	"\bTellTime\x12\x1f.atoll.guest.v1.TellTimeRequest\x1a\x15.atoll.guest.v1.Empty\x12@\n" +
+	"\aSetTime\x12\x1e.atoll.guest.v1.SetTimeRequest\x1a\x15.atoll.guest.v1.Empty\x128\n" +
 	"\bShutdown\x12\x15.atoll.guest.v1.Empty\x1a\x15.atoll.guest.v1.EmptyB&Z$atoll.dev/atoll/api/guest/v1;guestv1b\x06proto3"
 
 var (
@@ -2356,7 +2451,7 @@ func file_guest_proto_rawDescGZIP() []byte {
 }
 
 var file_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_guest_proto_goTypes = []any{
 	(CreateVolumeRequest_Kind)(0),   // 0: atoll.guest.v1.CreateVolumeRequest.Kind
 	(Event_Kind)(0),                 // 1: atoll.guest.v1.Event.Kind
@@ -2390,11 +2485,13 @@ var file_guest_proto_goTypes = []any{
 	(*NetworkUsage)(nil),            // 29: atoll.guest.v1.NetworkUsage
 	(*Event)(nil),                   // 30: atoll.guest.v1.Event
 	(*OnlineResourcesResponse)(nil), // 31: atoll.guest.v1.OnlineResourcesResponse
-	nil,                             // 32: atoll.guest.v1.SetupRequest.SysctlsEntry
+	(*TellTimeRequest)(nil),         // 32: atoll.guest.v1.TellTimeRequest
+	(*SetTimeRequest)(nil),          // 33: atoll.guest.v1.SetTimeRequest
+	nil,                             // 34: atoll.guest.v1.SetupRequest.SysctlsEntry
 }
 var file_guest_proto_depIdxs = []int32{
 	4,  // 0: atoll.guest.v1.SetupRequest.network:type_name -> atoll.guest.v1.Network
-	32, // 1: atoll.guest.v1.SetupRequest.sysctls:type_name -> atoll.guest.v1.SetupRequest.SysctlsEntry
+	34, // 1: atoll.guest.v1.SetupRequest.sysctls:type_name -> atoll.guest.v1.SetupRequest.SysctlsEntry
 	5,  // 2: atoll.guest.v1.Network.routes:type_name -> atoll.guest.v1.Route
 	0,  // 3: atoll.guest.v1.CreateVolumeRequest.kind:type_name -> atoll.guest.v1.CreateVolumeRequest.Kind
 	11, // 4: atoll.guest.v1.PutFilesRequest.files:type_name -> atoll.guest.v1.File
@@ -2421,29 +2518,33 @@ var file_guest_proto_depIdxs = []int32{
 	26, // 25: atoll.guest.v1.Guest.Stats:input_type -> atoll.guest.v1.StatsRequest
 	2,  // 26: atoll.guest.v1.Guest.NextEvent:input_type -> atoll.guest.v1.Empty
 	2,  // 27: atoll.guest.v1.Guest.OnlineResources:input_type -> atoll.guest.v1.Empty
-	2,  // 28: atoll.guest.v1.Guest.Shutdown:input_type -> atoll.guest.v1.Empty
-	6,  // 29: atoll.guest.v1.Guest.Setup:output_type -> atoll.guest.v1.SetupResponse
-	2,  // 30: atoll.guest.v1.Guest.Warm:output_type -> atoll.guest.v1.Empty
-	2,  // 31: atoll.guest.v1.Guest.MountImage:output_type -> atoll.guest.v1.Empty
-	2,  // 32: atoll.guest.v1.Guest.UnmountImage:output_type -> atoll.guest.v1.Empty
-	2,  // 33: atoll.guest.v1.Guest.CreateVolume:output_type -> atoll.guest.v1.Empty
-	2,  // 34: atoll.guest.v1.Guest.PutFiles:output_type -> atoll.guest.v1.Empty
-	14, // 35: atoll.guest.v1.Guest.GetFile:output_type -> atoll.guest.v1.GetFileResponse
-	17, // 36: atoll.guest.v1.Guest.CreateContainer:output_type -> atoll.guest.v1.CreateContainerResponse
-	19, // 37: atoll.guest.v1.Guest.Start:output_type -> atoll.guest.v1.StartResponse
-	2,  // 38: atoll.guest.v1.Guest.CreateExec:output_type -> atoll.guest.v1.Empty
-	21, // 39: atoll.guest.v1.Guest.Wait:output_type -> atoll.guest.v1.WaitResponse
-	2,  // 40: atoll.guest.v1.Guest.Kill:output_type -> atoll.guest.v1.Empty
-	21, // 41: atoll.guest.v1.Guest.Delete:output_type -> atoll.guest.v1.WaitResponse
-	2,  // 42: atoll.guest.v1.Guest.ResizePty:output_type -> atoll.guest.v1.Empty
-	2,  // 43: atoll.guest.v1.Guest.Update:output_type -> atoll.guest.v1.Empty
-	25, // 44: atoll.guest.v1.Guest.Pids:output_type -> atoll.guest.v1.PidsResponse
-	27, // 45: atoll.guest.v1.Guest.Stats:output_type -> atoll.guest.v1.StatsResponse
-	30, // 46: atoll.guest.v1.Guest.NextEvent:output_type -> atoll.guest.v1.Event
-	31, // 47: atoll.guest.v1.Guest.OnlineResources:output_type -> atoll.guest.v1.OnlineResourcesResponse
-	2,  // 48: atoll.guest.v1.Guest.Shutdown:output_type -> atoll.guest.v1.Empty
-	29, // [29:49] is the sub-list for method output_type
-	9,  // [9:29] is the sub-list for method input_type
+	32, // 28: atoll.guest.v1.Guest.TellTime:input_type -> atoll.guest.v1.TellTimeRequest
+	33, // 29: atoll.guest.v1.Guest.SetTime:input_type -> atoll.guest.v1.SetTimeRequest
+	2,  // 30: atoll.guest.v1.Guest.Shutdown:input_type -> atoll.guest.v1.Empty
+	6,  // 31: atoll.guest.v1.Guest.Setup:output_type -> atoll.guest.v1.SetupResponse
+	2,  // 32: atoll.guest.v1.Guest.Warm:output_type -> atoll.guest.v1.Empty
+	2,  // 33: atoll.guest.v1.Guest.MountImage:output_type -> atoll.guest.v1.Empty
+	2,  // 34: atoll.guest.v1.Guest.UnmountImage:output_type -> atoll.guest.v1.Empty
+	2,  // 35: atoll.guest.v1.Guest.CreateVolume:output_type -> atoll.guest.v1.Empty
+	2,  // 36: atoll.guest.v1.Guest.PutFiles:output_type -> atoll.guest.v1.Empty
+	14, // 37: atoll.guest.v1.Guest.GetFile:output_type -> atoll.guest.v1.GetFileResponse
+	17, // 38: atoll.guest.v1.Guest.CreateContainer:output_type -> atoll.guest.v1.CreateContainerResponse
+	19, // 39: atoll.guest.v1.Guest.Start:output_type -> atoll.guest.v1.StartResponse
+	2,  // 40: atoll.guest.v1.Guest.CreateExec:output_type -> atoll.guest.v1.Empty
+	21, // 41: atoll.guest.v1.Guest.Wait:output_type -> atoll.guest.v1.WaitResponse
+	2,  // 42: atoll.guest.v1.Guest.Kill:output_type -> atoll.guest.v1.Empty
+	21, // 43: atoll.guest.v1.Guest.Delete:output_type -> atoll.guest.v1.WaitResponse
+	2,  // 44: atoll.guest.v1.Guest.ResizePty:output_type -> atoll.guest.v1.Empty
+	2,  // 45: atoll.guest.v1.Guest.Update:output_type -> atoll.guest.v1.Empty
+	25, // 46: atoll.guest.v1.Guest.Pids:output_type -> atoll.guest.v1.PidsResponse
+	27, // 47: atoll.guest.v1.Guest.Stats:output_type -> atoll.guest.v1.StatsResponse
+	30, // 48: atoll.guest.v1.Guest.NextEvent:output_type -> atoll.guest.v1.Event
+	31, // 49: atoll.guest.v1.Guest.OnlineResources:output_type -> atoll.guest.v1.OnlineResourcesResponse
+	2,  // 50: atoll.guest.v1.Guest.TellTime:output_type -> atoll.guest.v1.Empty
+	2,  // 51: atoll.guest.v1.Guest.SetTime:output_type -> atoll.guest.v1.Empty
+	2,  // 52: atoll.guest.v1.Guest.Shutdown:output_type -> atoll.guest.v1.Empty
+	31, // [31:53] is the sub-list for method output_type
+	9,  // [9:31] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
 	9,  // [9:9] is the sub-list for extension extendee
 	0,  // [0:9] is the sub-list for field type_name
@@ -2460,7 +2561,7 @@ func file_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_guest_proto_rawDesc), len(file_guest_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   31,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

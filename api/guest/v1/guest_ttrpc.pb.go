@@ -27,6 +27,8 @@ type GuestService interface {
 	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
 	NextEvent(context.Context, *Empty) (*Event, error)
 	OnlineResources(context.Context, *Empty) (*OnlineResourcesResponse, error)
+	TellTime(context.Context, *TellTimeRequest) (*Empty, error)
+	SetTime(context.Context, *SetTimeRequest) (*Empty, error)
 	Shutdown(context.Context, *Empty) (*Empty, error)
 }
 
@@ -165,6 +167,20 @@ func RegisterGuestService(srv *ttrpc.Server, svc GuestService) {
 					return nil, err
 				}
 				return svc.OnlineResources(ctx, &req)
+			},
+			"TellTime": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req TellTimeRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.TellTime(ctx, &req)
+			},
+			"SetTime": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req SetTimeRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.SetTime(ctx, &req)
 			},
 			"Shutdown": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req Empty
@@ -334,6 +350,22 @@ func (c *guestClient) NextEvent(ctx context.Context, req *Empty) (*Event, error)
 func (c *guestClient) OnlineResources(ctx context.Context, req *Empty) (*OnlineResourcesResponse, error) {
 	var resp OnlineResourcesResponse
 	if err := c.client.Call(ctx, "atoll.guest.v1.Guest", "OnlineResources", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *guestClient) TellTime(ctx context.Context, req *TellTimeRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "atoll.guest.v1.Guest", "TellTime", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *guestClient) SetTime(ctx context.Context, req *SetTimeRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "atoll.guest.v1.Guest", "SetTime", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
