@@ -35,6 +35,7 @@ func TestPod(t *testing.T) {
 	}
 	t.Run("SharedPID", func(t *testing.T) { testSharedPID(t, h.in(t)) })
 	t.Run("Memory", func(t *testing.T) { testMemory(t, h.in(t)) })
+	t.Run("Clock", func(t *testing.T) { testClock(t, h.in(t)) })
 }
 
 // in makes failures those of a subtest.

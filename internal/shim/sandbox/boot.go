@@ -18,7 +18,9 @@ import (
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
 	"atoll.dev/atoll/internal/guest/channel"
+	"atoll.dev/atoll/internal/linux/wallclock"
 	"atoll.dev/atoll/internal/network"
+	"atoll.dev/atoll/internal/shim/clock"
 	"atoll.dev/atoll/internal/shim/cripb"
 	"atoll.dev/atoll/internal/shim/images"
 	"atoll.dev/atoll/internal/shim/task"
@@ -258,6 +260,13 @@ func (s *Service) serve(m *VM, pod *task.Pod) {
 	}
 	background("updating volumes", pod.Volumes.Run)
 	background("reading events of the guest", func(ctx context.Context) error { return s.events(ctx, m) })
+	background("following the host's clock", func(ctx context.Context) error {
+		timer, err := wallclock.New()
+		if err != nil {
+			return err
+		}
+		return clock.New(clock.Config{Guest: m.Session, Timer: timer}).Run(ctx)
+	})
 	if s.netns != "" {
 		background("forwarding ports", func(ctx context.Context) error {
 			return s.cfg.Network.ServePortForward(ctx, s.netns, m.Session.Dial)

@@ -1,0 +1,207 @@
+package clock
+
+import (
+	"context"
+	"errors"
+	"os"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	guestv1 "atoll.dev/atoll/api/guest/v1"
+)
+
+// fakeTimer goes off as armed or when the test says that the clock was set.
+type fakeTimer struct {
+	armed  <-chan time.Time
+	step   chan struct{}
+	closed chan struct{}
+}
+
+func newTimer() *fakeTimer {
+	return &fakeTimer{step: make(chan struct{}), closed: make(chan struct{})}
+}
+
+func (f *fakeTimer) Arm(d time.Duration) error {
+	f.armed = time.After(d)
+	return nil
+}
+
+func (f *fakeTimer) Wait() (bool, error) {
+	select {
+	case <-f.armed:
+		return false, nil
+	case <-f.step:
+		return true, nil
+	case <-f.closed:
+		return false, os.ErrClosed
+	}
+}
+
+func (f *fakeTimer) Close() error {
+	close(f.closed)
+	return nil
+}
+
+// fakeGuest takes as long as the test says to answer.
+type fakeGuest struct {
+	delays []time.Duration // of the next TellTime calls; none left: none
+	err    error
+	told   []time.Time // when, by the host's clock
+	wrong  int         // tellings of another time
+	set    []time.Duration
+}
+
+func (g *fakeGuest) TellTime(ctx context.Context, r *guestv1.TellTimeRequest) (*guestv1.Empty, error) {
+	now := time.Now()
+	g.told = append(g.told, now)
+	if r.UnixNanos != now.UnixNano() {
+		g.wrong++
+	}
+	if len(g.delays) > 0 {
+		d := g.delays[0]
+		g.delays = g.delays[1:]
+		select {
+		case <-time.After(d):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return &guestv1.Empty{}, g.err
+}
+
+func (g *fakeGuest) SetTime(_ context.Context, r *guestv1.SetTimeRequest) (*guestv1.Empty, error) {
+	g.set = append(g.set, time.Duration(r.RoundTripNanos))
+	return &guestv1.Empty{}, g.err
+}
+
+// follow runs a follower in a bubble until do has returned, and returns what Run did.
+func follow(t *testing.T, g *fakeGuest, do func(*fakeTimer)) error {
+	t.Helper()
+	timer := newTimer()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() { ended <- New(Config{Guest: g, Timer: timer}).Run(ctx) }()
+	do(timer)
+	synctest.Wait()
+	cancel()
+	err := <-ended
+	<-timer.closed
+	if g.wrong > 0 {
+		t.Errorf("%d times another time than the host's was told", g.wrong)
+	}
+	return err
+}
+
+// TestPeriod: soon after the start, then about every ten minutes.
+func TestPeriod(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &fakeGuest{}
+		start := time.Now()
+		err := follow(t, g, func(*fakeTimer) { time.Sleep(24 * time.Hour) })
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("run: %v", err)
+		}
+		if n := len(g.told); n < 115 || n > 190 || len(g.set) != n {
+			t.Fatalf("told %d times, set %d times", n, len(g.set))
+		}
+		if d := g.told[0].Sub(start); d < settle*3/4 || d > settle*5/4 {
+			t.Errorf("first after %v", d)
+		}
+		for i, at := range g.told[1:] {
+			if d := at.Sub(g.told[i]); d < period*3/4 || d > period*5/4 {
+				t.Errorf("%v between two", d)
+			}
+		}
+	})
+}
+
+// TestStep: at once, and the period begins anew.
+func TestStep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &fakeGuest{}
+		start := time.Now()
+		_ = follow(t, g, func(timer *fakeTimer) {
+			timer.step <- struct{}{}
+			synctest.Wait()
+			if len(g.told) != 1 || !g.told[0].Equal(start) || len(g.set) != 1 {
+				t.Errorf("told at %v, set %d times", g.told, len(g.set))
+			}
+			time.Sleep(period / 2)
+			if len(g.told) != 1 {
+				t.Errorf("told %d times", len(g.told))
+			}
+		})
+	})
+}
+
+// TestStepWhileTelling: the second one is not lost.
+func TestStepWhileTelling(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &fakeGuest{delays: []time.Duration{time.Second}}
+		_ = follow(t, g, func(timer *fakeTimer) {
+			timer.step <- struct{}{}
+			timer.step <- struct{}{} // taken by the next Wait
+		})
+		if len(g.set) != 2 {
+			t.Errorf("set %d times", len(g.set))
+		}
+	})
+}
+
+// TestSlowWay: told again until it was quick, but not for ever.
+func TestSlowWay(t *testing.T) {
+	const slow, fine = time.Second, 3 * time.Millisecond
+	for _, c := range []struct {
+		delays []time.Duration
+		told   int
+		set    time.Duration
+	}{
+		{[]time.Duration{fine}, 1, fine},
+		{[]time.Duration{slow, slow, fine, slow}, 3, fine},
+		{[]time.Duration{slow, slow, slow, slow, 2 * slow, fine}, 5, 2 * slow},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			g := &fakeGuest{delays: c.delays}
+			_ = follow(t, g, func(timer *fakeTimer) {
+				timer.step <- struct{}{}
+				time.Sleep(time.Minute)
+			})
+			if len(g.told) != c.told || len(g.set) != 1 || g.set[0] != c.set {
+				t.Errorf("%v: told %d times, set by %v", c.delays, len(g.told), g.set)
+			}
+		})
+	}
+}
+
+// TestGuestDoesNotAnswer: the follower tries again next time.
+func TestGuestDoesNotAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &fakeGuest{delays: []time.Duration{time.Hour}}
+		_ = follow(t, g, func(timer *fakeTimer) {
+			timer.step <- struct{}{}
+			time.Sleep(callTimeout + time.Second)
+			if len(g.told) != 1 || len(g.set) != 0 {
+				t.Errorf("told %d times, set %d times", len(g.told), len(g.set))
+			}
+			timer.step <- struct{}{}
+		})
+		if len(g.told) != 2 || len(g.set) != 1 {
+			t.Errorf("then told %d times, set %d times", len(g.told), len(g.set))
+		}
+	})
+}
+
+// TestGuestEnds: nothing goes on without a guest.
+func TestGuestEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &fakeGuest{err: errdefs.ErrUnavailable}
+		err := follow(t, g, func(timer *fakeTimer) { timer.step <- struct{}{} })
+		if !errdefs.IsUnavailable(err) {
+			t.Errorf("run: %v", err)
+		}
+	})
+}
