@@ -219,13 +219,13 @@ func (c *container) kill(signal uint32) {
 
 // testKill: signals, and containers that were never started.
 func testKill(t *testing.T, p *pod) {
-	c := p.mustCreate("kill", p.spec("/bin/sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.1; done"))
+	c := p.mustCreate("kill", p.spec("/bin/sh", "-c", "trap 'exit 7' TERM; echo >/tmp/trap; while :; do sleep 0.1; done"))
 	state, err := p.task.State(t.Context(), &taskapi.StateRequest{ID: c.id})
 	if err != nil || state.Status.String() != "CREATED" || state.Pid <= 1<<22 {
 		t.Errorf("state %v, %v", state, err)
 	}
 	c.start()
-	time.Sleep(300 * time.Millisecond) // the shell sets its trap
+	c.sh("until [ -e /tmp/trap ]; do sleep 0.1; done")
 	c.kill(15)
 	if status := c.wait(); status != 7 {
 		t.Errorf("status %d", status)
