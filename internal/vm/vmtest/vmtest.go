@@ -69,7 +69,7 @@ func Initramfs(t testing.TB) []initramfs.Entry {
 		{Path: "/dev/console", Mode: 0o600, Device: &initramfs.Device{Major: 5, Minor: 1}},
 	}
 	if dir := os.Getenv(ModulesEnv); dir != "" {
-		more, err := modules.Entries(dir, modules.ForPods()...)
+		more, err := modules.Entries(dir, modules.ForPods(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -62,11 +62,14 @@ func tree(t *testing.T) string {
 	module(t, dir, "a", "b")
 	module(t, dir, "b", "a")
 	module(t, dir, "orphan", "nobody")
+	if err := os.WriteFile(filepath.Join(dir, "kernel", "packed.ko.zst"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	return dir
 }
 
 func TestEntriesInLoadOrder(t *testing.T) {
-	entries, err := Entries(tree(t), "virtio_pci", "ext4", "erofs", "virtio")
+	entries, err := Entries(tree(t), []string{"virtio_pci", "ext4"}, []string{"orphan", "erofs", "nosuch", "virtio"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +78,7 @@ func TestEntriesInLoadOrder(t *testing.T) {
 		got = append(got, e.Path)
 	}
 	want := "/lib/modules/atoll/000-virtio_ring.ko /lib/modules/atoll/001-virtio.ko " +
-		"/lib/modules/atoll/002-virtio_pci.ko /lib/modules/atoll/003-erofs.ko"
+		"/lib/modules/atoll/002-virtio_pci.ko /lib/modules/atoll-wanted/003-erofs.ko"
 	if s := strings.Join(got, " "); s != want {
 		t.Errorf("got %s, want %s", s, want)
 	}
@@ -83,15 +86,18 @@ func TestEntriesInLoadOrder(t *testing.T) {
 
 func TestBadModules(t *testing.T) {
 	dir := tree(t)
-	for _, name := range []string{"nosuch", "orphan"} {
-		if _, err := Entries(dir, name); !errors.Is(err, ErrNotFound) {
+	for name, want := range map[string]error{"nosuch": ErrNotFound, "orphan": ErrNotFound, "packed": ErrCompressed} {
+		if _, err := Entries(dir, []string{name}, nil); !errors.Is(err, want) || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := Entries(dir, "a"); err == nil {
+	if _, err := Entries(dir, nil, []string{"packed"}); !errors.Is(err, ErrCompressed) {
+		t.Errorf("a wanted module that is compressed: %v", err)
+	}
+	if _, err := Entries(dir, []string{"a"}, nil); err == nil {
 		t.Error("a circle was taken")
 	}
-	if _, err := Entries("/nonexistent", "a"); err == nil {
+	if _, err := Entries("/nonexistent", []string{"a"}, nil); err == nil {
 		t.Error("a missing directory was taken")
 	}
 }
