@@ -58,6 +58,7 @@ func bootSteps() []step {
 		mountStep("devpts", "/dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5"),
 		mountStep("tmpfs", "/tmp", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=1777"),
 		mountStep("tmpfs", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"),
+		{"load kernel modules", loadModules},
 		mountStep("cgroup2", cgroupDir, "cgroup2", safe, "nsdelegate,memory_recursiveprot"),
 		{"make directories", makeDirs},
 		writeStep("/proc/self/oom_score_adj", "-1000"),

@@ -57,25 +57,26 @@ func Main() int {
 	}
 	// Few objects live long, and a page a clone does not write is a page it shares.
 	debug.SetGCPercent(50)
-	log := slog.New(slog.NewTextHandler(console{}, &slog.HandlerOptions{Level: slog.LevelInfo}))
+	log := slog.New(slog.NewTextHandler(console(4), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	err := run(log)
 	// Reading the port failed or the boot did: there is nobody to talk to.
-	log.Error("init ended", "err", err)
+	// It must show on the console, which leaves out warnings.
+	slog.New(slog.NewTextHandler(console(3), nil)).Error("init ended", "err", err)
 	unix.Sync()
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	return 1
 }
 
-// console writes to the kernel log, which the host sees on the serial console.
-type console struct{}
+// console writes to the kernel log at that level. The host sees the serious levels on the serial console.
+type console int
 
-func (console) Write(p []byte) (int, error) {
+func (c console) Write(p []byte) (int, error) {
 	f, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
 	if err != nil {
 		return os.Stderr.Write(p)
 	}
 	defer f.Close()
-	return f.Write(append([]byte("<4>init: "), p...))
+	return f.Write(fmt.Appendf(nil, "<%d>init: %s", c, p))
 }
 
 func run(log *slog.Logger) error {
