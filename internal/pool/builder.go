@@ -23,6 +23,7 @@ import (
 	"atoll.dev/atoll/internal/storage/layers/erofs"
 	"atoll.dev/atoll/internal/vm"
 	"atoll.dev/atoll/internal/vm/initramfs"
+	"atoll.dev/atoll/internal/vm/podkernel"
 	"atoll.dev/atoll/internal/vm/scratch"
 )
 
@@ -30,6 +31,7 @@ import (
 type Template struct {
 	Meta   vm.Meta
 	Reason string // for the accelerator
+	Kernel string // release
 
 	files   []*os.File // in the order of wire's descriptors, from wire.FDRAM on
 	closers []io.Closer
@@ -59,7 +61,13 @@ func (b *Builder) Build(ctx context.Context) (_ *Template, err error) {
 			t.Close()
 		}
 	}()
-	cfg := b.machine()
+	cfg, err := b.machine()
+	if err != nil {
+		return nil, err
+	}
+	if t.Kernel, err = podkernel.Release(cfg.Kernel); err != nil {
+		t.Kernel = "unknown" // BuildTemplate says what is wrong with it, if anything
+	}
 	b.probe(ctx, cfg)
 	cfg.Accel, t.Reason = b.accel, b.reason
 	template, err := vm.BuildTemplate(ctx, cfg)
@@ -83,17 +91,27 @@ func (b *Builder) Build(ctx context.Context) (_ *Template, err error) {
 }
 
 // machine is the micro-VM of which the template is made.
-func (b *Builder) machine() vm.Config {
-	return vm.Config{
-		QEMU: b.cfg.QEMU, Kernel: b.cfg.Kernel,
-		Initramfs: []initramfs.Entry{
-			{Path: "/init", Mode: 0o755, File: b.cfg.Binary},
-			{Path: "/exec", Mode: 0o755, File: b.cfg.ExecHelper},
-			{Path: "/dev/console", Mode: 0o600, Device: &initramfs.Device{Major: 5, Minor: 1}},
-		},
-		MemoryMiB: b.cfg.MemoryMiB, MaxMemoryMiB: b.cfg.MaxMemoryMiB, MaxCPUs: b.cfg.MaxCPUs,
-		ScratchBytes: b.cfg.ScratchBytes, UID: b.cfg.UIDBase, GID: b.cfg.UIDBase,
+func (b *Builder) machine() (vm.Config, error) {
+	files := []initramfs.Entry{
+		{Path: "/init", Mode: 0o755, File: b.cfg.Binary},
+		{Path: "/exec", Mode: 0o755, File: b.cfg.ExecHelper},
+		{Path: "/dev/console", Mode: 0o600, Device: &initramfs.Device{Major: 5, Minor: 1}},
 	}
+	reserved := 0
+	if b.cfg.Modules != "" {
+		reserved = podkernel.ReservedMiB
+		more, err := podkernel.Entries(b.cfg.Modules)
+		if err != nil {
+			return vm.Config{}, fmt.Errorf("collecting modules of the pod kernel: %w", err)
+		}
+		files = append(files, more...)
+	}
+	return vm.Config{
+		QEMU: b.cfg.QEMU, Kernel: b.cfg.Kernel, Initramfs: files,
+		MemoryMiB: b.cfg.MemoryMiB + reserved, ReservedMiB: reserved, MaxMemoryMiB: b.cfg.MaxMemoryMiB + reserved,
+		MaxCPUs:      b.cfg.MaxCPUs,
+		ScratchBytes: b.cfg.ScratchBytes, UID: b.cfg.UIDBase, GID: b.cfg.UIDBase,
+	}, nil
 }
 
 // probe chooses the accelerator, once.

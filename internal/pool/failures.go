@@ -76,7 +76,7 @@ func (p *Pool) built(t *Template, err error) {
 	p.template = t
 	p.status.TemplateBuilds++
 	p.status.Accelerator, p.status.Reason = string(t.Meta.Accel), t.Reason
-	p.status.QEMU, p.status.TemplateMillis = t.Meta.QEMUVersion, t.Meta.BootMillis
+	p.status.Kernel, p.status.QEMU, p.status.TemplateMillis = t.Kernel, t.Meta.QEMUVersion, t.Meta.BootMillis
 	p.log.Info("micro-VM template built", "accelerator", t.Meta.Accel, "reason", t.Reason,
-		"bootMillis", t.Meta.BootMillis, "qemu", t.Meta.QEMUVersion)
+		"bootMillis", t.Meta.BootMillis, "kernel", t.Kernel, "qemu", t.Meta.QEMUVersion)
 }

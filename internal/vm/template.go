@@ -35,6 +35,7 @@ type Meta struct {
 	Firmware     string    `json:"firmware"`
 	Accel        Accel     `json:"accel"`
 	MemoryMiB    int       `json:"memoryMiB"`
+	ReservedMiB  int       `json:"reservedMiB,omitempty"` // of MemoryMiB, see Config
 	MaxMemoryMiB int       `json:"maxMemoryMiB"`
 	CPUs         int       `json:"cpus"`
 	MaxCPUs      int       `json:"maxCPUs"`
@@ -114,7 +115,7 @@ func buildTemplate(ctx context.Context, cfg Config) (_ *Template, err error) {
 func (c Config) meta() Meta {
 	return Meta{
 		Version: metaVersion, QEMU: c.QEMU, Firmware: c.Firmware, Accel: c.Accel,
-		MemoryMiB: c.MemoryMiB, MaxMemoryMiB: c.MaxMemoryMiB, CPUs: c.CPUs, MaxCPUs: c.MaxCPUs,
+		MemoryMiB: c.MemoryMiB, ReservedMiB: c.ReservedMiB, MaxMemoryMiB: c.MaxMemoryMiB, CPUs: c.CPUs, MaxCPUs: c.MaxCPUs,
 		ScratchBytes: max(c.ScratchBytes, 0),
 	}
 }

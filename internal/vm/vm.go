@@ -71,6 +71,7 @@ type Config struct {
 	Initramfs    []initramfs.Entry // must have an /init that keeps the barrier handshake
 	Cmdline      string            // added to the kernel command line
 	MemoryMiB    int               // guest memory at start
+	ReservedMiB  int               // of it, what the kernel takes more than our own would
 	MaxMemoryMiB int               // limit with AddMemory; default: no memory can be added
 	CPUs         int               // vCPUs at start, default 1
 	MaxCPUs      int               // limit of SetCPUs, default CPUs
@@ -105,8 +106,8 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("%w: no kernel given", ErrKernel)
 	case len(c.Initramfs) == 0:
 		return c, fmt.Errorf("%w: empty initramfs", ErrKernel)
-	case c.MemoryMiB < 64:
-		return c, fmt.Errorf("%d MiB of guest memory are too little", c.MemoryMiB)
+	case c.ReservedMiB < 0 || c.MemoryMiB-c.ReservedMiB < 64:
+		return c, fmt.Errorf("%d MiB of guest memory are too little", c.MemoryMiB-c.ReservedMiB)
 	case c.ScratchBytes > 0 && c.ScratchBytes%512 != 0:
 		return c, fmt.Errorf("scratch size %d is not a multiple of 512", c.ScratchBytes)
 	}

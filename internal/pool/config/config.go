@@ -41,6 +41,7 @@ type Config struct {
 	DataDir    string `json:"dataDir"`    // scratch disks; needs O_TMPFILE
 	Binary     string `json:"binary"`     // atoll-pod, for shim daemons and as guest init
 	Kernel     string `json:"kernel"`     // pod kernel
+	Modules    string `json:"modules"`    // directory of its modules, "" for a kernel without
 	ExecHelper string `json:"execHelper"` // guest's exec helper
 	Kubelet    string `json:"kubelet"`    // the kubelet's root directory
 	Containerd string `json:"containerd"` // containerd's root directory
@@ -126,6 +127,8 @@ func (c *Config) check() error {
 		}
 	}
 	switch {
+	case c.Modules != "" && !filepath.IsAbs(c.Modules):
+		return fmt.Errorf("modules must be an absolute path, not %q", c.Modules)
 	case *c.Warm < 0 || *c.Warm > MaxWarm:
 		return fmt.Errorf("warm is %d, not 0 to %d", *c.Warm, MaxWarm)
 	case c.MemoryMiB < 64 || c.MemoryMiB > 1<<20:

@@ -38,6 +38,7 @@ func TestRefused(t *testing.T) {
 		minimal + `,"uidCount":3}`:      "uidBase",
 		minimal + `,"scratchBytes":7}`:  "scratchBytes",
 		minimal + `,"maxCPUs":300}`:     "maxCPUs",
+		minimal + `,"modules":"x"}`:     "modules",
 		minimal + `,"accelerator":"x"}`: "accelerator",
 		"[":                             "EOF",
 	} {

@@ -68,6 +68,7 @@ type Status struct {
 	Accelerator    string `json:"accelerator"`
 	Reason         string `json:"acceleratorReason,omitempty"`
 	QEMU           string `json:"qemu"`
+	Kernel         string `json:"kernel"` // release that pods run
 	MemoryMiB      int    `json:"memoryMiB"`
 	Wanted         int    `json:"wanted"`         // clones to keep ready
 	Ready          int    `json:"ready"`          // clones that are
