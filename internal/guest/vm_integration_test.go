@@ -29,7 +29,7 @@ import (
 )
 
 // artefacts are built once for all tests.
-type artefacts struct{ dir, kernel, initrd, image string }
+type artefacts struct{ dir, kernel, init, helper, initrd, image string }
 
 var built = sync.OnceValues(build)
 
@@ -45,18 +45,18 @@ func build() (a artefacts, err error) {
 	if _, err = os.Stat(a.kernel); err != nil {
 		return a, fmt.Errorf("no pod kernel (set ATOLL_TEST_KERNEL): %w", err)
 	}
-	init := filepath.Join(a.dir, "init")
-	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", init, "./testinit")
+	a.init = filepath.Join(a.dir, "init")
+	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", a.init, "./testinit")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return a, fmt.Errorf("building init: %w: %s", err, out)
 	}
-	helper := filepath.Join(a.dir, "exec")
-	if out, err := exec.Command("../../guestos/exec/build.sh", helper).CombinedOutput(); err != nil {
+	a.helper = filepath.Join(a.dir, "exec")
+	if out, err := exec.Command("../../guestos/exec/build.sh", a.helper).CombinedOutput(); err != nil {
 		return a, fmt.Errorf("building exec helper: %w: %s", err, out)
 	}
 	a.initrd = filepath.Join(a.dir, "initrd")
-	if err = writeInitrd(a.initrd, map[string]string{"init": init, "exec": helper}); err != nil {
+	if err = writeInitrd(a.initrd, map[string]string{"init": a.init, "exec": a.helper}); err != nil {
 		return a, err
 	}
 	a.image = filepath.Join(a.dir, "busybox.erofs")
@@ -224,21 +224,27 @@ func setupRequest() *guestv1.SetupRequest {
 func start(t testing.TB, change func(*guestv1.SetupRequest)) *vm {
 	t.Helper()
 	v := boot(t)
+	v.setUp(change)
+	return v
+}
+
+// setUp warms a booted micro-VM up as the pool does, sets it up and mounts the image.
+func (v *vm) setUp(change func(*guestv1.SetupRequest)) {
+	v.t.Helper()
 	req := setupRequest()
 	if change != nil {
 		change(req)
 	}
 	if req.ScratchSerial != "" { // as the pool does
 		warm := &guestv1.WarmRequest{Serial: "img1", ScratchSerial: req.ScratchSerial, Entropy: random(64)}
-		if _, err := v.guest.Warm(t.Context(), warm); err != nil {
-			t.Fatalf("%v\n%s", err, v.log())
+		if _, err := v.guest.Warm(v.t.Context(), warm); err != nil {
+			v.t.Fatalf("%v\n%s", err, v.log())
 		}
 	}
-	if _, err := v.guest.Setup(t.Context(), req); err != nil {
-		t.Fatalf("%v\n%s", err, v.log())
+	if _, err := v.guest.Setup(v.t.Context(), req); err != nil {
+		v.t.Fatalf("%v\n%s", err, v.log())
 	}
 	v.mountImage()
-	return v
 }
 
 func (v *vm) mountImage() {
