@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -26,7 +27,7 @@ const (
 )
 
 func (a *app) preflightCommand() *cobra.Command {
-	var output string
+	var output, kernel string
 	cmd := &cobra.Command{
 		Use:   "preflight",
 		Short: "See whether this host can run Atoll",
@@ -34,14 +35,22 @@ func (a *app) preflightCommand() *cobra.Command {
 for each problem how to fix it. Changes nothing. The exit code is 1 when Atoll
 cannot run here.`,
 		Example: `  atoll preflight
-  atoll preflight -o json`,
+  atoll preflight -o json
+  atoll preflight --kernel /boot/vmlinuz-6.1.0-56-cloud-amd64`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t, err := a.tree()
 			if err != nil {
 				return err
 			}
-			results, err := runPreflight(cmd.Context(), t)
+			var remembered up.Settings
+			if _, err := up.LoadSettings(t.Settings(), &remembered); err != nil && !errors.Is(err, os.ErrPermission) {
+				return err // who may not read them is told to be root
+			}
+			if kernel, err = chosenKernel(cmd, remembered.Kernel, kernel); err != nil {
+				return err
+			}
+			results, err := runPreflight(cmd.Context(), t, kernel)
 			if err != nil {
 				return err
 			}
@@ -58,6 +67,7 @@ cannot run here.`,
 			return nil
 		},
 	}
+	kernelFlag(cmd, &kernel)
 	outputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
@@ -76,8 +86,9 @@ func (a *app) printResults(results []preflight.Result) {
 	}
 }
 
-// runPreflight checks the host for a single-host supervisor.
-func runPreflight(ctx context.Context, t datadir.Tree) ([]preflight.Result, error) {
+// runPreflight checks the host for a single-host supervisor whose pods run on a kernel, "" for the
+// built-in one.
+func runPreflight(ctx context.Context, t datadir.Tree, kernel string) ([]preflight.Result, error) {
 	everywhere, loopback := netip.IPv4Unspecified(), netip.MustParseAddr("127.0.0.1")
 	tcp := func(number int, addr netip.Addr, use string) preflight.Port {
 		return preflight.Port{Number: number, Network: "tcp", Address: addr, Use: use}
@@ -107,6 +118,7 @@ func runPreflight(ctx context.Context, t datadir.Tree) ([]preflight.Result, erro
 		OurInterface: func(name string) bool {
 			return name == cniconf.DefaultBridge || strings.HasPrefix(name, gateway.Prefix)
 		},
+		PodKernel: func() preflight.Result { return checkPodKernel(kernel) },
 	})
 	if err != nil {
 		return nil, err
@@ -115,8 +127,8 @@ func runPreflight(ctx context.Context, t datadir.Tree) ([]preflight.Result, erro
 }
 
 // requirePreflight fails with what is wrong and how to fix it.
-func requirePreflight(ctx context.Context, t datadir.Tree, note func(preflight.Result)) error {
-	results, err := runPreflight(ctx, t)
+func requirePreflight(ctx context.Context, t datadir.Tree, kernel string, note func(preflight.Result)) error {
+	results, err := runPreflight(ctx, t, kernel)
 	if err != nil {
 		return err
 	}

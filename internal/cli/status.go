@@ -119,6 +119,9 @@ func poolLine(s *wire.Status) string {
 	if s.Reason != "" {
 		line += " (" + s.Reason + ")"
 	}
+	if s.Kernel != "" {
+		line += ", pod kernel " + s.Kernel
+	}
 	return line
 }
 

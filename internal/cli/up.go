@@ -46,7 +46,8 @@ new binary take effect then.
 Choices are remembered in the data directory: a later start without flags makes
 the same ones.`,
 		Example: `  atoll up --detach
-  atoll up --data-dir /srv/atoll --node-ip 192.168.1.10 --pool-size 8`,
+  atoll up --data-dir /srv/atoll --node-ip 192.168.1.10 --pool-size 8
+  atoll up --kernel /boot/vmlinuz-6.1.0-56-cloud-amd64`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t, err := a.tree()
@@ -60,7 +61,7 @@ the same ones.`,
 			if f.background {
 				return a.upBackground(cmd.Context(), t, settings)
 			}
-			if err := requirePreflight(cmd.Context(), t, a.note); err != nil {
+			if err := requirePreflight(cmd.Context(), t, settings.Kernel, a.note); err != nil {
 				return err
 			}
 			if f.detach {
@@ -82,6 +83,7 @@ the same ones.`,
 	flags.IntVar(&f.settings.MaxPods, "max-pods", 0, "pods this node accepts, 1 to 1000 (default 500)")
 	flags.StringSliceVar(&f.settings.TLSSANs, "tls-san", nil, "further name or address of the API server; may be repeated")
 	flags.StringVar(&f.settings.Accelerator, "accelerator", "", "auto, kvm or tcg (default auto: kvm if it runs the pod kernel)")
+	kernelFlag(cmd, &f.settings.Kernel)
 	return cmd
 }
 
@@ -115,6 +117,9 @@ func (a *app) settings(cmd *cobra.Command, t datadir.Tree, flags up.Settings) (u
 	}
 	if set("accelerator") {
 		s.Accelerator = flags.Accelerator
+	}
+	if s.Kernel, err = chosenKernel(cmd, s.Kernel, flags.Kernel); err != nil {
+		return s, err
 	}
 	if set("log-format") {
 		s.LogFormat = a.logFormat
@@ -170,7 +175,7 @@ func (a *app) upBackground(ctx context.Context, t datadir.Tree, s up.Settings) e
 	note := func(r preflight.Result) {
 		logger.Info("preflight", "check", r.Name, "level", r.Level, "detail", r.Detail)
 	}
-	if err := requirePreflight(ctx, t, note); err != nil {
+	if err := requirePreflight(ctx, t, s.Kernel, note); err != nil {
 		return err
 	}
 	return a.runSupervisor(ctx, t, s, a.errOut, detach.New(t, logger).Watch, nil)

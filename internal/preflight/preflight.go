@@ -53,6 +53,8 @@ type Config struct {
 	// OurInterface tells whether an interface of that name is part of the pod
 	// network; routes over it are no conflict.
 	OurInterface func(name string) bool
+	// PodKernel, when not nil, looks at the kernel that pods are to run on.
+	PodKernel func() Result
 }
 
 // Checker runs the checks. Make one with New.
@@ -79,6 +81,9 @@ func (c *Checker) Run(ctx context.Context) []Result {
 	root := checkRoot()
 	out := []Result{checkPlatform(), root}
 	out = append(out, checkPrograms()...)
+	if c.cfg.PodKernel != nil {
+		out = append(out, c.cfg.PodKernel())
+	}
 	if root.Level != Fail {
 		out = append(out, checkKernel(ctx)...)
 	}

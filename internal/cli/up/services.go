@@ -17,6 +17,7 @@ import (
 	"atoll.dev/atoll/internal/pool/config"
 	"atoll.dev/atoll/internal/pool/wire"
 	"atoll.dev/atoll/internal/supervise"
+	"atoll.dev/atoll/internal/vm/podkernel"
 )
 
 // Names of the child processes, in the order they are started.
@@ -89,8 +90,15 @@ func (u *Up) preparePool() func() error {
 // writePoolConfig writes the configuration file of the pool.
 func (u *Up) writePoolConfig() error {
 	t, s := u.cfg.Tree, u.cfg.Settings
+	kernel := podkernel.Kernel{Path: t.Kernel()}
+	if s.Kernel != "" {
+		var err error
+		if kernel, err = podkernel.Find(s.Kernel); err != nil {
+			return fmt.Errorf("looking at the kernel of --kernel: %w", err)
+		}
+	}
 	b, err := json.MarshalIndent(config.Config{
-		RunDir: t.Run(), DataDir: t.Pool(), Binary: t.AtollPod(), Kernel: t.Kernel(), ExecHelper: t.ExecHelper(),
+		RunDir: t.Run(), DataDir: t.Pool(), Binary: t.AtollPod(), Kernel: kernel.Path, Modules: kernel.Modules, ExecHelper: t.ExecHelper(),
 		Kubelet: t.Kubelet(), Containerd: t.Containerd(), Warm: &s.PoolSize, Accelerator: s.Accelerator,
 	}, "", "  ")
 	if err != nil {

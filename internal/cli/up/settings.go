@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -36,6 +37,8 @@ type Settings struct {
 	TLSSANs []string `json:"tlsSANs,omitempty"`
 	// Accelerator is auto, kvm or tcg.
 	Accelerator string `json:"accelerator"`
+	// Kernel is the path of the kernel that pods run on, "" for the built-in one.
+	Kernel string `json:"kernel,omitempty"`
 	// LogFormat is text or json.
 	LogFormat string `json:"logFormat"`
 }
@@ -104,6 +107,9 @@ func (s Settings) Validate() error {
 	default:
 		errs = append(errs, fmt.Errorf("--accelerator %q: use auto, kvm or tcg", s.Accelerator))
 	}
+	if s.Kernel != "" && !filepath.IsAbs(s.Kernel) {
+		errs = append(errs, fmt.Errorf("--kernel %q: use an absolute path, or \"\" for the built-in kernel", s.Kernel))
+	}
 	switch s.LogFormat {
 	case "text", "json":
 	default:
@@ -157,5 +163,6 @@ func routeSource() (netip.Addr, bool) {
 // Equal tells whether both are the same choices.
 func (s Settings) Equal(o Settings) bool {
 	return slices.Equal(s.TLSSANs, o.TLSSANs) && s.NodeName == o.NodeName && s.NodeIP == o.NodeIP &&
-		s.PoolSize == o.PoolSize && s.MaxPods == o.MaxPods && s.Accelerator == o.Accelerator && s.LogFormat == o.LogFormat
+		s.PoolSize == o.PoolSize && s.MaxPods == o.MaxPods && s.Accelerator == o.Accelerator &&
+		s.Kernel == o.Kernel && s.LogFormat == o.LogFormat
 }

@@ -24,6 +24,7 @@ func TestSettingsValidate(t *testing.T) {
 		"--pool-size":   func(s *Settings) { s.PoolSize = 65 },
 		"--max-pods":    func(s *Settings) { s.MaxPods = 0 },
 		"--accelerator": func(s *Settings) { s.Accelerator = "hvf" },
+		"--kernel":      func(s *Settings) { s.Kernel = "boot/vmlinuz" },
 		"--log-format":  func(s *Settings) { s.LogFormat = "xml" },
 	}
 	for want, change := range tests {
@@ -41,7 +42,7 @@ func TestSettingsFile(t *testing.T) {
 	if known, err := LoadSettings(path, &s); known || err != nil || s.NodeName != "a" {
 		t.Fatalf("LoadSettings without a file = %v, %v, %+v", known, err, s)
 	}
-	want := Settings{NodeName: "b", PoolSize: 7, TLSSANs: []string{"x"}}
+	want := Settings{NodeName: "b", PoolSize: 7, Kernel: "/boot/k", TLSSANs: []string{"x"}}
 	if err := want.Save(path); err != nil {
 		t.Fatal(err)
 	}

@@ -136,21 +136,24 @@ func (u *Up) prepare(ctx context.Context) error {
 // extractAssets writes the guest files that are not what they should be.
 func (u *Up) extractAssets() error {
 	t := u.cfg.Tree
-	if err := u.cfg.Assets.Extract(assetTargets(t), t.AssetRecord(), u.cfg.Logger); err != nil {
+	if err := u.cfg.Assets.Extract(assetTargets(t, u.cfg.Settings.Kernel == ""), t.AssetRecord(), u.cfg.Logger); err != nil {
 		return fmt.Errorf("writing the guest files: %w", err)
 	}
 	debug.FreeOSMemory() // decompression has left the most of what this process ever uses
 	return nil
 }
 
-// assetTargets says where the embedded files go.
-func assetTargets(t datadir.Tree) []assets.Target {
-	return []assets.Target{
+// assetTargets says where the embedded files go. The kernel is left out where pods run on another.
+func assetTargets(t datadir.Tree, kernel bool) []assets.Target {
+	targets := []assets.Target{
 		{Name: assets.AtollPod, Path: t.AtollPod(), Mode: 0o755, Links: []string{t.ShimAtoll(), t.ShimRunc(), t.CNIPlugin()}},
-		{Name: assets.Kernel, Path: t.Kernel(), Mode: 0o644},
 		{Name: assets.ExecHelper, Path: t.ExecHelper(), Mode: 0o755},
 		{Name: assets.PauseImage, Path: t.PauseImage(), Mode: 0o644},
 	}
+	if kernel {
+		targets = append(targets, assets.Target{Name: assets.Kernel, Path: t.Kernel(), Mode: 0o644})
+	}
+	return targets
 }
 
 // tuneKernel loads modules and raises limits. Failures cost density or a
