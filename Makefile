@@ -56,13 +56,15 @@ build: deps assets ## build bin/atoll
 	@ls -lh $(ATOLL) | awk '{print "built", $$9, $$5}'
 
 .PHONY: assets
-assets: build/vmlinux build/exec build/atoll-pod build/images/pause.tar ## build what is embedded in bin/atoll
+assets: $(if $(filter none,$(POD_KERNEL)),,build/vmlinux) build/exec build/atoll-pod build/images/pause.tar ## build what is embedded in bin/atoll
 	@go run ./internal/assets/pack $(FILES) \
-		atoll-pod=build/atoll-pod vmlinux=build/vmlinux exec=build/exec pause.tar=build/images/pause.tar
+		atoll-pod=build/atoll-pod $(KERNEL_ASSET) exec=build/exec pause.tar=build/images/pause.tar
 
 # The kernel's own script caches by content, so it is always asked.
+# POD_KERNEL=none leaves it out; such a binary needs `atoll up --kernel`.
 build/vmlinux: FORCE | build/images
 	@guestos/kernel/build.sh -o $@
+KERNEL_ASSET := $(if $(filter none,$(POD_KERNEL)),,vmlinux=build/vmlinux)
 
 build/exec: guestos/exec/exec.c guestos/exec/build.sh | build/images
 	@guestos/exec/build.sh $@
