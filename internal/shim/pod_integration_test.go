@@ -27,8 +27,9 @@ func TestPod(t *testing.T) {
 	t.Run("Hello", func(t *testing.T) { testHello(t, h) })
 	p := h.runPod("main", nil)
 	defer p.stop()
+	t.Run("Files", func(t *testing.T) { testFiles(t, p.in(t)) }) // before Volumes writes a file of the pod
 	for name, test := range map[string]func(*testing.T, *pod){
-		"Files": testFiles, "Volumes": testVolumes, "Exec": testExec, "Kill": testKill, "Terminal": testTerminal,
+		"Volumes": testVolumes, "Exec": testExec, "Kill": testKill, "Terminal": testTerminal,
 		"Stats": testStats, "Usage": testUsage, "Score": testScore, "Stress": testStress, "Refused": testRefused, "Seccomp": testSeccomp, "StartFails": testStartFails,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, p.in(t)) })

@@ -106,11 +106,28 @@ func (d *Disks) known(serial string) string {
 	if !ok {
 		return ""
 	}
-	if !strings.HasPrefix(name, "vd") && d.serial(name) != serial {
+	if strings.HasPrefix(name, "vd") {
+		return name
+	}
+	if d.serial(name) != serial {
 		delete(d.device, serial)
 		return ""
 	}
+	if !opens("/dev/" + name) {
+		return ""
+	}
 	return name
+}
+
+// opens tells whether a device can be opened. A disk that was just added has its name in sysfs a moment
+// before there is a file in /dev (ENOENT) and before the disk takes requests (ENXIO).
+func opens(device string) bool {
+	fd, err := unix.Open(device, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENXIO)
+	}
+	_ = unix.Close(fd)
+	return true
 }
 
 // MountImage mounts the image in a slot under its id, read-only. Mounting the same again is fine.

@@ -218,7 +218,7 @@ func byLUN(lun string) (string, error) {
 // open opens a disk. A hot-added one has its name a moment before it can be opened.
 func open(dev string, flag int) (f *os.File, err error) {
 	for range 500 {
-		if f, err = os.OpenFile(dev, flag, 0); !errors.Is(err, unix.ENXIO) {
+		if f, err = os.OpenFile(dev, flag, 0); !errors.Is(err, unix.ENXIO) && !errors.Is(err, unix.ENOENT) {
 			return f, err
 		}
 		time.Sleep(2 * time.Millisecond)
