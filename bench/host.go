@@ -91,21 +91,23 @@ func (h *host) fullPool(ctx context.Context) error {
 	return errors.New("the warm pool did not fill within a minute")
 }
 
-// withoutKubelet calls f while the agent stands still: its kubelet ends pods that it did not start.
-func (h *host) withoutKubelet(f func() ([]Row, error)) ([]Row, error) {
-	out, err := exec.Command("pgrep", "-f", "^atoll agent --data-dir="+h.o.dataDir).Output()
-	if err != nil {
-		return nil, fmt.Errorf("looking for the agent: %w", err)
+// withoutKubelet measures while the agent stands still: its kubelet ends pods that it did not start.
+func withoutKubelet(run func(context.Context, *host) ([]Row, error)) func(context.Context, *host) ([]Row, error) {
+	return func(ctx context.Context, h *host) ([]Row, error) {
+		out, err := exec.Command("pgrep", "-f", "^atoll agent --data-dir="+h.o.dataDir).Output()
+		if err != nil {
+			return nil, fmt.Errorf("looking for the agent: %w", err)
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(out)))
+		if err != nil {
+			return nil, fmt.Errorf("looking for the agent: %w", err)
+		}
+		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+			return nil, fmt.Errorf("stopping the agent: %w", err)
+		}
+		defer func() { _ = syscall.Kill(pid, syscall.SIGCONT) }()
+		return run(ctx, h)
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(out)))
-	if err != nil {
-		return nil, fmt.Errorf("looking for the agent: %w", err)
-	}
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		return nil, fmt.Errorf("stopping the agent: %w", err)
-	}
-	defer func() { _ = syscall.Kill(pid, syscall.SIGCONT) }()
-	return f()
 }
 
 // sandbox is one pod at the level of CRI.

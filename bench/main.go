@@ -77,13 +77,13 @@ func run(ctx context.Context, o options) error {
 	defer h.close()
 	all := []bench{
 		{"resident", residentMemory},
-		{"cri", criStart},
-		{"cold", criColdStart},
+		{"cri", withoutKubelet(criStart)},
+		{"cold", withoutKubelet(criColdStart)},
 		{"kubectl", kubectlStart},
 		{"io", rootfsIO},
 		{"tcp", guestTCP},
 		{"density", densityBurst},
-		{"leak", leakCycles},
+		{"leak", withoutKubelet(leakCycles)},
 		{"idle", idleMemory},
 	}
 	var rows []Row

@@ -119,10 +119,6 @@ func hostState(h *host) map[string]int {
 
 // leakCycles creates and deletes pods one after another and compares the host before and after.
 func leakCycles(ctx context.Context, h *host) ([]Row, error) {
-	return h.withoutKubelet(func() ([]Row, error) { return h.leakCycles(ctx) })
-}
-
-func (h *host) leakCycles(ctx context.Context) ([]Row, error) {
 	cycle := func() error {
 		s, _, err := h.startCRI(ctx, "atoll")
 		if err == nil {

@@ -12,10 +12,6 @@ import (
 
 // criStart alternates warm-pool micro-VM pods and runc pods at the level of CRI.
 func criStart(ctx context.Context, h *host) ([]Row, error) {
-	return h.withoutKubelet(func() ([]Row, error) { return h.criStart(ctx) })
-}
-
-func (h *host) criStart(ctx context.Context) ([]Row, error) {
 	samples := map[string][]float64{}
 	for i := range h.o.n + 1 {
 		for _, runtime := range []string{"atoll", "runc"} {
@@ -37,10 +33,6 @@ func (h *host) criStart(ctx context.Context) ([]Row, error) {
 
 // criColdStart takes the pool's members away and measures the pods that come next.
 func criColdStart(ctx context.Context, h *host) ([]Row, error) {
-	return h.withoutKubelet(func() ([]Row, error) { return h.criColdStart(ctx) })
-}
-
-func (h *host) criColdStart(ctx context.Context) ([]Row, error) {
 	var samples []float64
 	for range max(1, h.o.n/5) {
 		if err := h.fullPool(ctx); err != nil {
