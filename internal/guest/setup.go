@@ -124,34 +124,39 @@ func parseNetwork(n *guestv1.Network) (*network, error) {
 
 // apply configures eth0.
 func (n *network) apply() error {
-	c, err := rtnl.Open()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	eth0, err := c.Index("eth0")
-	if err != nil {
-		return err
-	}
-	// The MAC can be set in the same request that brings the link up.
-	if err := c.SetLink(eth0, n.mac, n.mtu, true); err != nil {
-		return err
-	}
-	for _, a := range n.addresses {
-		if err := c.AddAddress(eth0, a); err != nil {
+	return onEth0(func(c *rtnl.Conn, eth0 int) error {
+		// The MAC can be set in the same request that brings the link up.
+		if err := c.SetLink(eth0, n.mac, n.mtu, true); err != nil {
 			return err
 		}
-	}
-	for _, r := range n.routes {
-		if err := c.AddRoute(eth0, r.dst, r.gateway); err != nil {
-			return err
+		for _, a := range n.addresses {
+			if err := c.AddAddress(eth0, a); err != nil {
+				return err
+			}
 		}
-	}
-	return nil
+		for _, r := range n.routes {
+			if err := c.AddRoute(eth0, r.dst, r.gateway); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // remove takes the addresses off eth0 again and brings it down, which drops the routes.
 func (n *network) remove() error {
+	return onEth0(func(c *rtnl.Conn, eth0 int) error {
+		for _, a := range n.addresses {
+			if err := c.DeleteAddress(eth0, a); err != nil {
+				return err
+			}
+		}
+		return c.SetLink(eth0, nil, 0, false)
+	})
+}
+
+// onEth0 calls f with the index of eth0.
+func onEth0(f func(c *rtnl.Conn, eth0 int) error) error {
 	c, err := rtnl.Open()
 	if err != nil {
 		return err
@@ -161,12 +166,7 @@ func (n *network) remove() error {
 	if err != nil {
 		return err
 	}
-	for _, a := range n.addresses {
-		if err := c.DeleteAddress(eth0, a); err != nil {
-			return err
-		}
-	}
-	return c.SetLink(eth0, nil, 0, false)
+	return f(c, eth0)
 }
 
 // setSysctls writes the pod's sysctls.
