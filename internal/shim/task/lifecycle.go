@@ -362,6 +362,7 @@ func (s *Service) update(ctx context.Context, r *api.UpdateTaskRequest) error {
 		return fmt.Errorf("decoding resources: %w: %w", errdefs.ErrInvalidArgument, err)
 	}
 	spec.Resources(&oci)
+	pod.Sustain()
 	next := limitsOf(&oci)
 	old := s.setLimits(c, next)
 	if err := pod.Grow(ctx, s.total(c)); err != nil {
