@@ -59,7 +59,7 @@ func TestDebianKernel(t *testing.T) {
 	defer template.Close()
 	t.Logf("%s with %d modules: template in %d ms", kernel.Release, len(files), template.Meta().BootMillis)
 
-	m, v := clone(t, template, a.image)
+	m, v := clone(t, template, a.image, a.image, a.warm)
 	v.setUp(nil)
 	if got := v.must(sh("uname -r")); got != kernel.Release {
 		t.Errorf("the container runs on %q", got)
@@ -78,8 +78,8 @@ func TestDebianKernel(t *testing.T) {
 	t.Run("grow", func(t *testing.T) { testGrow(t, m, v.guest) })
 }
 
-// clone makes a clone of the template with an image in its first two slots.
-func clone(t *testing.T, template *machine.Template, image string) (*machine.Machine, *vm) {
+// clone makes a clone of the template with images in its first slots.
+func clone(t *testing.T, template *machine.Template, images ...string) (*machine.Machine, *vm) {
 	t.Helper()
 	master, err := scratch.Format(t.Context(), scratch.Config{Dir: t.TempDir(), Bytes: 1 << 30})
 	if err != nil {
@@ -104,7 +104,7 @@ func clone(t *testing.T, template *machine.Template, image string) (*machine.Mac
 			t.Logf("console:\n%s", m.Console())
 		}
 	})
-	for i := range 2 {
+	for i, image := range images {
 		f, err := os.Open(image)
 		if err != nil {
 			t.Fatal(err)

@@ -29,7 +29,7 @@ import (
 )
 
 // artefacts are built once for all tests.
-type artefacts struct{ dir, kernel, init, helper, initrd, image string }
+type artefacts struct{ dir, kernel, init, helper, initrd, image, warm string }
 
 var built = sync.OnceValues(build)
 
@@ -59,8 +59,31 @@ func build() (a artefacts, err error) {
 	if err = writeInitrd(a.initrd, map[string]string{"init": a.init, "exec": a.helper}); err != nil {
 		return a, err
 	}
+	a.warm = filepath.Join(a.dir, "warm.erofs")
+	if err := warmImage(filepath.Join(a.dir, "warm"), a.helper, a.warm); err != nil {
+		return a, err
+	}
 	a.image = filepath.Join(a.dir, "busybox.erofs")
 	return a, buildImage(filepath.Join(a.dir, "root"), a.image)
+}
+
+// warmImage makes what the pool warms its members up with.
+func warmImage(root, helper, image string) error {
+	data, err := os.ReadFile(helper)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(
+		os.MkdirAll(filepath.Join(root, "bin"), 0o755), os.Mkdir(filepath.Join(root, "etc"), 0o755),
+		os.WriteFile(filepath.Join(root, "etc/passwd"), []byte("root:x:0:0:root:/root:/bin/sh\n"), 0o644),
+		os.WriteFile(filepath.Join(root, "bin/exec"), data, 0o755), os.Symlink("exec", filepath.Join(root, "bin/sh")))
+	if err != nil {
+		return err
+	}
+	if out, err := exec.Command("mkfs.erofs", "--all-root", image, root).CombinedOutput(); err != nil {
+		return fmt.Errorf("mkfs.erofs: %w: %s", err, out)
+	}
+	return nil
 }
 
 // buildImage makes an image with busybox, a few users, and a script without interpreter.
@@ -168,14 +191,14 @@ func boot(t testing.TB) *vm {
 	argv := []string{
 		"-M", "q35", "-accel", "tcg", "-m", "256", "-smp", "1,maxcpus=2", "-nodefaults", "-no-reboot", "-display", "none",
 		"-bios", "qboot.rom", "-kernel", a.kernel, "-initrd", a.initrd,
-		"-append", "console=ttyS0 loglevel=5 panic=-1 rcupdate.rcu_expedited=1", "-serial", "file:" + v.console,
+		"-append", "console=ttyS0 loglevel=5 panic=-1 rcupdate.rcu_expedited=1 tsc=reliable", "-serial", "file:" + v.console,
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=c,path=" + sock,
 		"-device", "virtserialport,chardev=c,name=" + channel.PortName,
 		"-drive", "if=none,id=s,format=raw,cache=unsafe,file=" + scratch, "-device", "virtio-blk-pci,drive=s,serial=scratch",
-		"-netdev", "user,id=n,restrict=on", "-device", "virtio-net-pci,netdev=n",
+		"-netdev", "user,id=n,restrict=on", "-device", "virtio-net-pci,netdev=n,ctrl_vq=off,ctrl_rx=off,ctrl_rx_extra=off,ctrl_vlan=off,ctrl_mac_addr=off,ctrl_guest_offloads=off,guest_announce=off,mq=off",
 	}
-	for i := range 2 {
-		argv = append(argv, "-drive", fmt.Sprintf("if=none,id=i%d,format=raw,readonly=on,file=%s", i, a.image),
+	for i, image := range []string{a.image, a.image, a.warm} {
+		argv = append(argv, "-drive", fmt.Sprintf("if=none,id=i%d,format=raw,readonly=on,file=%s", i, image),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=i%d,serial=img%d", i, i))
 	}
 	argv = append(argv, strings.Fields(os.Getenv("ATOLL_TEST_QEMU_ARGS"))...)
@@ -236,7 +259,7 @@ func (v *vm) setUp(change func(*guestv1.SetupRequest)) {
 		change(req)
 	}
 	if req.ScratchSerial != "" { // as the pool does
-		warm := &guestv1.WarmRequest{Serial: "img1", ScratchSerial: req.ScratchSerial, Entropy: random(64)}
+		warm := &guestv1.WarmRequest{Serial: "img2", ScratchSerial: req.ScratchSerial, Entropy: random(64)}
 		if _, err := v.guest.Warm(v.t.Context(), warm); err != nil {
 			v.t.Fatalf("%v\n%s", err, v.log())
 		}

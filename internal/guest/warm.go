@@ -22,8 +22,11 @@ import (
 )
 
 const (
-	warmID    = "warm"
-	maxRounds = 16
+	warmID = "warm"
+	// warmProgram is a program in the warm-up image that waits for the end of stdin.
+	warmProgram = "/bin/sh"
+	warmFile    = 2000 // bytes
+	maxRounds   = 16
 )
 
 // Warm implements the protocol: it goes through everything a pod start does, so that the emulator
@@ -158,21 +161,17 @@ func (r *rehearsal) setup(ctx context.Context) error {
 	return err
 }
 
-// files pushes a tree the way a ConfigMap comes, with the helper as a file to run.
+// files pushes a tree the way a ConfigMap or the credentials of a service account come.
 func (r *rehearsal) files(ctx context.Context) error {
 	req := &guestv1.CreateVolumeRequest{Id: warmID, Kind: guestv1.CreateVolumeRequest_PUSHED}
 	if _, err := r.guest.CreateVolume(ctx, req); err != nil {
 		return err
 	}
-	helper, err := os.ReadFile(helperPath)
-	if err != nil {
-		return fmt.Errorf("reading exec helper: %w", err)
-	}
-	_, err = r.guest.PutFiles(ctx, &guestv1.PutFilesRequest{Volume: warmID, Replace: true, Commit: true, Files: []*guestv1.File{
+	_, err := r.guest.PutFiles(ctx, &guestv1.PutFilesRequest{Volume: warmID, Replace: true, Commit: true, Files: []*guestv1.File{
 		{Path: "..v", Mode: unix.S_IFDIR | 0o755},
-		{Path: "..v/exec", Mode: unix.S_IFREG | 0o755, Data: helper},
+		{Path: "..v/token", Mode: unix.S_IFREG | 0o644, Data: make([]byte, warmFile)},
 		{Path: "..data", Mode: unix.S_IFLNK | 0o777, Target: "..v"},
-		{Path: "exec", Mode: unix.S_IFLNK | 0o777, Target: "..data/exec"},
+		{Path: "token", Mode: unix.S_IFLNK | 0o777, Target: "..data/token"},
 		{Path: "hosts", Mode: unix.S_IFREG | 0o644},
 	}})
 	return err
@@ -289,7 +288,7 @@ func warmSpec() *specs.Spec {
 	safe := []string{"nosuid", "noexec", "nodev"}
 	return &specs.Spec{
 		Process: &specs.Process{
-			Args: []string{"/warm/exec"}, Env: []string{"PATH=/bin"}, Cwd: "/",
+			Args: []string{warmProgram}, Env: []string{"PATH=/bin"}, Cwd: "/",
 			User:         specs.User{UID: 65534, GID: 65534, AdditionalGids: []uint32{1}},
 			Capabilities: &specs.LinuxCapabilities{Bounding: caps, Permitted: caps, Effective: caps},
 			OOMScoreAdj:  new(int), NoNewPrivileges: true,

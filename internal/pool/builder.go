@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -11,7 +12,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"strings"
 	"syscall"
 	"time"
 
@@ -81,7 +81,7 @@ func (b *Builder) Build(ctx context.Context) (_ *Template, err error) {
 		return nil, err
 	}
 	t.closers = append(t.closers, disk)
-	image, err := warmImage(b.cfg.DataDir)
+	image, err := warmImage(b.cfg.DataDir, b.cfg.ExecHelper)
 	if err != nil {
 		return nil, err
 	}
@@ -127,8 +127,9 @@ func (b *Builder) probe(ctx context.Context, cfg vm.Config) {
 	}
 }
 
-// warmImage makes the image that members warm up with: a root directory with a file in it, in memory.
-func warmImage(dir string) (_ *os.File, err error) {
+// warmImage makes the image that members warm up with, in memory: a program, found by way of a symbolic
+// link as most are, and the file with the users.
+func warmImage(dir, program string) (_ *os.File, err error) {
 	const doing = "making the warm-up image: %w"
 	f, err := os.OpenFile(dir, unix.O_TMPFILE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -142,14 +143,28 @@ func warmImage(dir string) (_ *os.File, err error) {
 		return nil, fmt.Errorf(doing, err)
 	}
 	defer w.Close()
-	const passwd = "root:x:0:0:root:/root:/bin/sh\n"
-	data, err := w.WriteFile(strings.NewReader(passwd), int64(len(passwd)))
+	binary, err := os.ReadFile(program)
 	if err != nil {
 		return nil, fmt.Errorf(doing, err)
 	}
-	root, etc := erofs.NewDir(0o755), erofs.NewDir(0o755)
-	etc.Children["passwd"] = &erofs.Node{Mode: unix.S_IFREG | 0o644, Data: data}
-	root.Children["etc"] = etc
+	root := erofs.NewDir(0o755)
+	add := func(dir, name string, mode uint32, content []byte) (err error) {
+		node := &erofs.Node{Mode: unix.S_IFREG | mode}
+		if node.Data, err = w.WriteFile(bytes.NewReader(content), int64(len(content))); err != nil {
+			return fmt.Errorf(doing, err)
+		}
+		d := erofs.NewDir(0o755)
+		d.Children[name] = node
+		root.Children[dir] = d
+		return nil
+	}
+	if err := add("etc", "passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\n")); err != nil {
+		return nil, err
+	}
+	if err := add("bin", "exec", 0o755, binary); err != nil {
+		return nil, err
+	}
+	root.Children["bin"].Children["sh"] = &erofs.Node{Mode: unix.S_IFLNK | 0o777, Target: "exec"}
 	if err := w.Finish(root); err != nil {
 		return nil, fmt.Errorf(doing, err)
 	}

@@ -55,34 +55,64 @@ func (s *Service) boot(ctx context.Context) error {
 	s.mu.Unlock()
 	s.running.Go(func() { s.watch(m) })
 
-	placed := make(chan error, 1)
+	placed := make(chan error, 1) // the cgroup
 	s.running.Go(func() { placed <- s.place(m) })
 	guest, err := s.wake(ctx, m)
 	if err != nil {
 		return err
 	}
 	steps.Done("resume and network")
-	if err := s.setup(ctx, m, guest); err != nil {
-		return fmt.Errorf("setting up the guest: %w", err)
-	}
-	steps.Done("setup")
-	pod, err := s.makePod(m)
+	req, err := s.identity(m, guest)
 	if err != nil {
+		return err
+	}
+	pod := s.makePod(m)
+	ready := make(chan error, 1)
+	pod.Ready = func(ctx context.Context) error {
+		select {
+		case err := <-ready:
+			ready <- err // for the next one
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	finish := func(ctx context.Context) error {
+		err := s.setup(ctx, m, pod, req)
+		steps.Done("setup")
+		ready <- err
+		return err
+	}
+	if s.ordinary() {
+		s.running.Go(func() { s.finish(m, finish) })
+	} else if err := finish(ctx); err != nil {
 		return err
 	}
 	if err := <-placed; err != nil {
 		return err
 	}
-	steps.Done("cgroup")
 	s.mu.Lock()
 	s.pod = pod
 	s.mu.Unlock()
 	s.cfg.Tasks.Attach(pod)
-	s.serve(m, pod)
-	meta := s.config.GetMetadata()
-	s.cfg.Steps.Log("sandbox started", "sandbox", s.id, "pod", meta.GetNamespace()+"/"+meta.GetName(),
-		"pid", pod.PID, "warm", m.Warm)
 	return nil
+}
+
+// ordinary reports whether the pod asks for nothing that the guest could refuse: then containerd need not
+// wait for the set-up and prepares the first container meanwhile. The errors of other pods belong to the
+// start of the sandbox.
+func (s *Service) ordinary() bool {
+	return len(s.config.GetLinux().GetSysctls()) == 0 && !s.needs(podResources(s.config))
+}
+
+// finish sets the guest up while containerd goes on. Without that the micro-VM is of no use.
+func (s *Service) finish(m *VM, setup func(context.Context) error) {
+	ctx, cancel := context.WithTimeout(s.background, setupTimeout)
+	defer cancel()
+	if err := setup(ctx); err != nil && s.background.Err() == nil {
+		slog.Error("setting up the guest", "sandbox", s.id, "error", err)
+		_ = m.Machine.Kill() // its end is noticed by watch
+	}
 }
 
 // place moves QEMU and this process into the pod's cgroup and makes them what the kubelet wants to be
@@ -111,32 +141,49 @@ func (s *Service) wake(ctx context.Context, m *VM) (network.Guest, error) {
 	return guest, errors.Join(resume, joined)
 }
 
-// setup gives the guest what makes it this pod's: first what makes the clone unique.
-func (s *Service) setup(ctx context.Context, m *VM, g network.Guest) error {
-	grown, err := s.grow(ctx, m, podResources(s.config))
-	if err != nil {
-		return err
-	}
+// identity is what makes the clone this pod's.
+func (s *Service) identity(m *VM, g network.Guest) (*guestv1.SetupRequest, error) {
 	hostname, err := s.hostname()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	entropy := make([]byte, 256)
 	_, _ = rand.Read(entropy) // never fails
-	req := &guestv1.SetupRequest{
+	return &guestv1.SetupRequest{
 		Entropy: entropy, Hostname: hostname, MachineId: machineID(s.id), Network: guestNetwork(g),
 		Sysctls:       sysctls(s.config.GetLinux().GetSysctls()),
 		SharedPid:     s.config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() == cripb.NamespaceMode_POD,
-		ScratchSerial: m.Scratch, UnixNanos: time.Now().UnixNano(),
+		ScratchSerial: m.Scratch,
+	}, nil
+}
+
+// setup gives the guest what makes it this pod's: first what makes the clone unique.
+func (s *Service) setup(ctx context.Context, m *VM, pod *task.Pod, req *guestv1.SetupRequest) error {
+	grown, err := s.grow(ctx, m, podResources(s.config))
+	if err != nil {
+		return fmt.Errorf("setting up the guest: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
-	defer cancel()
-	if _, err := m.Session.Setup(ctx, req); err != nil {
+	files, err := podFiles(s.config)
+	if err != nil {
 		return err
 	}
-	if grown {
-		return s.online(ctx, m)
+	files["hostname"] = []byte(req.GetHostname() + "\n")
+	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
+	defer cancel()
+	req.UnixNanos = time.Now().UnixNano()
+	if _, err := m.Session.Setup(ctx, req); err != nil {
+		return fmt.Errorf("setting up the guest: %w", err)
 	}
+	if grown {
+		if err := s.online(ctx, m); err != nil {
+			return fmt.Errorf("setting up the guest: %w", err)
+		}
+	}
+	pod.Volumes.Begin(s.background, files)
+	s.serve(m, pod)
+	meta := s.config.GetMetadata()
+	s.cfg.Steps.Log("sandbox started", "sandbox", s.id, "pod", meta.GetNamespace()+"/"+meta.GetName(),
+		"pid", pod.PID, "warm", m.Warm)
 	return nil
 }
 
@@ -194,22 +241,11 @@ func guestNetwork(g network.Guest) *guestv1.Network {
 	return n
 }
 
-// makePod begins to send the pod's own files and collects what tasks need.
-func (s *Service) makePod(m *VM) (*task.Pod, error) {
-	vols := volumes.New(m.Session, s.cfg.Roots)
-	files, err := podFiles(s.config)
-	if err != nil {
-		return nil, err
-	}
-	hostname, err := s.hostname()
-	if err != nil {
-		return nil, err
-	}
-	files["hostname"] = []byte(hostname + "\n")
-	vols.Begin(s.background, files)
+// makePod collects what tasks need.
+func (s *Service) makePod(m *VM) *task.Pod {
 	pod := &task.Pod{
-		Guest: m.Session, Streams: m.Session, Images: images.New(m.Machine, m.Session), Volumes: vols,
-		PID:     uint32(m.Machine.PID()),
+		Guest: m.Session, Streams: m.Session, Images: images.New(m.Machine, m.Session),
+		Volumes: volumes.New(m.Session, s.cfg.Roots), PID: uint32(m.Machine.PID()),
 		Grow:    func(ctx context.Context, want task.Resources) error { return s.growRunning(ctx, m, want) },
 		Protect: func(score int) { s.lowerScore(m, score) },
 		Sustain: func() {
@@ -223,7 +259,7 @@ func (s *Service) makePod(m *VM) (*task.Pod, error) {
 			Destination: "/etc/" + name, Source: filepath.Join(channel.VolumesDir, volumes.PodVolume, name),
 		})
 	}
-	return pod, nil
+	return pod
 }
 
 // podFiles are the files of every container's /etc that containerd leaves to the sandbox.
@@ -331,6 +367,14 @@ func podResources(config *cripb.PodSandboxConfig) task.Resources {
 		out.CPUs = float64(r.GetCpuQuota()) / float64(r.GetCpuPeriod())
 	}
 	return out
+}
+
+// needs reports whether the micro-VM is too small for the limits.
+func (s *Service) needs(want task.Resources) bool {
+	s.room.Lock()
+	defer s.room.Unlock()
+	return want.Memory > 0 && (want.Memory > math.MaxInt64-guestReserve || int64(want.Memory)+guestReserve > s.room.memory) ||
+		int(math.Ceil(want.CPUs)) > s.room.cpus
 }
 
 // grow plugs memory and CPUs so that the limits fit, and reports whether it had to.

@@ -372,6 +372,27 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
+// TestSetupFails: containerd does not wait for an ordinary pod's guest, but no container gets past it, and
+// the sandbox ends.
+func TestSetupFails(t *testing.T) {
+	w := newWorld()
+	w.setupErr = errors.New("no entropy")
+	s := service(t, w)
+	r := request(t, func(c *cripb.PodSandboxConfig) { *c = cripb.PodSandboxConfig{} })
+	if _, err := start(t, s, r); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := w.attached.Ready(t.Context()); !errors.Is(err, w.setupErr) {
+			t.Errorf("ready: %v", err)
+		}
+	}
+	wait, err := s.WaitSandbox(t.Context(), &api.WaitSandboxRequest{SandboxID: r.SandboxID})
+	if err != nil || wait.ExitStatus != statusKilled {
+		t.Errorf("wait %v, %v", wait, err)
+	}
+}
+
 // TestStopWhileStarting: a clone that never comes does not keep anybody waiting.
 func TestStopWhileStarting(t *testing.T) {
 	w := newWorld()
@@ -473,6 +494,9 @@ func TestSharedPIDAndDefaults(t *testing.T) {
 	})
 	r.NetnsPath = ""
 	if _, err := start(t, s, r); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.attached.Ready(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	host, _ := os.Hostname()

@@ -106,6 +106,9 @@ func (s *Service) metrics(ctx context.Context, id string) (*types.Metric, error)
 	}
 	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
+	if err := pod.Ready(ctx); err != nil {
+		return nil, err
+	}
 	resp, err := pod.Guest.Stats(ctx, &guestv1.StatsRequest{})
 	if err != nil {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	apievents "github.com/containerd/containerd/api/events"
 	api "github.com/containerd/containerd/api/runtime/task/v3"
@@ -22,11 +23,16 @@ import (
 	"atoll.dev/atoll/internal/shim/seccomp"
 	"atoll.dev/atoll/internal/shim/spec"
 	"atoll.dev/atoll/internal/shim/stdio"
+	"atoll.dev/atoll/internal/shim/timing"
 	"atoll.dev/atoll/internal/shim/volumes"
 	"atoll.dev/atoll/internal/supervise/undo"
 )
 
-// Create makes a container. When it returns, everything is in the guest but the process.
+// prepareTimeout bounds what Create leaves to be done.
+const prepareTimeout = 2 * time.Minute
+
+// Create takes a container on. It returns when the host's part is checked; the guest's part goes on while
+// containerd gets ready to start the container. Start waits for it and returns its error.
 func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.CreateTaskResponse, error) {
 	c, err := s.create(ctx, r)
 	if err != nil {
@@ -51,7 +57,9 @@ func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (_ *cont
 	if err != nil {
 		return nil, err
 	}
-	c := &container{id: r.ID, bundle: r.Bundle, usage: rootfs.usage, execs: map[string]*process{}}
+	c := &container{
+		id: r.ID, bundle: r.Bundle, usage: rootfs.usage, execs: map[string]*process{}, prepared: make(chan struct{}),
+	}
 	if err := s.reserve(c); err != nil {
 		return nil, err
 	}
@@ -62,11 +70,14 @@ func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (_ *cont
 		return nil
 	})
 	steps := s.cfg.Steps.Begin("create")
-	oci, err := s.provide(ctx, pod, c, rootfs.image, &stack)
+	oci, err := read(c.bundle)
 	if err != nil {
 		return nil, err
 	}
-	steps.Done("image and volumes")
+	c.limits, c.privileged = limitsOf(oci.Linux.Resources), spec.Privileged(oci)
+	if c.seccomp, err = compile(oci.Linux.Seccomp); err != nil {
+		return nil, err
+	}
 	p := newProcess("", s.newPID(), stdio.Config{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal})
 	if p.io, err = stdio.Open(p.config); err != nil {
 		return nil, err
@@ -75,15 +86,42 @@ func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (_ *cont
 		p.io.Close()
 		return nil
 	})
-	if err := s.createInGuest(ctx, pod, c, p, oci, &stack); err != nil {
-		return nil, err
-	}
-	steps.Done("guest")
 	if err := s.enter(c, p); err != nil {
 		return nil, err
 	}
 	stack.Release()
+	steps.Done("host")
+	go s.prepare(context.WithoutCancel(ctx), pod, c, oci, rootfs.image, steps)
 	return c, nil
+}
+
+// prepare does what is to be done in the guest before the container can be started.
+func (s *Service) prepare(ctx context.Context, pod *Pod, c *container, oci *specs.Spec, image string, steps *timing.Phase) {
+	ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
+	defer cancel()
+	defer close(c.prepared)
+	if c.failed = s.prepareGuest(ctx, pod, c, oci, image, steps); c.failed != nil {
+		c.failed = fmt.Errorf("creating container in micro-VM: %w", c.failed)
+	}
+}
+
+func (s *Service) prepareGuest(ctx context.Context, pod *Pod, c *container, oci *specs.Spec, image string, steps *timing.Phase) (err error) {
+	var stack undo.Stack
+	defer func() { err = stack.Unwind(err) }()
+	if err := pod.Ready(ctx); err != nil {
+		return err
+	}
+	steps.Done("guest set up")
+	if err := s.provide(ctx, pod, c, oci, image, &stack); err != nil {
+		return err
+	}
+	steps.Done("image and volumes")
+	if err := s.createInGuest(ctx, pod, c, c.init, oci, &stack); err != nil {
+		return err
+	}
+	steps.Done("guest")
+	stack.Release()
+	return nil
 }
 
 // reserve takes the id.
@@ -160,30 +198,29 @@ func compile(profile *specs.LinuxSeccomp) (program, error) {
 
 // provide brings image and volumes into the guest and rewrites the spec to use them. The guest mounts the
 // image while the rest is made ready.
-func (s *Service) provide(ctx context.Context, pod *Pod, c *container, image string, stack *undo.Stack) (*specs.Spec, error) {
+func (s *Service) provide(ctx context.Context, pod *Pod, c *container, oci *specs.Spec, image string, stack *undo.Stack) error {
 	var wg sync.WaitGroup
 	var imageErr error
 	wg.Go(func() { c.image, imageErr = pod.Images.Acquire(ctx, image) })
-	oci, err := s.describe(ctx, pod, c)
+	err := s.describe(ctx, pod, c, oci)
 	wg.Wait()
 	if imageErr == nil {
-		stack.Push("releasing image", func() error { return pod.Images.Release(context.WithoutCancel(ctx), c.image) })
+		stack.Push("releasing image", func() error {
+			id := c.image
+			c.image = ""
+			return pod.Images.Release(context.WithoutCancel(ctx), id)
+		})
 	}
-	return oci, errors.Join(err, imageErr)
+	return errors.Join(err, imageErr)
 }
 
 // describe makes the guest's spec out of the host's.
-func (s *Service) describe(ctx context.Context, pod *Pod, c *container) (*specs.Spec, error) {
-	oci, err := read(c.bundle)
-	if err != nil {
-		return nil, err
-	}
+func (s *Service) describe(ctx context.Context, pod *Pod, c *container, oci *specs.Spec) (err error) {
 	if p := oci.Process; p != nil && p.OOMScoreAdj != nil {
 		pod.Protect(*p.OOMScoreAdj)
 	}
-	c.limits, c.privileged = limitsOf(oci.Linux.Resources), spec.Privileged(oci)
 	if err := pod.Grow(ctx, s.total(c)); err != nil {
-		return nil, err
+		return err
 	}
 	var binds []specs.Mount
 	for _, m := range oci.Mounts {
@@ -192,12 +229,9 @@ func (s *Service) describe(ctx context.Context, pod *Pod, c *container) (*specs.
 		}
 	}
 	if c.volumes, err = pod.Volumes.Prepare(ctx, c.id, binds); err != nil {
-		return nil, err
+		return err
 	}
-	if c.seccomp, err = compile(oci.Linux.Seccomp); err != nil {
-		return nil, err
-	}
-	return oci, spec.Container(oci, spec.Env{
+	return spec.Container(oci, spec.Env{
 		SandboxPID: pod.PID, GuestPID: s.guestPID, Bind: c.volumes.Bind, Files: pod.Files, Shm: channel.ShmPath,
 	})
 }

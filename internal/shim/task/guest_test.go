@@ -7,11 +7,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/containerd/cgroups/v3/cgroup2/stats"
+	apievents "github.com/containerd/containerd/api/events"
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
@@ -209,6 +211,7 @@ func newPod(t *testing.T) *pod {
 	p.Attach(&Pod{
 		Guest: p.guest, Streams: p.guest, PID: 4711,
 		Images: images.New(p.guest, p.guest), Volumes: volumes.New(p.guest, volumes.Roots{}),
+		Ready:   func(context.Context) error { return nil },
 		Protect: func(score int) { p.scores = append(p.scores, score) },
 		Sustain: func() { p.kept++ },
 		Grow: func(_ context.Context, want Resources) error {
@@ -257,7 +260,35 @@ func (p *pod) create(id string, edit func(*specs.Spec)) *api.CreateTaskResponse 
 	if err != nil {
 		p.t.Fatal(err)
 	}
+	c, err := p.container(id)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if err := c.wait(p.t.Context()); err != nil {
+		p.t.Fatal(err)
+	}
 	return resp
+}
+
+// refused creates a container that the guest or the micro-VM refuses: its start says so, and nothing of it
+// is left when it is deleted.
+func (p *pod) refused(id, want string, edit func(*specs.Spec)) {
+	p.t.Helper()
+	if _, err := p.Create(p.t.Context(), p.request(id, edit)); err != nil {
+		p.t.Fatal(err)
+	}
+	next[*apievents.TaskCreate](p.t, p.events)
+	_, err := p.Start(p.t.Context(), &api.StartRequest{ID: id})
+	if err == nil || !strings.Contains(err.Error(), want) {
+		p.t.Errorf("start: %v, want %q", err, want)
+	}
+	if e := next[*apievents.TaskExit](p.t, p.events); e.ExitStatus != 128 {
+		p.t.Errorf("event %v", e)
+	}
+	if _, err := p.Service.Delete(p.t.Context(), &api.DeleteRequest{ID: id}); err != nil {
+		p.t.Error(err)
+	}
+	next[*apievents.TaskDelete](p.t, p.events)
 }
 
 func (p *pod) start(id, exec string) {

@@ -32,25 +32,16 @@ func (s *Service) Start(ctx context.Context, r *api.StartRequest) (*api.StartRes
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
-	pod, err := s.running()
-	if err != nil {
-		return nil, errgrpc.ToGRPC(err)
-	}
 	if err := p.begin(); err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
-	steps := s.cfg.Steps.Begin("start")
-	gctx, cancel := call(ctx)
-	defer cancel()
-	resp, err := pod.Guest.Start(gctx, &guestv1.ProcessRequest{ContainerId: c.id, ExecId: p.exec})
+	pod, err := s.start(ctx, c, p)
 	if err != nil {
 		// As runc does: a process that could not be started has ended.
 		p.io.Close()
 		s.exited(c, p, exit{status: 128, at: time.Now()})
-		return nil, errgrpc.ToGRPC(fmt.Errorf("starting process in micro-VM: %w", err))
+		return nil, errgrpc.ToGRPC(err)
 	}
-	steps.Done("guest")
-	p.started(max(resp.GetPid(), 1))
 	if p.exec == "" {
 		s.cfg.Events.Publish(&apievents.TaskStart{ContainerID: c.id, Pid: p.pid})
 		s.cfg.Steps.Log("container started", "container", c.id)
@@ -59,6 +50,25 @@ func (s *Service) Start(ctx context.Context, r *api.StartRequest) (*api.StartRes
 	}
 	go s.wait(context.WithoutCancel(ctx), pod, c, p)
 	return &api.StartResponse{Pid: p.pid}, nil
+}
+
+// start starts a process in the guest, once it has the container.
+func (s *Service) start(ctx context.Context, c *container, p *process) (*Pod, error) {
+	steps := s.cfg.Steps.Begin("start")
+	pod, err := s.guestOf(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	steps.Done("container created")
+	ctx, cancel := call(ctx)
+	defer cancel()
+	resp, err := pod.Guest.Start(ctx, &guestv1.ProcessRequest{ContainerId: c.id, ExecId: p.exec})
+	if err != nil {
+		return nil, fmt.Errorf("starting process in micro-VM: %w", err)
+	}
+	steps.Done("guest")
+	p.started(max(resp.GetPid(), 1))
+	return pod, nil
 }
 
 // wait waits for the exit of a process in the guest. When the micro-VM ends first, Gone reports it.
@@ -174,7 +184,7 @@ func (s *Service) exec(ctx context.Context, r *api.ExecProcessRequest) (err erro
 	if err != nil {
 		return err
 	}
-	pod, err := s.running()
+	pod, err := s.guestOf(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -230,7 +240,7 @@ func (s *Service) Kill(ctx context.Context, r *api.KillRequest) (*emptypb.Empty,
 	if s.neverStarted(c, p, r.Signal) {
 		return &emptypb.Empty{}, nil
 	}
-	pod, err := s.running()
+	pod, err := s.guestOf(ctx, c)
 	if err != nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("%w: %w", errdefs.ErrNotFound, err))
 	}
@@ -282,6 +292,12 @@ func (s *Service) delete(ctx context.Context, c *container, p *process) error {
 	if p.begin() != nil && !p.hasEnded() {
 		return fmt.Errorf("process is running: %w", errdefs.ErrFailedPrecondition)
 	}
+	// A container that the guest refused leaves nothing there.
+	select {
+	case <-c.prepared:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	pod, err := s.running()
 	if err == nil {
 		gctx, cancel := call(ctx)
@@ -297,7 +313,7 @@ func (s *Service) delete(ctx context.Context, c *container, p *process) error {
 		return nil
 	}
 	s.forget(c.id)
-	if pod == nil {
+	if pod == nil || c.image == "" {
 		return nil
 	}
 	// The container is gone; a disk that cannot be freed is logged and left.
@@ -323,7 +339,7 @@ func (s *Service) ResizePty(ctx context.Context, r *api.ResizePtyRequest) (*empt
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
-	pod, err := s.running()
+	pod, err := s.guestOf(ctx, c)
 	if err != nil {
 		return nil, errgrpc.ToGRPC(err)
 	}
@@ -353,7 +369,7 @@ func (s *Service) update(ctx context.Context, r *api.UpdateTaskRequest) error {
 	if err != nil {
 		return err
 	}
-	pod, err := s.running()
+	pod, err := s.guestOf(ctx, c)
 	if err != nil {
 		return err
 	}

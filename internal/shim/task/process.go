@@ -1,6 +1,7 @@
 package task
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"time"
@@ -25,6 +26,9 @@ type container struct {
 	privileged bool
 
 	init *process // nil while the container is being created
+
+	prepared chan struct{} // closed when the guest has the container, or will not have it
+	failed   error         // why not; to be read after that
 
 	mu    sync.Mutex // guards the fields below
 	execs map[string]*process
@@ -61,6 +65,16 @@ type process struct {
 
 func newProcess(exec string, pid uint32, cfg stdio.Config) *process {
 	return &process{exec: exec, pid: pid, config: cfg, ended: make(chan struct{})}
+}
+
+// wait waits until the guest has the container.
+func (c *container) wait(ctx context.Context) error {
+	select {
+	case <-c.prepared:
+		return c.failed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // process finds the first process or an exec.

@@ -64,6 +64,9 @@ type Pod struct {
 	Volumes *volumes.Set
 	PID     uint32        // by which containerd knows the sandbox
 	Files   []specs.Mount // the pod's own /etc/hosts and the like, as guest paths
+	// Ready waits until the guest is set up, or says why it never will be. Before that nothing else here
+	// works.
+	Ready func(context.Context) error
 	// Grow makes room for containers with these limits together, where the micro-VM has too little.
 	Grow func(ctx context.Context, want Resources) error
 	// Protect takes a container's oom_score_adj, for QEMU.
@@ -140,7 +143,7 @@ func (s *Service) running() (*Pod, error) {
 	return s.pod, nil
 }
 
-// container finds a container that was created completely.
+// container finds a container that was created. The guest need not have it yet.
 func (s *Service) container(id string) (*container, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -159,6 +162,14 @@ func (s *Service) process(id, exec string) (*container, *process, error) {
 	}
 	p, err := c.process(exec)
 	return c, p, err
+}
+
+// guestOf waits until the guest has a container and returns the pod.
+func (s *Service) guestOf(ctx context.Context, c *container) (*Pod, error) {
+	if err := c.wait(ctx); err != nil {
+		return nil, err
+	}
+	return s.running()
 }
 
 // newPID hands out a number that containerd takes for a pid.
@@ -226,7 +237,7 @@ func (s *Service) Pids(ctx context.Context, r *api.PidsRequest) (*api.PidsRespon
 		return nil, errgrpc.ToGRPC(err)
 	}
 	self := &api.PidsResponse{Processes: []*tasktypes.ProcessInfo{{Pid: c.init.pid}}}
-	pod, err := s.running()
+	pod, err := s.guestOf(ctx, c)
 	if err != nil {
 		return self, nil //nolint:nilerr // see above
 	}
