@@ -40,6 +40,7 @@ const (
 	imagesDir    = runDir + "/images"
 	stageDir     = runDir + "/stage"
 	rootfsDir    = runDir + "/rootfs"
+	mountPoints  = container.MountPoints(runDir + "/mountpoints")
 	scratchDir   = runDir + "/scratch"
 	layersDir    = scratchDir + "/containers"
 	volumesDir   = scratchDir + "/volumes"

@@ -213,7 +213,7 @@ func (s *server) prepareScratch(ctx context.Context, serial string) (*pod, error
 	p := &pod{
 		volumes: volumes,
 		containers: container.New(container.Config{
-			Helper: helperPath, Rootfs: rootfsDir, Scratch: layersDir, Shm: channel.ShmPath,
+			Helper: helperPath, Rootfs: rootfsDir, Scratch: layersDir, Shm: channel.ShmPath, MountPoints: mountPoints,
 			Reaper: s.m.reaper, Tree: s.m.tree, Disks: s.m.disks, Volumes: volumes, Meter: meter,
 			Filter: s.m.filter, Watch: s.m.watch,
 		}),

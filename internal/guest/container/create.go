@@ -81,7 +81,7 @@ func (r *Runtime) Create(req Create) (err error) {
 		spec.Linux.Devices = append(spec.Linux.Devices, nodes...)
 	}
 	prog, err := program.Container{
-		Spec: &spec, Rootfs: r.cfg.Rootfs, Overlay: c.shell.overlay(lowers), Binds: binds, Terminal: req.Terminal,
+		Spec: &spec, Rootfs: r.cfg.Rootfs, Overlay: c.shell.overlay(append(lowers, r.cfg.MountPoints.below(spec.Mounts)...)), Binds: binds, Terminal: req.Terminal,
 		Privileged: c.privileged, Seccomp: req.Seccomp, SeccompFlags: req.SeccompFlags, Home: home(lowers, spec.Process),
 	}.Compile()
 	if err != nil {

@@ -41,6 +41,9 @@ type Config struct {
 	Rootfs  string // existing directory that every container mounts its root on, in its own namespace
 	Scratch string // existing directory for writable layers
 	Shm     string // the pod's /dev/shm
+
+	MountPoints MountPoints
+
 	Reaper  *Reaper
 	Tree    *cgroup.Tree
 	Disks   *disk.Disks
