@@ -3,7 +3,6 @@
 package guest_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
+	"atoll.dev/atoll/internal/guest/flatspec"
 )
 
 // cpu is the processor time QEMU has used so far: unlike wall-clock time, nearly the same on a busy
@@ -71,10 +71,7 @@ func (w *stopwatch) report(t *testing.T) {
 // TestWarmLatency measures set-up and the first container of warmed-up micro-VMs, call by call, as
 // the shim sees it. It fails only when something does not work.
 func TestWarmLatency(t *testing.T) {
-	spec, err := json.Marshal(criSpec("true"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	spec := flatspec.Spec(criSpec("true"))
 	w := &stopwatch{wall: map[string][]time.Duration{}, cpu: map[string][]time.Duration{}}
 	for range 5 {
 		v := boot(t)

@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +25,7 @@ import (
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
 	"atoll.dev/atoll/internal/guest/channel"
+	"atoll.dev/atoll/internal/guest/flatspec"
 )
 
 // artefacts are built once for all tests.
@@ -363,15 +363,11 @@ func (v *vm) create(j *job) error {
 	if j.id == "" {
 		j.id = fmt.Sprintf("c%d", v.ids.Add(1))
 	}
-	spec, err := json.Marshal(j.spec)
-	if err != nil {
-		return err
-	}
 	if j.lowers == nil {
 		j.lowers = []string{"busybox"}
 	}
-	_, err = v.guest.CreateContainer(v.t.Context(), &guestv1.CreateContainerRequest{
-		Id: j.id, Spec: spec, Lowers: j.lowers, Terminal: j.terminal, Stdin: j.stdin != nil,
+	_, err := v.guest.CreateContainer(v.t.Context(), &guestv1.CreateContainerRequest{
+		Id: j.id, Spec: flatspec.Spec(j.spec), Lowers: j.lowers, Terminal: j.terminal, Stdin: j.stdin != nil,
 		Seccomp: j.seccomp, ImageVolumes: j.volumes,
 	})
 	return err
@@ -394,16 +390,12 @@ func (v *vm) run(j *job) error {
 func (v *vm) exec(container string, j *job) error {
 	j.id = container
 	id := fmt.Sprintf("e%d", v.ids.Add(1))
-	p, err := json.Marshal(j.spec.Process)
-	if err != nil {
-		return err
-	}
-	if _, err = v.guest.CreateExec(v.t.Context(), &guestv1.CreateExecRequest{
-		ContainerId: container, ExecId: id, Process: p, Terminal: j.terminal, Stdin: j.stdin != nil, Seccomp: j.seccomp,
+	if _, err := v.guest.CreateExec(v.t.Context(), &guestv1.CreateExecRequest{
+		ContainerId: container, ExecId: id, Process: flatspec.Process(j.spec.Process), Terminal: j.terminal, Stdin: j.stdin != nil, Seccomp: j.seccomp,
 	}); err != nil {
 		return err
 	}
-	err = v.process(j, id)
+	err := v.process(j, id)
 	_, derr := v.guest.Delete(context.Background(), &guestv1.ProcessRequest{ContainerId: container, ExecId: id})
 	return errors.Join(err, derr)
 }

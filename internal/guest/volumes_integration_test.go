@@ -16,6 +16,7 @@ import (
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
 	"atoll.dev/atoll/internal/guest/channel"
+	"atoll.dev/atoll/internal/guest/flatspec"
 )
 
 // filter denies one system call with EPERM.
@@ -197,7 +198,10 @@ func testLimits(t *testing.T, v *vm) {
 	j.spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: &pids}
 	j.started = func(id string) {
 		time.Sleep(time.Second)
-		req := &guestv1.UpdateRequest{ContainerId: id, Resources: []byte(`{"memory":{"limit":67108864},"cpu":{"shares":2048,"quota":30000,"period":100000}}`)}
+		limit, shares, quota := int64(64<<20), uint64(2048), int64(30000)
+		req := &guestv1.UpdateRequest{ContainerId: id, Resources: flatspec.Resources(&specs.LinuxResources{
+			Memory: &specs.LinuxMemory{Limit: &limit}, CPU: &specs.LinuxCPU{Shares: &shares, Quota: &quota, Period: &period},
+		})}
 		if _, err := v.guest.Update(t.Context(), req); err != nil {
 			t.Error(err)
 		}

@@ -2,7 +2,6 @@ package guest
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -19,6 +18,7 @@ import (
 	guestv1 "atoll.dev/atoll/api/guest/v1"
 	"atoll.dev/atoll/internal/guest/channel"
 	"atoll.dev/atoll/internal/guest/container"
+	"atoll.dev/atoll/internal/guest/flatspec"
 )
 
 const (
@@ -208,11 +208,7 @@ func (r *rehearsal) containers(ctx context.Context, serial string) error {
 }
 
 func (r *rehearsal) container(ctx context.Context, spec *specs.Spec, withStdin bool) (stdin *yamux.Stream, err error) {
-	data, err := json.Marshal(spec)
-	if err != nil {
-		return nil, err
-	}
-	req := &guestv1.CreateContainerRequest{Id: warmID, Spec: data, Lowers: []string{warmID}, Stdin: withStdin, Seccomp: allowAll()}
+	req := &guestv1.CreateContainerRequest{Id: warmID, Spec: flatspec.Spec(spec), Lowers: []string{warmID}, Stdin: withStdin, Seccomp: allowAll()}
 	if _, err := r.guest.CreateContainer(ctx, req); err != nil {
 		return nil, err
 	}
@@ -220,11 +216,7 @@ func (r *rehearsal) container(ctx context.Context, spec *specs.Spec, withStdin b
 }
 
 func (r *rehearsal) exec(ctx context.Context, process *specs.Process) error {
-	data, err := json.Marshal(process)
-	if err != nil {
-		return err
-	}
-	req := &guestv1.CreateExecRequest{ContainerId: warmID, ExecId: warmID, Process: data, Seccomp: allowAll()}
+	req := &guestv1.CreateExecRequest{ContainerId: warmID, ExecId: warmID, Process: flatspec.Process(process), Seccomp: allowAll()}
 	if _, err := r.guest.CreateExec(ctx, req); err != nil {
 		return err
 	}
@@ -235,7 +227,7 @@ func (r *rehearsal) exec(ctx context.Context, process *specs.Process) error {
 	if err := r.finish(ctx, p); err != nil {
 		return err
 	}
-	_, err = r.guest.Stats(ctx, &guestv1.StatsRequest{})
+	_, err := r.guest.Stats(ctx, &guestv1.StatsRequest{})
 	return err
 }
 

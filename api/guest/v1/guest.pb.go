@@ -995,12 +995,12 @@ func (x *GetFileResponse) GetData() []byte {
 type CreateContainerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Spec  []byte                 `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"` // OCI runtime spec, JSON. Bind sources are guest paths (volumes, or
-	// channel.ShmPath for /dev/shm). Namespaces: net, ipc, uts are the
-	// pod's whatever is named; mount, cgroup are always new; pid without a
-	// path is new, or the pod's when Setup.shared_pid; pid with path
-	// /proc/<guest pid>/ns/pid joins that one. linux.seccomp and
-	// annotations are not read: leave them out, parsing costs time.
+	Spec  []byte                 `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"` // OCI runtime spec as internal/guest/flatspec writes it. Bind sources
+	// are guest paths (volumes, or channel.ShmPath for /dev/shm).
+	// Namespaces: net, ipc, uts are the pod's whatever is named; mount,
+	// cgroup are always new; pid without a path is new, or the pod's when
+	// Setup.shared_pid; pid with path /proc/<guest pid>/ns/pid joins that
+	// one.
 	Lowers       []string       `protobuf:"bytes,3,rep,name=lowers,proto3" json:"lowers,omitempty"` // image ids, topmost first
 	Terminal     bool           `protobuf:"varint,4,opt,name=terminal,proto3" json:"terminal,omitempty"`
 	Stdin        bool           `protobuf:"varint,5,opt,name=stdin,proto3" json:"stdin,omitempty"` // an "io ... 0" stream will be opened
@@ -1286,7 +1286,7 @@ type CreateExecRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
 	ExecId        string                 `protobuf:"bytes,2,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
-	Process       []byte                 `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"` // OCI process, JSON
+	Process       []byte                 `protobuf:"bytes,3,opt,name=process,proto3" json:"process,omitempty"` // OCI process (internal/guest/flatspec)
 	Terminal      bool                   `protobuf:"varint,4,opt,name=terminal,proto3" json:"terminal,omitempty"`
 	Stdin         bool                   `protobuf:"varint,5,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	Seccomp       []byte                 `protobuf:"bytes,6,opt,name=seccomp,proto3" json:"seccomp,omitempty"`
@@ -1573,7 +1573,7 @@ func (x *ResizePtyRequest) GetHeight() uint32 {
 type UpdateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	Resources     []byte                 `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"` // OCI LinuxResources, JSON
+	Resources     []byte                 `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"` // OCI LinuxResources (internal/guest/flatspec)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

@@ -2,17 +2,16 @@ package container
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"sync"
 	"time"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"atoll.dev/atoll/internal/guest/cgroup"
+	"atoll.dev/atoll/internal/guest/flatspec"
 	"atoll.dev/atoll/internal/guest/program"
 	"atoll.dev/atoll/internal/guest/usage"
 )
@@ -187,7 +186,7 @@ func (c *Container) ended(exec string, group *cgroup.Group) (oom bool) {
 // Exec is a request for another process in a running container.
 type Exec struct {
 	ID           string
-	Process      []byte // OCI process, JSON
+	Process      []byte // OCI process, see package flatspec
 	Terminal     bool
 	Stdin        bool
 	Seccomp      []byte
@@ -196,9 +195,9 @@ type Exec struct {
 
 // CreateExec prepares an exec; Start runs it.
 func (c *Container) CreateExec(req Exec) error {
-	var spec specs.Process
-	if err := json.Unmarshal(req.Process, &spec); err != nil {
-		return fmt.Errorf("parsing process: %w: %w", ErrInvalid, err)
+	spec, err := flatspec.ReadProcess(req.Process)
+	if err != nil {
+		return fmt.Errorf("reading process: %w: %w", ErrInvalid, err)
 	}
 	if _, err := c.ready(); err != nil {
 		return err
@@ -210,8 +209,8 @@ func (c *Container) CreateExec(req Exec) error {
 		return fmt.Errorf("container %s is not running: %w", c.id, ErrState)
 	}
 	prog, err := program.Exec{
-		Process: &spec, Terminal: req.Terminal, Seccomp: req.Seccomp, SeccompFlags: req.SeccompFlags,
-		Home: home([]string{fmt.Sprintf("/proc/%d/root", pid)}, &spec),
+		Process: spec, Terminal: req.Terminal, Seccomp: req.Seccomp, SeccompFlags: req.SeccompFlags,
+		Home: home([]string{fmt.Sprintf("/proc/%d/root", pid)}, spec),
 	}.Compile()
 	if err != nil {
 		return err
@@ -329,15 +328,15 @@ func (c *Container) Resize(exec string, width, height uint16) error {
 
 // Update changes limits in place.
 func (c *Container) Update(resources []byte) error {
-	var r specs.LinuxResources
-	if err := json.Unmarshal(resources, &r); err != nil {
-		return fmt.Errorf("parsing resources: %w: %w", ErrInvalid, err)
+	r, err := flatspec.ReadResources(resources)
+	if err != nil {
+		return fmt.Errorf("reading resources: %w: %w", ErrInvalid, err)
 	}
 	group, err := c.ready()
 	if err != nil {
 		return err
 	}
-	return group.Apply(&r)
+	return group.Apply(r)
 }
 
 // Pids lists the container's processes by their ids in the guest.

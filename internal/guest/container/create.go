@@ -1,7 +1,6 @@
 package container
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"path"
@@ -10,6 +9,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"atoll.dev/atoll/internal/guest/flatspec"
 	"atoll.dev/atoll/internal/guest/program"
 )
 
@@ -22,7 +22,7 @@ type ImageVolume struct {
 // Create is a request for a container.
 type Create struct {
 	ID           string
-	Spec         []byte   // OCI runtime spec, JSON
+	Spec         []byte   // OCI runtime spec, see package flatspec
 	Lowers       []string // image ids, topmost first
 	Terminal     bool
 	Stdin        bool
@@ -33,9 +33,9 @@ type Create struct {
 
 // Create prepares a container; nothing runs yet.
 func (r *Runtime) Create(req Create) (err error) {
-	var spec specs.Spec
-	if err := json.Unmarshal(req.Spec, &spec); err != nil {
-		return fmt.Errorf("parsing spec: %w: %w", ErrInvalid, err)
+	spec, err := flatspec.ReadSpec(req.Spec)
+	if err != nil {
+		return fmt.Errorf("reading spec: %w: %w", ErrInvalid, err)
 	}
 	if spec.Process == nil {
 		return fmt.Errorf("spec has no process: %w", ErrInvalid)
@@ -70,7 +70,7 @@ func (r *Runtime) Create(req Create) (err error) {
 	if err != nil {
 		return err
 	}
-	if c.pid, err = r.pidMode(&spec); err != nil {
+	if c.pid, err = r.pidMode(spec); err != nil {
 		return err
 	}
 	if c.privileged {
@@ -81,7 +81,7 @@ func (r *Runtime) Create(req Create) (err error) {
 		spec.Linux.Devices = append(spec.Linux.Devices, nodes...)
 	}
 	prog, err := program.Container{
-		Spec: &spec, Rootfs: r.cfg.Rootfs, Overlay: c.shell.overlay(append(lowers, r.cfg.MountPoints.below(spec.Mounts)...)), Binds: binds, Terminal: req.Terminal,
+		Spec: spec, Rootfs: r.cfg.Rootfs, Overlay: c.shell.overlay(append(lowers, r.cfg.MountPoints.below(spec.Mounts)...)), Binds: binds, Terminal: req.Terminal,
 		Privileged: c.privileged, Seccomp: req.Seccomp, SeccompFlags: req.SeccompFlags, Home: home(lowers, spec.Process),
 	}.Compile()
 	if err != nil {

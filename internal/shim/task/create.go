@@ -2,7 +2,6 @@ package task
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -20,6 +19,7 @@ import (
 	guestv1 "atoll.dev/atoll/api/guest/v1"
 	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/guest/channel"
+	"atoll.dev/atoll/internal/guest/flatspec"
 	"atoll.dev/atoll/internal/shim/seccomp"
 	"atoll.dev/atoll/internal/shim/spec"
 	"atoll.dev/atoll/internal/shim/stdio"
@@ -238,16 +238,13 @@ func (s *Service) describe(ctx context.Context, pod *Pod, c *container, oci *spe
 
 // createInGuest creates the container there and connects its standard streams.
 func (s *Service) createInGuest(ctx context.Context, pod *Pod, c *container, p *process, oci *specs.Spec, stack *undo.Stack) error {
-	data, err := json.Marshal(oci)
-	if err != nil {
-		return fmt.Errorf("encoding spec: %w", err)
-	}
+	data := flatspec.Spec(oci)
 	if len(data) > spec.MaxBytes {
 		return fmt.Errorf("spec of %d bytes is larger than %d: %w", len(data), spec.MaxBytes, errdefs.ErrInvalidArgument)
 	}
 	gctx, cancel := call(ctx)
 	defer cancel()
-	_, err = pod.Guest.CreateContainer(gctx, &guestv1.CreateContainerRequest{
+	_, err := pod.Guest.CreateContainer(gctx, &guestv1.CreateContainerRequest{
 		Id: c.id, Spec: data, Lowers: []string{c.image}, Terminal: p.config.Terminal, Stdin: p.io.HasStdin(),
 		ImageVolumes: filled(c.volumes), Seccomp: c.seccomp.code, SeccompFlags: c.seccomp.flags,
 	})

@@ -19,6 +19,7 @@ import (
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
 	"atoll.dev/atoll/internal/guest/channel"
+	"atoll.dev/atoll/internal/guest/flatspec"
 	"atoll.dev/atoll/internal/shim/spec"
 	"atoll.dev/atoll/internal/shim/stdio"
 )
@@ -198,10 +199,6 @@ func (s *Service) exec(ctx context.Context, r *api.ExecProcessRequest) (err erro
 	if err := spec.Exec(&oci, c.privileged); err != nil {
 		return fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
 	}
-	data, err := json.Marshal(&oci)
-	if err != nil {
-		return fmt.Errorf("encoding process: %w", err)
-	}
 	p := newProcess(r.ExecID, s.newPID(), stdio.Config{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal})
 	if p.io, err = stdio.Open(p.config); err != nil {
 		return err
@@ -213,7 +210,7 @@ func (s *Service) exec(ctx context.Context, r *api.ExecProcessRequest) (err erro
 	ctx, cancel := call(ctx)
 	defer cancel()
 	_, err = pod.Guest.CreateExec(ctx, &guestv1.CreateExecRequest{
-		ContainerId: c.id, ExecId: p.exec, Process: data, Terminal: p.config.Terminal, Stdin: p.io.HasStdin(),
+		ContainerId: c.id, ExecId: p.exec, Process: flatspec.Process(&oci), Terminal: p.config.Terminal, Stdin: p.io.HasStdin(),
 		Seccomp: c.seccomp.code, SeccompFlags: c.seccomp.flags,
 	})
 	if err == nil {
@@ -385,13 +382,9 @@ func (s *Service) update(ctx context.Context, r *api.UpdateTaskRequest) error {
 		s.setLimits(c, old)
 		return err
 	}
-	data, err := json.Marshal(&oci)
-	if err != nil {
-		return fmt.Errorf("encoding resources: %w", err)
-	}
 	gctx, cancel := call(ctx)
 	defer cancel()
-	if _, err := pod.Guest.Update(gctx, &guestv1.UpdateRequest{ContainerId: c.id, Resources: data}); err != nil {
+	if _, err := pod.Guest.Update(gctx, &guestv1.UpdateRequest{ContainerId: c.id, Resources: flatspec.Resources(&oci)}); err != nil {
 		s.setLimits(c, old)
 		return errors.Join(err)
 	}
