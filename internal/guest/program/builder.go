@@ -80,10 +80,14 @@ type builder struct {
 	data    []byte // from headerSize on
 	strings map[string]arg
 	ops     []*op
+	unused  []op // of the last batch
 	steps   []step
 	regs    uint8
 	err     error
 }
+
+// opBatch is how many operations are allocated at a time: there are some two hundred in a program.
+const opBatch = 64
 
 func newBuilder() *builder {
 	return &builder{
@@ -167,7 +171,12 @@ func (b *builder) do(format string, a ...any) {
 
 // call appends a system call to the current step.
 func (b *builder) call(nr int, args ...arg) *op {
-	o := &op{nr: uint16(nr), step: uint16(len(b.steps) - 1), nargs: len(args)}
+	if len(b.unused) == 0 {
+		b.unused = make([]op, opBatch)
+	}
+	o := &b.unused[0]
+	b.unused = b.unused[1:]
+	o.nr, o.step, o.nargs = uint16(nr), uint16(len(b.steps)-1), len(args)
 	copy(o.args[:], args)
 	b.ops = append(b.ops, o)
 	return o
