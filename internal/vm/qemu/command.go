@@ -152,7 +152,7 @@ func (c *Config) args() []string {
 	if c.Tap != nil {
 		a = append(a,
 			"-netdev", fmt.Sprintf("tap,id=net,fd=%d", fdTap),
-			"-device", "virtio-net-pci,netdev=net,mac=02:00:00:00:00:01,romfile=,disable-legacy=on,bus=pcie.0,addr=0x3",
+			"-device", "virtio-net-pci,netdev=net,mac=02:00:00:00:00:01,romfile=,disable-legacy=on,bus=pcie.0,addr=0x3"+noControlQueue,
 		)
 	}
 	return append(a, c.diskArgs()...)
