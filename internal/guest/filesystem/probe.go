@@ -61,7 +61,8 @@ func Probe(device string) (Content, error) {
 	if c.Bytes, err = size(f); err != nil {
 		return c, fmt.Errorf("looking at disk: %w", err)
 	}
-	head := make([]byte, min(edge, c.Bytes))
+	// What a file system of ours begins with, and in most cases all there is to read.
+	head := make([]byte, min(headBytes, c.Bytes))
 	if _, err := f.ReadAt(head, 0); err != nil {
 		return c, fmt.Errorf("looking at disk: %w", err)
 	}
@@ -73,11 +74,16 @@ func Probe(device string) (Content, error) {
 		c.FSType = known(head)
 		return c, nil
 	}
-	tail := make([]byte, min(edge, c.Bytes))
-	if _, err := f.ReadAt(tail, c.Bytes-int64(len(tail))); err != nil {
-		return c, fmt.Errorf("looking at disk: %w", err)
+	end := make([]byte, min(edge, c.Bytes))
+	for _, at := range []int64{0, c.Bytes - int64(len(end))} {
+		if _, err := f.ReadAt(end, at); err != nil {
+			return c, fmt.Errorf("looking at disk: %w", err)
+		}
+		if !zero(end) {
+			return c, nil
+		}
 	}
-	c.Blank = zero(tail)
+	c.Blank = true
 	return c, nil
 }
 
