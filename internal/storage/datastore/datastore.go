@@ -195,6 +195,8 @@ type Upkeep interface {
 	// Volume and SnapshotByID return one entry of List. ErrNotFound.
 	Volume(ctx context.Context, id string) (Volume, error)
 	SnapshotByID(ctx context.Context, id string) (Snapshot, error)
+	// SetLabels replaces the labels of a volume, attached or not. ErrNotFound.
+	SetLabels(ctx context.Context, id string, labels map[string]string) error
 	// Status tells room and health. It never fails and never takes longer than its timeout.
 	Status(ctx context.Context) Status
 	// Check reads every record and image and reports what is wrong. It changes nothing.
