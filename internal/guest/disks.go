@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
-	"atoll.dev/atoll/internal/guest/filesystem"
 	"atoll.dev/atoll/internal/guest/volume"
+	"atoll.dev/atoll/internal/linux/filesystem"
 )
 
 // Bounds of what is done with the disks of persistent volumes.

@@ -21,9 +21,9 @@ import (
 	"atoll.dev/atoll/internal/guest/channel"
 	"atoll.dev/atoll/internal/guest/container"
 	"atoll.dev/atoll/internal/guest/disk"
-	"atoll.dev/atoll/internal/guest/filesystem"
 	"atoll.dev/atoll/internal/guest/program"
 	"atoll.dev/atoll/internal/guest/volume"
+	"atoll.dev/atoll/internal/linux/filesystem"
 )
 
 var errInvalid = errors.New("invalid")

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"atoll.dev/atoll/internal/guest/filesystem"
+	"atoll.dev/atoll/internal/linux/filesystem"
 )
 
 // Disk is where a volume of kind OnDisk or Block is.

@@ -86,9 +86,11 @@ type Set struct {
 	life    context.Context // ends with Release
 	end     context.CancelFunc
 
-	mu       sync.Mutex       // held over each change; guards the fields below
-	disks   map[string]*disk // by name
-	serving bool
+	attaching sync.Mutex // held over the attaching of a volume; comes before mu
+	serving   bool       // guarded by attaching
+
+	mu    sync.Mutex       // held over each change of what is attached; guards the field below
+	disks map[string]*disk // by name
 }
 
 // disk is a volume that the guest has.
@@ -149,11 +151,12 @@ func (s *Set) Device(ctx context.Context, host handover.Device) (handover.Device
 	return handover.Device{}, false, nil
 }
 
-// ensure attaches a volume once.
+// ensure attaches a volume once. While the agent is asked how, mu is free and the volume is not known yet: the
+// agent may be about to change the volume, and wait for an answer from here.
 func (s *Set) ensure(ctx context.Context, name string, v handover.Volume) (*disk, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if d := s.disks[name]; d != nil {
+	s.attaching.Lock()
+	defer s.attaching.Unlock()
+	if d := s.find(name); d != nil {
 		return d, nil
 	}
 	if s.life.Err() != nil {
@@ -169,10 +172,8 @@ func (s *Set) ensure(ctx context.Context, name string, v handover.Volume) (*disk
 	if !channel.ValidID(d.id) {
 		return nil, fmt.Errorf("volume name %q is not valid", name)
 	}
-	for _, other := range s.disks {
-		if other.serial == d.serial {
-			return nil, errors.New("the pod has the same volume under another name")
-		}
+	if s.attached(d.serial) {
+		return nil, errors.New("the pod has the same volume under another name")
 	}
 	record := attach.Record{Volume: v.ID, Pod: s.pod, Socket: s.cfg.Socket, PID: os.Getpid()}
 	if err := s.records.Put(record); err != nil {
@@ -181,8 +182,27 @@ func (s *Set) ensure(ctx context.Context, name string, v handover.Volume) (*disk
 	if err := s.attach(ctx, d); err != nil {
 		return nil, errors.Join(err, s.records.Remove(v.ID, s.pod))
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.disks[name] = d
 	return d, nil
+}
+
+func (s *Set) find(name string) *disk {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.disks[name]
+}
+
+func (s *Set) attached(serial string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range s.disks {
+		if d.serial == serial {
+			return true
+		}
+	}
+	return false
 }
 
 // serialOf is a serial number for a volume, whose handle may be too long for one.
@@ -288,6 +308,13 @@ func (s *Set) plug(ctx context.Context, d *disk, opened attach.Opened, readOnly 
 		return err
 	}
 	d.layers, d.size = opened.Disk.Layers, opened.Disk.Size
+	if readOnly {
+		return nil
+	}
+	// It may have been decided to grow the volume while nobody had it open.
+	if err := s.machine.ResizeVolume(ctx, d.serial, d.size); err != nil {
+		return errors.Join(err, s.machine.RemoveVolume(ctx, d.serial))
+	}
 	return nil
 }
 
@@ -317,6 +344,8 @@ func limits(l attach.Limits) vm.Limits {
 // containers must have ended.
 func (s *Set) Release(ctx context.Context) error {
 	s.end()
+	s.attaching.Lock()
+	defer s.attaching.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.disks) == 0 {

@@ -14,7 +14,7 @@ import (
 // nothing is the answer of methods that answer nothing.
 type nothing struct{}
 
-// serve begins to answer the agent, once. Callers hold mu.
+// serve begins to answer the agent, once. Callers hold attaching.
 func (s *Set) serve() error {
 	if s.serving {
 		return nil

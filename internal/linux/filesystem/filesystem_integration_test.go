@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"atoll.dev/atoll/internal/guest/filesystem"
+	"atoll.dev/atoll/internal/linux/filesystem"
 	"atoll.dev/atoll/internal/linux/mkfs"
 )
 

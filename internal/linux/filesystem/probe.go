@@ -1,11 +1,11 @@
-// Package filesystem looks after the file systems of persistent volumes in the guest: it tells what is on a
-// disk, writes a new file system that the host has made, mounts, grows and unmounts it, and gives it to a
-// group.
+// Package filesystem looks after the file systems of persistent volumes, in guests and for pods of the host: it
+// tells what is on a disk, writes a new file system that package mkfs has made, mounts, grows and unmounts it,
+// and gives it to a group.
 //
 // A disk is formatted only when it is blank, which is when nothing but zeros is where any file system,
 // partition table or volume manager has its mark, or when an earlier formatting was cut short, which leaves a
-// mark of its own. Everything else is left as it is. Guest init's service calls the package; it knows
-// devices and directories but no protocol and no container.
+// mark of its own. Everything else is left as it is. Guest init's service and the CSI node service call the
+// package; it knows devices and directories but no protocol and no container.
 //
 // What can go wrong: a disk holds something else than was asked for (ErrForeign), the disk fails, containers
 // keep a file system busy. What is on a disk may be hostile: the kernel reads it; here only a few fixed
