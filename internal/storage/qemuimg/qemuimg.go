@@ -148,7 +148,7 @@ func (t *Tool) Fill(ctx context.Context, top handover.Layer, secrets Secrets, pr
 	if err != nil {
 		return err
 	}
-	_, err = t.run(ctx, secrets, progress, "convert", "-n", "-p", "-S", "0", "-t", "none", from, to)
+	_, err = t.run(ctx, secrets, progress, "convert", "-n", "-p", "-S", "0", "-t", "none", "-O", top.Format, from, to)
 	return err
 }
 

@@ -245,13 +245,11 @@ func (o *op) source(r *record, source datastore.Source, limit int64) (*record, e
 	return from, nil
 }
 
-// inherit gives a new volume the layers and keys of its source.
+// inherit gives a new volume the layers and keys of its source, wrapped anew: one that cannot be unwrapped
+// would make a volume that nobody can read.
 func (o *op) inherit(r, from *record) error {
 	r.Layers = slices.Clone(from.Layers)
 	r.Keys = from.usedKeys("", from.Layers)
-	if from.Class == r.Class {
-		return nil
-	}
 	return o.rewrap(r, r.Class)
 }
 
