@@ -114,7 +114,8 @@ type Volume struct {
 	// FromSnapshot or FromVolume is what it was copied from, which may be gone by now.
 	FromSnapshot, FromVolume string
 	Attachments              []Attachment
-	// Used is what the layers take that no other volume or snapshot shares, in bytes on disk.
+	// Used is what the layers take that no other volume or snapshot shares, in bytes on disk. Only List and
+	// Upkeep.Volume know it.
 	Used int64
 	// Layers is the length of the chain.
 	Layers int
@@ -299,3 +300,13 @@ const (
 	// ProblemUnchecked: an image is open for writing, so that only its header was looked at. Not an error.
 	ProblemUnchecked ProblemKind = "in-use"
 )
+
+// Limits are fill levels, as a part of the file system's capacity. Zero values take the defaults.
+type Limits struct {
+	// WarnAt, default 0.8: from here on Status.Warning is set.
+	WarnAt float64
+	// RefuseAt, default 0.95: from here on nothing is created, grown or snapshotted.
+	RefuseAt float64
+	// Overcommit is how many times the capacity the sizes of all volumes may add up to; 0 is any.
+	Overcommit float64
+}

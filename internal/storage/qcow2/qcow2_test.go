@@ -84,13 +84,13 @@ func TestQEMUAgrees(t *testing.T) {
 			t.Errorf("%+v: read %+v, %v", i, h, err)
 		}
 		if i.Backing != "" {
-			if err := SetBacking(f, "lfedcba9876543210.raw"); err != nil {
+			if err := SetBacking(f, "lfedcba9876543210.raw", "qcow2"); err != nil {
 				t.Error(err)
 			}
-			if got := qemuInfo(t, path).Backing; got != "lfedcba9876543210.raw" {
-				t.Errorf("backing file %q", got)
+			if got := qemuInfo(t, path); got.Backing != "lfedcba9876543210.raw" || got.BackingFormat != "qcow2" {
+				t.Errorf("backing file %+v", got)
 			}
-			if err := SetBacking(f, "short"); !errors.Is(err, ErrFormat) {
+			if err := SetBacking(f, "short", "raw"); !errors.Is(err, ErrFormat) {
 				t.Errorf("a shorter name: %v", err)
 			}
 		} else if out, err := exec.Command("qemu-io", "-f", "qcow2", "-c", "write -P 7 0 512", "-c", "read -P 7 0 512", path).CombinedOutput(); err != nil {

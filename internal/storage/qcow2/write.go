@@ -112,25 +112,45 @@ func Grow(f interface {
 	return true, nil
 }
 
-// SetBacking replaces the name of the layer below by one of the same length, in one write.
+// SetBacking replaces the name of the layer below by one of the same length, and its format. Both are in
+// the first 4 KiB of the file, which are written at once.
 func SetBacking(f interface {
 	io.ReaderAt
 	io.WriterAt
-}, name string,
+}, name, format string,
 ) error {
 	h, err := Read(f)
 	if err != nil {
 		return err
 	}
-	if len(h.Backing) != len(name) {
-		return fmt.Errorf("%w: backing file %.100q cannot become %q", ErrFormat, h.Backing, name)
-	}
-	at := make([]byte, 8)
-	if _, err := f.ReadAt(at, 8); err != nil {
+	page := make([]byte, 4096)
+	if _, err := f.ReadAt(page, 0); err != nil {
 		return fmt.Errorf("reading a qcow2 header: %w", err)
 	}
-	if _, err := f.WriteAt([]byte(name), int64(binary.BigEndian.Uint64(at))); err != nil {
+	at := int64(binary.BigEndian.Uint64(page[8:]))
+	ext := int64(binary.BigEndian.Uint32(page[100:]))
+	for ext+8 <= int64(len(page)) && binary.BigEndian.Uint32(page[ext:]) != extBackingFormat && binary.BigEndian.Uint32(page[ext:]) != extEnd {
+		ext += 8 + (int64(binary.BigEndian.Uint32(page[ext+4:]))+7)&^7
+	}
+	if len(h.Backing) != len(name) || at+int64(len(name)) > int64(len(page)) || ext+16 > int64(len(page)) ||
+		len(h.BackingFormat) == 0 || len(h.BackingFormat) > 8 || len(format) == 0 || len(format) > 8 {
+		return fmt.Errorf("%w: backing file %.100q cannot become %q", ErrFormat, h.Backing, name)
+	}
+	copy(page[at:], name)
+	binary.BigEndian.PutUint32(page[ext+4:], uint32(len(format)))
+	clear(page[ext+8 : ext+16])
+	copy(page[ext+8:], format)
+	if _, err := f.WriteAt(page, 0); err != nil {
 		return fmt.Errorf("renaming the backing file of a qcow2 image: %w", err)
 	}
 	return nil
+}
+
+// Room is what a full image of this size takes in a file, in bytes: data, tables that map them, and
+// reference counts.
+func Room(size int64, luks int) int64 {
+	data := (size + ClusterSize - 1) / ClusterSize
+	clusters := 4 + data + (data+l1Entries-1)/l1Entries + int64(luks+ClusterSize-1)/ClusterSize
+	clusters += (size + l1Coverage*l1Entries - 1) / (l1Coverage * l1Entries)
+	return (clusters + clusters/(ClusterSize/2) + 2) * ClusterSize
 }
