@@ -117,3 +117,18 @@ func (s *Set) Volume(ctx context.Context, handle string) (Store, datastore.Volum
 	v, err := store.Volume(ctx, id)
 	return store, v, err
 }
+
+// Labels that the CSI driver keeps with a volume about the claim it was made for.
+const (
+	LabelClaim     = "pvc/name"
+	LabelNamespace = "pvc/namespace"
+)
+
+// Claim is the PersistentVolumeClaim a volume was made for, namespace/name, or "".
+func Claim(v datastore.Volume) string {
+	name, namespace := v.Labels[LabelClaim], v.Labels[LabelNamespace]
+	if name == "" || namespace == "" {
+		return ""
+	}
+	return namespace + "/" + name
+}
