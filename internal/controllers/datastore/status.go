@@ -66,11 +66,12 @@ func (c *Controller) report(ctx context.Context, d *api.Datastore, s State) erro
 	if equality.Semantic.DeepEqual(d.Status, next) {
 		return nil
 	}
-	patch, err := json.Marshal(map[string]any{"status": next})
+	// A merge would leave what is not there any more.
+	patch, err := json.Marshal([]map[string]any{{"op": "add", "path": "/status", "value": next}})
 	if err != nil {
 		return fmt.Errorf("encoding the status of datastore %s: %w", d.Name, err)
 	}
-	if _, err := c.client.Patch(ctx, d.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
+	if _, err := c.client.Patch(ctx, d.Name, types.JSONPatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
 		return fmt.Errorf("writing the status of datastore %s: %w", d.Name, err)
 	}
 	c.announce(d, next)
