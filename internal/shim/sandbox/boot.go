@@ -22,6 +22,7 @@ import (
 	"atoll.dev/atoll/internal/network"
 	"atoll.dev/atoll/internal/shim/clock"
 	"atoll.dev/atoll/internal/shim/cripb"
+	"atoll.dev/atoll/internal/shim/disks"
 	"atoll.dev/atoll/internal/shim/images"
 	"atoll.dev/atoll/internal/shim/task"
 	"atoll.dev/atoll/internal/shim/volumes"
@@ -196,7 +197,11 @@ func guestNetwork(g network.Guest) *guestv1.Network {
 
 // makePod begins to send the pod's own files and collects what tasks need.
 func (s *Service) makePod(m *VM) (*task.Pod, error) {
-	vols := volumes.New(m.Session, s.cfg.Roots)
+	persistent := disks.New(s.cfg.Disks, s.config.GetMetadata().GetUid(), m.Volumes, m.Session)
+	s.mu.Lock()
+	s.disks = persistent
+	s.mu.Unlock()
+	vols := volumes.New(m.Session, persistent, s.cfg.Roots)
 	files, err := podFiles(s.config)
 	if err != nil {
 		return nil, err

@@ -16,8 +16,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"atoll.dev/atoll/internal/datadir/handover"
@@ -148,7 +150,7 @@ func (t *Tool) Fill(ctx context.Context, top handover.Layer, secrets Secrets, pr
 	if err != nil {
 		return err
 	}
-	_, err = t.run(ctx, secrets, progress, "convert", "-n", "-p", "-S", "0", "-t", "none", from, to)
+	_, err = t.run(ctx, secrets, progress, "convert", "-n", "-p", "-S", "0", "-t", "none", "-O", top.Format, from, to)
 	return err
 }
 
@@ -197,6 +199,9 @@ func (t *Tool) run(ctx context.Context, secrets Secrets, progress func(done, tot
 	cmd.WaitDelay = 5 * time.Second
 	cmd.ExtraFiles = files
 	cmd.Env = []string{"LC_ALL=C", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread() // whose death is what the signal is about
+	defer runtime.UnlockOSThread()
 	stdout, stderr := &output{progress: progress}, &output{}
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	if err := cmd.Run(); err != nil {

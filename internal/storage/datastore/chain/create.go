@@ -245,13 +245,11 @@ func (o *op) source(r *record, source datastore.Source, limit int64) (*record, e
 	return from, nil
 }
 
-// inherit gives a new volume the layers and keys of its source.
+// inherit gives a new volume the layers and keys of its source, wrapped anew: one that cannot be unwrapped
+// would make a volume that nobody can read.
 func (o *op) inherit(r, from *record) error {
 	r.Layers = slices.Clone(from.Layers)
 	r.Keys = from.usedKeys("", from.Layers)
-	if from.Class == r.Class {
-		return nil
-	}
 	return o.rewrap(r, r.Class)
 }
 
@@ -322,13 +320,8 @@ func (o *op) finishDelete(r *record) error {
 		if err != nil {
 			return err
 		}
-		refs := references(records)
-		r.State = datastore.StateDeleting
-		for _, l := range r.images() {
-			if refs[l.ID] <= 1 && !slices.Contains(r.Doomed, l) {
-				r.Doomed = append(r.Doomed, l)
-			}
-		}
+		doomed := r.unneeded(records, r.images())
+		r.State, r.Doomed = datastore.StateDeleting, doomed
 		r.Layers, r.Pending, r.Keys, r.Key, r.Class, r.Rekey = nil, nil, nil, "", "", ""
 		return o.put(r)
 	})
@@ -344,15 +337,19 @@ func (o *op) finishDelete(r *record) error {
 	return o.drop(r)
 }
 
-// clean removes the doomed layers of a record that stays.
+// clean removes the doomed layers of a record that stays. One that others still need is only let go.
 func (o *op) clean(r *record) error {
 	if len(r.Doomed) == 0 {
 		return nil
 	}
-	if err := o.step(); err != nil {
-		return err
-	}
-	if err := o.place.Images().Remove(r.Doomed); err != nil {
+	err := o.locked(func() error {
+		records, err := o.all()
+		if err != nil {
+			return err
+		}
+		return o.place.Images().Remove(r.unneeded(records, r.Doomed))
+	})
+	if err != nil {
 		return err
 	}
 	r.Doomed = nil

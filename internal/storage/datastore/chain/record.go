@@ -242,5 +242,13 @@ func references(records []*record) map[string]int {
 	return refs
 }
 
+// unneeded returns those of the layers that no other record needs.
+func (r *record) unneeded(records []*record, layers []Layer) []Layer {
+	refs := references(slices.DeleteFunc(slices.Clone(records), func(other *record) bool {
+		return other.Kind == r.Kind && other.ID == r.ID
+	}))
+	return slices.DeleteFunc(slices.Clone(layers), func(l Layer) bool { return refs[l.ID] > 0 })
+}
+
 // ValidID tells whether an id is good as the name of a record.
 func ValidID(id string) bool { return validID.MatchString(id) }
