@@ -36,6 +36,30 @@ type opened struct {
 
 // Open implements controller.Host.
 func (d *datastores) Open(ctx context.Context, ds *api.Datastore) error {
+	err := d.tryOpen(ctx, ds)
+	if err != nil {
+		d.forget(ds.Name)
+		d.set.Close(ds.Name, errors.Join(datastore.ErrUnavailable, err))
+	}
+	return err
+}
+
+// Elsewhere implements controller.Host.
+func (d *datastores) Elsewhere(name string) {
+	d.forget(name)
+	d.set.Close(name, stores.ErrElsewhere)
+}
+
+// Listed implements controller.Host.
+func (d *datastores) Listed() { d.set.Listed() }
+
+func (d *datastores) forget(name string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.open, name)
+}
+
+func (d *datastores) tryOpen(ctx context.Context, ds *api.Datastore) error {
 	if ds.Spec.Directory == nil {
 		return errors.New("datastores in Ceph (rbd) cannot be opened by this version")
 	}
@@ -82,9 +106,7 @@ func (d *datastores) Open(ctx context.Context, ds *api.Datastore) error {
 
 // Close implements controller.Host.
 func (d *datastores) Close(name string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.open, name)
+	d.forget(name)
 	d.set.Remove(name)
 }
 

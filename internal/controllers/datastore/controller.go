@@ -31,8 +31,12 @@ const Finalizer = "atoll.dev/datastore"
 type Host interface {
 	// Open makes a datastore usable, or again after a change. It is called often.
 	Open(ctx context.Context, d *api.Datastore) error
-	// Close ends the use of a datastore. Closing one that is not open does nothing.
+	// Close ends the use of a datastore that is gone.
 	Close(name string)
+	// Elsewhere says that a datastore is one of another host.
+	Elsewhere(name string)
+	// Listed says that all datastores there are have been seen once.
+	Listed()
 	// Look tells how an open datastore is.
 	Look(ctx context.Context, name string) State
 	// Tidy finishes what a crash left half done.
@@ -131,6 +135,15 @@ func (c *Controller) Run(ctx context.Context) error {
 	defer c.sink.Shutdown()
 	wg.Go(func() { c.informer.Run(ctx.Done()) })
 	defer context.AfterFunc(ctx, c.queue.ShutDown)()
+	if !cache.WaitForCacheSync(ctx.Done(), c.informer.HasSynced) {
+		return nil
+	}
+	for _, name := range c.informer.GetStore().ListKeys() {
+		if _, err := c.sync(ctx, name); err != nil {
+			c.cfg.Logger.Warn("datastore needs another attempt", "datastore", name, "error", err)
+		}
+	}
+	c.cfg.Host.Listed()
 	for {
 		name, stop := c.queue.Get()
 		if stop {
@@ -167,12 +180,12 @@ func (c *Controller) sync(ctx context.Context, name string) (again bool, err err
 	}
 	d.TypeMeta = metav1.TypeMeta{APIVersion: api.GroupVersion().String(), Kind: "Datastore"}
 	if !c.ours(d) {
-		c.forget(name)
+		c.cfg.Host.Elsewhere(name)
 		return false, nil
 	}
 	if d.DeletionTimestamp == nil {
 		if err := c.hold(ctx, d); err != nil {
-			return true, ignoreConflict(err)
+			return true, err
 		}
 	}
 	state := State{Err: c.cfg.Host.Open(ctx, d)}
@@ -186,9 +199,9 @@ func (c *Controller) sync(ctx context.Context, name string) (again bool, err err
 		state = c.cfg.Host.Look(ctx, name)
 	}
 	if d.DeletionTimestamp != nil && state.Err == nil && len(state.Volumes) == 0 && state.Snapshots == 0 {
-		return false, ignoreConflict(c.release(ctx, d))
+		return false, c.release(ctx, d)
 	}
-	return true, ignoreConflict(c.report(ctx, d, state))
+	return true, ignoreGone(c.report(ctx, d, state))
 }
 
 // ours tells whether a datastore is for this host.
@@ -202,9 +215,9 @@ func (c *Controller) forget(name string) {
 	delete(c.tidied, name)
 }
 
-// ignoreConflict: somebody else has changed the object, and the informer will say so.
-func ignoreConflict(err error) error {
-	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
+// ignoreGone: the object has been deleted, and the informer will say so.
+func ignoreGone(err error) error {
+	if apierrors.IsNotFound(err) {
 		return nil
 	}
 	return err

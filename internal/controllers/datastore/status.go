@@ -53,23 +53,25 @@ func (c *Controller) setFinalizers(ctx context.Context, d *api.Datastore, to []s
 	if err != nil {
 		return fmt.Errorf("encoding the finalizers of datastore %s: %w", d.Name, err)
 	}
-	if _, err := c.client.Patch(ctx, d.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	_, err = c.client.Patch(ctx, d.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+	if err := ignoreGone(err); err != nil {
 		return fmt.Errorf("setting the finalizers of datastore %s: %w", d.Name, err)
 	}
 	return nil
 }
 
-// report writes the status if it says something new.
+// report writes the status if it says something new. This agent is the only one that writes it.
 func (c *Controller) report(ctx context.Context, d *api.Datastore, s State) error {
 	next := statusOf(d, s)
 	if equality.Semantic.DeepEqual(d.Status, next) {
 		return nil
 	}
-	patch, err := json.Marshal(map[string]any{"status": next, "metadata": map[string]any{"resourceVersion": d.ResourceVersion}})
+	// A merge would leave what is not there any more.
+	patch, err := json.Marshal([]map[string]any{{"op": "add", "path": "/status", "value": next}})
 	if err != nil {
 		return fmt.Errorf("encoding the status of datastore %s: %w", d.Name, err)
 	}
-	if _, err := c.client.Patch(ctx, d.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
+	if _, err := c.client.Patch(ctx, d.Name, types.JSONPatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
 		return fmt.Errorf("writing the status of datastore %s: %w", d.Name, err)
 	}
 	c.announce(d, next)

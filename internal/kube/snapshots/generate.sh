@@ -6,5 +6,5 @@ cd "$(dirname "$0")"
 dir=$(go list -m -f '{{.Dir}}' github.com/kubernetes-csi/external-snapshotter/client/v8)/config/crd
 for kind in volumesnapshotclasses volumesnapshotcontents volumesnapshots; do
 	echo ---
-	sed -e '/^---$/d' -e 's/TODO/To do/' "$dir/snapshot.storage.k8s.io_$kind.yaml"
+	sed -e '/^---$/d' -e 's/TO\(DO\)/To do/' "$dir/snapshot.storage.k8s.io_$kind.yaml"
 done >crds.yaml

@@ -164,22 +164,43 @@ func (c *controller) ValidateVolumeCapabilities(ctx context.Context, req *csi.Va
 	}}, nil
 }
 
-// GetCapacity implements csi.ControllerServer.
+// GetCapacity implements csi.ControllerServer. A request that CreateVolume would refuse whatever the room is
+// not a matter of capacity: the answer is that there is room, so that CreateVolume is called and its error,
+// which says what is wrong, reaches the user.
 func (c *controller) GetCapacity(ctx context.Context, req *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
-	policy, err := ParsePolicy(req.GetParameters())
-	if err != nil {
-		return nil, invalid("%v", err)
-	}
 	if t := req.GetAccessibleTopology(); t != nil && !c.here(t) {
 		return &csi.GetCapacityResponse{}, nil
 	}
-	shared := hasMode(req.GetVolumeCapabilities(), csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER)
-	candidates, err := c.candidates(ctx, plan{policy: policy, shared: shared})
-	if err != nil {
-		if code := status.Code(Status(err)); code == codes.ResourceExhausted || code == codes.InvalidArgument {
-			return &csi.GetCapacityResponse{}, nil // no room for such a volume here
-		}
+	room, err := c.room(ctx, req)
+	switch status.Code(Status(err)) {
+	case codes.OK:
+	case codes.InvalidArgument:
+		room = datastore.MaxSize
+	case codes.ResourceExhausted: // not on this host
+		room = 0
+	default:
 		return nil, err
+	}
+	return &csi.GetCapacityResponse{
+		AvailableCapacity: room, MaximumVolumeSize: wrapperspb.Int64(min(room, datastore.MaxSize)), MinimumVolumeSize: wrapperspb.Int64(datastore.MinSize),
+	}, nil
+}
+
+// room is the size of the largest volume of the kind asked for.
+func (c *controller) room(ctx context.Context, req *csi.GetCapacityRequest) (int64, error) {
+	policy, err := ParsePolicy(req.GetParameters())
+	if err != nil {
+		return 0, invalid("%v", err)
+	}
+	caps := req.GetVolumeCapabilities()
+	if len(caps) > 0 {
+		if err := checkCapabilities(caps); err != nil {
+			return 0, err
+		}
+	}
+	candidates, err := c.candidates(ctx, plan{policy: policy, shared: hasMode(caps, csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER)})
+	if err != nil {
+		return 0, err
 	}
 	var room int64
 	for _, s := range candidates {
@@ -190,9 +211,7 @@ func (c *controller) GetCapacity(ctx context.Context, req *csi.GetCapacityReques
 		}
 		room = max(room, most)
 	}
-	return &csi.GetCapacityResponse{
-		AvailableCapacity: room, MaximumVolumeSize: wrapperspb.Int64(min(room, datastore.MaxSize)), MinimumVolumeSize: wrapperspb.Int64(datastore.MinSize),
-	}, nil
+	return room, nil
 }
 
 // ControllerExpandVolume implements csi.ControllerServer.

@@ -204,9 +204,13 @@ func (c *controller) candidates(ctx context.Context, p plan) ([]stores.Store, er
 			name = stores.Default
 		}
 		s, err := c.cfg.Stores.Get(name)
-		if err != nil {
-			return nil, status.Errorf(codes.ResourceExhausted, "parameter %q: datastore %q is not open on node %q; `atoll datastore ls` lists what there is",
-				ParamDatastore, name, c.cfg.Node)
+		switch {
+		case errors.Is(err, stores.ErrElsewhere): // the claim may go to that host
+			return nil, status.Errorf(codes.ResourceExhausted, "parameter %q: datastore %q is not on node %q", ParamDatastore, name, c.cfg.Node)
+		case errors.Is(err, stores.ErrNone):
+			return nil, invalid("parameter %q: there is no datastore %q; `atoll datastore ls` lists what there is", ParamDatastore, name)
+		case err != nil:
+			return nil, err
 		}
 		if p.shared && !s.Shared {
 			return nil, invalid("parameter %q: access mode ReadWriteMany needs a shared datastore, and %q is not one; use ReadWriteOnce or a shared datastore",
@@ -229,8 +233,11 @@ func (c *controller) candidates(ctx context.Context, p plan) ([]stores.Store, er
 		if p.shared {
 			what = "shared "
 		}
-		return nil, status.Errorf(codes.ResourceExhausted, "parameter %q: no %sdatastore open on node %q has these labels; `atoll datastore ls -o wide` lists them",
-			ParamSelector, what, c.cfg.Node)
+		message := fmt.Sprintf("parameter %q: no %sdatastore open on node %q has these labels; `atoll datastore ls -o wide` lists them", ParamSelector, what, c.cfg.Node)
+		if c.cfg.Stores.Complete() {
+			return nil, invalid("%s", message)
+		}
+		return nil, status.Error(codes.ResourceExhausted, message)
 	}
 	slices.SortStableFunc(found, func(a, b candidate) int {
 		switch {

@@ -31,7 +31,10 @@ func code(err error) codes.Code {
 	}{
 		{context.Canceled, codes.Canceled},
 		{context.DeadlineExceeded, codes.DeadlineExceeded},
+		// Not NotFound: a volume is not gone because its datastore cannot be seen from here.
 		{stores.ErrUnknown, codes.Unavailable},
+		{stores.ErrElsewhere, codes.Unavailable},
+		{stores.ErrNone, codes.Unavailable},
 		{stores.ErrHandle, codes.NotFound},
 		{datastore.ErrNotFound, codes.NotFound},
 		{datastore.ErrInvalid, codes.InvalidArgument},

@@ -2,8 +2,8 @@
 //
 // It is not an engine (internal/storage/datastore) and does not know where the names come from: the
 // Datastore controller of the agent puts datastores in and takes them out. The controller and the node
-// service of the CSI driver look them up by the handle of a volume. What can go wrong: a name is not there
-// (yet), which ErrUnknown says; at start that only means waiting.
+// service of the CSI driver look them up by the handle of a volume. What can go wrong: a name is not there,
+// and the errors below say why; at start that only means waiting.
 package stores
 
 import (
@@ -18,8 +18,15 @@ import (
 	"atoll.dev/atoll/internal/storage/datastore"
 )
 
-// ErrUnknown: no datastore of this name is open on this host.
-var ErrUnknown = errors.New("datastore is not open on this host")
+// Why a datastore is not among the open ones.
+var (
+	// ErrUnknown: it is not known yet, or not any more.
+	ErrUnknown = errors.New("datastore is not open on this host")
+	// ErrElsewhere: it is one of another host.
+	ErrElsewhere = errors.New("datastore is on another host")
+	// ErrNone: there is no datastore of this name in the cluster.
+	ErrNone = errors.New("there is no such datastore")
+)
 
 // Default is the datastore that is used when nobody names one.
 const Default = "default"
@@ -43,8 +50,10 @@ type Store struct {
 
 // Set holds the open datastores. The zero value is empty and ready.
 type Set struct {
-	mu     sync.RWMutex
+	mu     sync.RWMutex // guards all below
 	byName map[string]Store
+	closed map[string]error // why a datastore that is known is not open
+	listed bool
 }
 
 // Put adds a datastore or replaces the one of this name.
@@ -56,6 +65,18 @@ func (s *Set) Put(store Store) {
 	}
 	store.Labels = maps.Clone(store.Labels)
 	s.byName[store.Name] = store
+	delete(s.closed, store.Name)
+}
+
+// Close notes that a datastore exists, but is not open, and why: ErrElsewhere or what failed.
+func (s *Set) Close(name string, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed == nil {
+		s.closed = map[string]error{}
+	}
+	s.closed[name] = why
+	delete(s.byName, name)
 }
 
 // Remove forgets a datastore. Its files stay.
@@ -63,17 +84,32 @@ func (s *Set) Remove(name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.byName, name)
+	delete(s.closed, name)
 }
 
-// Get returns the datastore of this name, or ErrUnknown.
+// Listed says that all datastores there are have been put or closed: what is not here does not exist.
+func (s *Set) Listed() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listed = true
+}
+
+// Get returns the datastore of this name, or why it is not open.
 func (s *Set) Get(name string) (Store, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	store, ok := s.byName[name]
-	if !ok {
-		return Store{}, fmt.Errorf("%s: %w", name, ErrUnknown)
+	if store, ok := s.byName[name]; ok {
+		return store, nil
 	}
-	return store, nil
+	err := s.closed[name]
+	switch {
+	case err != nil:
+	case s.listed:
+		err = ErrNone
+	default:
+		err = ErrUnknown
+	}
+	return Store{}, fmt.Errorf("datastore %q: %w", name, err)
 }
 
 // All returns the open datastores, sorted by name.
@@ -81,6 +117,14 @@ func (s *Set) All() []Store {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return slices.SortedFunc(maps.Values(s.byName), func(a, b Store) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// Complete tells whether All is all there will ever be: everything has been listed, and is on this host and
+// open.
+func (s *Set) Complete() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.listed && len(s.closed) == 0
 }
 
 // Handle names a volume or snapshot in the whole cluster: the name of its datastore and its id there.
