@@ -189,9 +189,9 @@ func (d *Down) endAll(ctx context.Context, grace time.Duration, kinds ...up.Kind
 }
 
 // cleanVolumes takes volumes off the host that were mounted there for pods outside of micro-VMs.
-func (d *Down) cleanVolumes(ctx context.Context) (string, error) {
+func (d *Down) cleanVolumes(context.Context) (string, error) {
 	exports := export.New(export.Config{Dir: d.cfg.Tree.Exports()})
-	n, err := node.CleanUp(ctx, d.cfg.Tree.Kubelet(), exports)
+	n, err := node.CleanUp(d.cfg.Tree.Kubelet(), exports)
 	if err != nil || n == 0 {
 		return "", err
 	}

@@ -79,8 +79,8 @@ func parse(options []string) (flags uintptr, data []string, err error) {
 			if length > maxOptions || strings.ContainsRune(o, 0) {
 				return 0, nil, fmt.Errorf("mount options: %w", ErrInvalid)
 			}
-			set, clear, ok := flag(o)
-			flags = flags&^clear | set
+			set, unset, ok := flag(o)
+			flags = flags&^unset | set
 			if !ok && o != "" {
 				data = append(data, o)
 			}
@@ -90,7 +90,7 @@ func parse(options []string) (flags uintptr, data []string, err error) {
 }
 
 // flag knows the options that are flags of mount(2).
-func flag(option string) (set, clear uintptr, ok bool) {
+func flag(option string) (set, unset uintptr, ok bool) {
 	switch option {
 	case "defaults", "async", "_netdev", "nofail", "auto", "noauto":
 		return 0, 0, true

@@ -243,7 +243,7 @@ func (s *Service) closeHere(ctx context.Context, t target) error {
 // CleanUp takes everything off this host that pods of the host, and devices that stand for volumes, have on
 // it, and reports how much there was. Pods that use volumes must have ended, and no Service may run. What is
 // published stays on record: it is put back when the kubelet asks for it again.
-func CleanUp(ctx context.Context, kubelet string, exports Exporter) (int, error) {
+func CleanUp(kubelet string, exports Exporter) (int, error) {
 	s := &Service{cfg: Config{Kubelet: kubelet, Export: exports}, targets: newTargets(kubelet)}
 	all, err := s.targets.of("")
 	errs, n := []error{err}, 0

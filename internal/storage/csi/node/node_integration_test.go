@@ -63,7 +63,7 @@ func newHost(t *testing.T) *host {
 	h.set.Put(h.store)
 	h.restart()
 	t.Cleanup(func() {
-		if n, err := node.CleanUp(context.Background(), h.kubelet, export.New(export.Config{Dir: filepath.Join(h.run, "exports")})); n != 0 || err != nil {
+		if n, err := node.CleanUp(h.kubelet, export.New(export.Config{Dir: filepath.Join(h.run, "exports")})); n != 0 || err != nil {
 			t.Errorf("%d left on the host, %v", n, err)
 		}
 	})
@@ -320,7 +320,7 @@ func TestMicroVMPods(t *testing.T) {
 				note("snapshot")
 				return struct{}{}, nil
 			}),
-			attach.MethodResize: attach.Handle(func(_ context.Context, r attach.ResizeRequest) (struct{}, error) {
+			attach.MethodResize: attach.Handle(func(context.Context, attach.ResizeRequest) (struct{}, error) {
 				note("resize")
 				return struct{}{}, errors.New("no") // nothing here can make the image larger
 			}),
@@ -430,7 +430,7 @@ func TestCleanUp(t *testing.T) {
 	}
 	must(t, os.WriteFile(filepath.Join(mounted.TargetPath, "file"), []byte("kept"), 0o600))
 	exports := export.New(export.Config{Dir: filepath.Join(h.run, "exports")})
-	if n, err := node.CleanUp(t.Context(), h.kubelet, exports); n != 3 || err != nil {
+	if n, err := node.CleanUp(h.kubelet, exports); n != 3 || err != nil {
 		t.Errorf("%d cleaned up, %v", n, err)
 	}
 	for _, file := range []string{"/proc/self/mountinfo"} {
