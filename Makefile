@@ -130,9 +130,9 @@ generate: ## write generated code again
 .PHONY: generated
 generated: deps ## fail when generated code is stale
 	@scripts=$$(grep -rl --include='*.go' '^//go:generate' api internal | xargs -n1 dirname | sort -u); \
-	before=$$(for d in $$scripts; do sha256sum $$d/*.go; done); \
+	before=$$(for d in $$scripts; do sha256sum $$d/*.go $$(ls $$d/*.yaml 2>/dev/null); done); \
 	go generate $$(printf './%s ' $$scripts); \
-	after=$$(for d in $$scripts; do sha256sum $$d/*.go; done); \
+	after=$$(for d in $$scripts; do sha256sum $$d/*.go $$(ls $$d/*.yaml 2>/dev/null); done); \
 	if [ "$$before" != "$$after" ]; then echo "generated code was stale; run make generate and commit:"; diff <(echo "$$before") <(echo "$$after") || true; exit 1; fi
 
 # ---- tests ----------------------------------------------------------------

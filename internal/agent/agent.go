@@ -17,6 +17,7 @@ import (
 	"atoll.dev/atoll/internal/kube/logging"
 	"atoll.dev/atoll/internal/kube/node"
 	"atoll.dev/atoll/internal/kube/proxy"
+	"atoll.dev/atoll/internal/kube/snapshots"
 	"atoll.dev/atoll/internal/linux/textpages"
 )
 
@@ -46,6 +47,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	logging.Install(a.cfg.Logger)
 	logging.InstallStd(a.cfg.Logger)
 	tuneMemory()
+	if err := snapshots.Prepare(); err != nil {
+		return fmt.Errorf("preparing snapshots: %w", err)
+	}
 	for _, path := range a.credentials() {
 		if err := a.await(ctx, "credentials", path, exists); err != nil {
 			return ended(ctx, err)
@@ -72,6 +76,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	launch(func(ctx context.Context) error { return a.runKubelet(ctx, resolver) })
 	launch(func(ctx context.Context) error { return a.runDNS(ctx, resolver) })
+	launch(a.runStorage)
 	launch(func(ctx context.Context) error {
 		if err := a.describeNode(ctx); err != nil {
 			return ended(ctx, err)
@@ -97,6 +102,7 @@ func (a *Agent) credentials() []string {
 		a.files.Cert(pki.KubeletServing), a.files.Key(pki.KubeletServing),
 		a.files.Kubeconfig(pki.KubeProxy), a.files.Cert(pki.KubeProxy), a.files.Key(pki.KubeProxy),
 		a.files.Kubeconfig(pki.CoreDNS), a.files.Cert(pki.CoreDNS), a.files.Key(pki.CoreDNS),
+		a.files.Kubeconfig(pki.Storage), a.files.Cert(pki.Storage), a.files.Key(pki.Storage),
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"atoll.dev/atoll/internal/network/cniconf"
 	"atoll.dev/atoll/internal/preflight"
 	"atoll.dev/atoll/internal/server"
+	"atoll.dev/atoll/internal/storage/stores"
 )
 
 // roleFlags are the flags of the roles that know the node.
@@ -179,6 +180,7 @@ by hand.`,
 				StateDir:        t.Server(),
 				AuditLog:        filepath.Join(t.Audit(), "audit.log"),
 				AdminKubeconfig: t.AdminKubeconfig(),
+				DatastorePath:   t.Datastore(stores.Default),
 				NodeName:        f.nodeName,
 				NodeIP:          r.addr,
 				ExtraSANs:       f.tlsSANs,

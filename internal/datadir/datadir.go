@@ -150,6 +150,12 @@ func (t Tree) Logs() string { return t.data("logs") }
 // Log is the log file of one service.
 func (t Tree) Log(service string) string { return t.data("logs", service+".log") }
 
+// Datastores is the directory of datastores that nobody has given a path.
+func (t Tree) Datastores() string { return t.data("datastores") }
+
+// Datastore is the directory of the datastore called name.
+func (t Tree) Datastore(name string) string { return t.data("datastores", name) }
+
 // PodLogs is where the kubelet keeps container logs.
 func (t Tree) PodLogs() string { return t.data("logs", "pods") }
 
@@ -215,6 +221,9 @@ func (t Tree) PoolConfig() string { return t.data("pool", "config.json") }
 // PoolSocket is the socket on which shims ask for a warm micro-VM, mode 0600.
 func (t Tree) PoolSocket() string { return t.rundir("pool.sock") }
 
+// Exports is where volumes are visible on the host, for pods outside of micro-VMs.
+func (t Tree) Exports() string { return t.rundir("exports") }
+
 // Control is the socket on which a running `atoll up` answers status and stop
 // requests, mode 0600.
 func (t Tree) Control() string { return t.rundir("up.sock") }
@@ -263,6 +272,7 @@ func (t Tree) dirs() []dirMode {
 		{t.CNIState(), 0o700},
 		{t.Guest(), 0o755},
 		{t.Images(), 0o700},
+		{t.Datastores(), 0o700},
 		{t.Logs(), 0o755},
 		{t.PodLogs(), 0o755},
 		{t.Audit(), 0o700},

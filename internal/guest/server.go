@@ -23,6 +23,7 @@ import (
 	"atoll.dev/atoll/internal/guest/disk"
 	"atoll.dev/atoll/internal/guest/program"
 	"atoll.dev/atoll/internal/guest/volume"
+	"atoll.dev/atoll/internal/linux/filesystem"
 )
 
 var errInvalid = errors.New("invalid")
@@ -46,6 +47,7 @@ type server struct {
 
 	rehearsing atomic.Bool // while Warm runs
 	told       toldTime
+	formats    formats
 
 	mu      sync.Mutex
 	isSetUp bool
@@ -161,7 +163,7 @@ func status(err error) error {
 		code = codes.AlreadyExists
 	case errors.Is(err, container.ErrState):
 		code = codes.FailedPrecondition
-	case errors.Is(err, container.ErrInvalid), errors.Is(err, volume.ErrInvalid), errors.Is(err, errInvalid),
+	case errors.Is(err, container.ErrInvalid), errors.Is(err, volume.ErrInvalid), errors.Is(err, errInvalid), errors.Is(err, filesystem.ErrInvalid), errors.Is(err, filesystem.ErrForeign),
 		errors.Is(err, program.ErrInvalid), errors.Is(err, program.ErrUnsupported):
 		code = codes.InvalidArgument
 	}

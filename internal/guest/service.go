@@ -29,13 +29,16 @@ func (s *server) UnmountImage(ctx context.Context, req *guestv1.UnmountImageRequ
 }
 
 // CreateVolume implements the protocol.
-func (s *server) CreateVolume(_ context.Context, req *guestv1.CreateVolumeRequest) (*guestv1.Empty, error) {
+func (s *server) CreateVolume(ctx context.Context, req *guestv1.CreateVolumeRequest) (*guestv1.Empty, error) {
 	if err := checkID(req.GetId()); err != nil {
 		return nil, err
 	}
 	p, err := s.thePod()
 	if err != nil {
 		return nil, err
+	}
+	if k := req.GetKind(); k == guestv1.CreateVolumeRequest_DISK || k == guestv1.CreateVolumeRequest_BLOCK {
+		return &guestv1.Empty{}, status(s.createDisk(ctx, p, req))
 	}
 	kinds := map[guestv1.CreateVolumeRequest_Kind]volume.Kind{
 		guestv1.CreateVolumeRequest_SCRATCH: volume.Scratch, guestv1.CreateVolumeRequest_MEMORY: volume.Memory,

@@ -28,6 +28,10 @@ type Config struct {
 	// AdminKubeconfig is written (0600) with a cluster-admin identity.
 	AdminKubeconfig string
 
+	// DatastorePath is the directory of the datastore "default" of the host this
+	// server runs on.
+	DatastorePath string
+
 	// NodeName names the host this server runs on. The credentials of the
 	// agent on the same host are issued for it.
 	NodeName string
@@ -152,6 +156,7 @@ func (c Config) Validate() error {
 		{"StateDir", c.StateDir},
 		{"AuditLog", c.AuditLog},
 		{"AdminKubeconfig", c.AdminKubeconfig},
+		{"DatastorePath", c.DatastorePath},
 	} {
 		if len(p.path) == 0 || p.path[0] != '/' {
 			errs = append(errs, fmt.Errorf("%s must be an absolute path, got %q", p.name, p.path))

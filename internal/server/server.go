@@ -22,6 +22,7 @@ import (
 	"atoll.dev/atoll/internal/kube/etcd"
 	"atoll.dev/atoll/internal/kube/logging"
 	"atoll.dev/atoll/internal/kube/scheduler"
+	"atoll.dev/atoll/internal/kube/snapshots"
 	"atoll.dev/atoll/internal/linux/textpages"
 )
 
@@ -67,6 +68,9 @@ func New(cfg Config) (*Server, error) {
 func (s *Server) Run(ctx context.Context) error {
 	logging.Install(s.cfg.Logger)
 	tuneMemory()
+	if err := snapshots.Prepare(); err != nil {
+		return fmt.Errorf("preparing snapshots: %w", err)
+	}
 	if err := os.MkdirAll(s.cfg.StateDir, 0o700); err != nil {
 		return fmt.Errorf("making state directory: %w", err)
 	}
@@ -105,6 +109,7 @@ func (s *Server) Run(ctx context.Context) error {
 		fail(err)
 		return s.reason(ctx, running)
 	}
+	defer s.launch(fail, "snapshotController", s.runSnapshotController)()
 	defer s.launch(fail, "memory", textpages.Run)()
 	s.cfg.Logger.Info("server ready", "url", apiURL(s.cfg.NodeIP.String(), s.cfg.Ports.API))
 	if s.cfg.OnReady != nil {
@@ -197,14 +202,20 @@ func (s *Server) runScheduler(ctx context.Context) error {
 
 func (s *Server) applyObjects(ctx context.Context, client *rest.Config) error {
 	return bootstrap.Apply(ctx, bootstrap.Config{
-		Client:       client,
-		DNSServiceIP: s.cfg.Network.DNSServiceIP,
-		DNSEndpoint:  s.cfg.Network.DNSEndpoint,
-		DNSPort:      s.cfg.Network.DNSPort,
-		NodeName:     s.cfg.NodeName,
-		Version:      s.cfg.Version,
-		Logger:       s.cfg.Logger,
+		Client:        client,
+		DNSServiceIP:  s.cfg.Network.DNSServiceIP,
+		DNSEndpoint:   s.cfg.Network.DNSEndpoint,
+		DNSPort:       s.cfg.Network.DNSPort,
+		NodeName:      s.cfg.NodeName,
+		DatastorePath: s.cfg.DatastorePath,
+		Version:       s.cfg.Version,
+		Logger:        s.cfg.Logger,
 	})
+}
+
+// runSnapshotController binds snapshots to what the agents have taken.
+func (s *Server) runSnapshotController(ctx context.Context) error {
+	return snapshots.Run(ctx, s.files.Kubeconfig(pki.SnapshotController))
 }
 
 // adminClient reaches the API server of this process.

@@ -184,18 +184,10 @@ func (m *Machine) RemoveDisk(ctx context.Context, serial string) error {
 	m.devices.Lock()
 	defer m.devices.Unlock()
 	lun, ok := m.disks[serial]
-	if !ok {
+	if !ok || m.volumes[serial] != nil {
 		return fmt.Errorf("%s: no such disk", doing)
 	}
-	gone := m.expect(func(e qmp.Event) bool {
-		return e.Name == "DEVICE_DELETED" && strings.Contains(string(e.Data), `"`+diskID(lun)+`"`)
-	})
-	err := m.run(ctx, doing, qmp.Command{Name: "device_del", Args: map[string]any{"id": diskID(lun)}})
-	if err != nil {
-		m.forget(gone)
-		return err
-	}
-	if _, err := m.wait(ctx, gone); err != nil {
+	if err := m.unplug(ctx, lun); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	if err := m.run(ctx, doing, dropFile(diskFDSet+lun, diskNode(lun))...); err != nil {
@@ -203,6 +195,19 @@ func (m *Machine) RemoveDisk(ctx context.Context, serial string) error {
 	}
 	delete(m.disks, serial)
 	return nil
+}
+
+// unplug takes a device off the SCSI controller and waits until it is gone.
+func (m *Machine) unplug(ctx context.Context, lun int) error {
+	gone := m.expect(func(e qmp.Event) bool {
+		return e.Name == "DEVICE_DELETED" && strings.Contains(string(e.Data), `"`+diskID(lun)+`"`)
+	})
+	if err := m.run(ctx, "unplugging", qmp.Command{Name: "device_del", Args: map[string]any{"id": diskID(lun)}}); err != nil {
+		m.forget(gone)
+		return err
+	}
+	_, err := m.wait(ctx, gone)
+	return err
 }
 
 // takeLUN is the next unused LUN. It does not reuse one soon, so that a guest that has not yet

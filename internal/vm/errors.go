@@ -21,6 +21,8 @@ var (
 	ErrExited = errors.New("machine has ended")
 	// ErrBusy: the image slot is in use, or nothing is attached to it.
 	ErrBusy = errors.New("image slot is not in the needed state")
+	// ErrImage: the image of a volume is damaged or no image that may be attached.
+	ErrImage = errors.New("image is not usable")
 	// ErrLimit: the template has no room for that much memory, that many CPUs or disks.
 	ErrLimit = errors.New("beyond what the template allows")
 )

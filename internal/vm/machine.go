@@ -28,14 +28,17 @@ type Machine struct {
 
 	devices sync.Mutex // held over each change of devices; guards the next fields
 	slots   [ImageSlots]bool
-	disks   map[string]int // LUN by serial
+	disks   map[string]int // LUN by serial, of volumes too
+	volumes map[string]*volume
 	nextLUN int
+	nextSet int
 	dimms   int
 	added   int64 // bytes
 
 	mu      sync.Mutex // guards the fields below
 	reason  string     // of QEMU's SHUTDOWN event
 	killed  bool
+	stalled bool // for want of space
 	waiters []*waiter
 	exit    Exit
 }
@@ -80,7 +83,10 @@ type launchConfig struct {
 
 // launch starts QEMU and everything that watches it.
 func launch(q qemu.Config, l launchConfig) (_ *Machine, err error) {
-	m := &Machine{console: newRing(consoleBytes), done: make(chan struct{}), disks: make(map[string]int)}
+	m := &Machine{
+		console: newRing(consoleBytes), done: make(chan struct{}),
+		disks: make(map[string]int), volumes: make(map[string]*volume), nextSet: volumeFDSet,
+	}
 	var undo []func() error
 	defer func() {
 		if err != nil {
@@ -258,6 +264,9 @@ func (m *Machine) forget(w *waiter) {
 
 // onEvent takes events from QMP.
 func (m *Machine) onEvent(e qmp.Event) {
+	if e.Name == "BLOCK_IO_ERROR" {
+		m.onIOError(e)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if e.Name == "SHUTDOWN" {

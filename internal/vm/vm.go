@@ -9,7 +9,8 @@
 // The order of calls on a Machine:
 //
 //	BuildTemplate / OpenTemplate -> Clone (or Boot)
-//	    -> { Pause, Resume, AttachImage, DetachImage, HotAddDisk, RemoveDisk, AddMemory, SetCPUs }*
+//	    -> { Pause, Resume, AttachImage, DetachImage, HotAddDisk, RemoveDisk, AddMemory, SetCPUs,
+//	         AddVolume, SnapshotVolume, ResizeVolume, LimitVolume, RemoveVolume }*
 //	    -> Kill, or the guest ends; then Done is closed and Exit says how
 //	    -> Close
 //

@@ -54,6 +54,8 @@ const (
 	CreateVolumeRequest_MEMORY  CreateVolumeRequest_Kind = 1 // tmpfs with size_bytes (0: half of memory)
 	CreateVolumeRequest_PUSHED  CreateVolumeRequest_Kind = 2 // tree written with PutFiles, on tmpfs
 	CreateVolumeRequest_IMAGE   CreateVolumeRequest_Kind = 3 // scratch directory, filled from the container's image at first mount
+	CreateVolumeRequest_DISK    CreateVolumeRequest_Kind = 4 // file system on a disk that the host has added
+	CreateVolumeRequest_BLOCK   CreateVolumeRequest_Kind = 5 // such a disk itself, as a device; it has no directory
 )
 
 // Enum value maps for CreateVolumeRequest_Kind.
@@ -63,12 +65,16 @@ var (
 		1: "MEMORY",
 		2: "PUSHED",
 		3: "IMAGE",
+		4: "DISK",
+		5: "BLOCK",
 	}
 	CreateVolumeRequest_Kind_value = map[string]int32{
 		"SCRATCH": 0,
 		"MEMORY":  1,
 		"PUSHED":  2,
 		"IMAGE":   3,
+		"DISK":    4,
+		"BLOCK":   5,
 	}
 )
 
@@ -145,7 +151,7 @@ func (x Event_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Event_Kind.Descriptor instead.
 func (Event_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{28, 0}
+	return file_guest_proto_rawDescGZIP(), []int{37, 0}
 }
 
 type Empty struct {
@@ -652,6 +658,7 @@ type CreateVolumeRequest struct {
 	Mode          uint32                   `protobuf:"varint,4,opt,name=mode,proto3" json:"mode,omitempty"` // permission bits of the root directory, 0 means 0755
 	Uid           uint32                   `protobuf:"varint,5,opt,name=uid,proto3" json:"uid,omitempty"`
 	Gid           uint32                   `protobuf:"varint,6,opt,name=gid,proto3" json:"gid,omitempty"`
+	Disk          *DiskVolume              `protobuf:"bytes,7,opt,name=disk,proto3" json:"disk,omitempty"` // of DISK and BLOCK; size_bytes, mode, uid and gid mean nothing there
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -728,6 +735,529 @@ func (x *CreateVolumeRequest) GetGid() uint32 {
 	return 0
 }
 
+func (x *CreateVolumeRequest) GetDisk() *DiskVolume {
+	if x != nil {
+		return x.Disk
+	}
+	return nil
+}
+
+type DiskVolume struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`               // of the disk
+	FsType        string                 `protobuf:"bytes,2,opt,name=fs_type,json=fsType,proto3" json:"fs_type,omitempty"` // "ext4" or "xfs"
+	Options       []string               `protobuf:"bytes,3,rep,name=options,proto3" json:"options,omitempty"`             // mount options
+	ReadOnly      bool                   `protobuf:"varint,4,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	SetGroup      bool                   `protobuf:"varint,5,opt,name=set_group,json=setGroup,proto3" json:"set_group,omitempty"` // fsGroup: everything belongs to the group and it may write everywhere
+	Group         uint32                 `protobuf:"varint,6,opt,name=group,proto3" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskVolume) Reset() {
+	*x = DiskVolume{}
+	mi := &file_guest_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskVolume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskVolume) ProtoMessage() {}
+
+func (x *DiskVolume) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskVolume.ProtoReflect.Descriptor instead.
+func (*DiskVolume) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *DiskVolume) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *DiskVolume) GetFsType() string {
+	if x != nil {
+		return x.FsType
+	}
+	return ""
+}
+
+func (x *DiskVolume) GetOptions() []string {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
+func (x *DiskVolume) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
+func (x *DiskVolume) GetSetGroup() bool {
+	if x != nil {
+		return x.SetGroup
+	}
+	return false
+}
+
+func (x *DiskVolume) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+type ProbeDiskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeDiskRequest) Reset() {
+	*x = ProbeDiskRequest{}
+	mi := &file_guest_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeDiskRequest) ProtoMessage() {}
+
+func (x *ProbeDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeDiskRequest.ProtoReflect.Descriptor instead.
+func (*ProbeDiskRequest) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ProbeDiskRequest) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+type ProbeDiskResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Blank         bool                   `protobuf:"varint,1,opt,name=blank,proto3" json:"blank,omitempty"`                // nothing is on it that anyone could want back
+	FsType        string                 `protobuf:"bytes,2,opt,name=fs_type,json=fsType,proto3" json:"fs_type,omitempty"` // "ext4" or "xfs", "" for anything else
+	Bytes         uint64                 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Major         uint32                 `protobuf:"varint,4,opt,name=major,proto3" json:"major,omitempty"`
+	Minor         uint32                 `protobuf:"varint,5,opt,name=minor,proto3" json:"minor,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProbeDiskResponse) Reset() {
+	*x = ProbeDiskResponse{}
+	mi := &file_guest_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProbeDiskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProbeDiskResponse) ProtoMessage() {}
+
+func (x *ProbeDiskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProbeDiskResponse.ProtoReflect.Descriptor instead.
+func (*ProbeDiskResponse) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ProbeDiskResponse) GetBlank() bool {
+	if x != nil {
+		return x.Blank
+	}
+	return false
+}
+
+func (x *ProbeDiskResponse) GetFsType() string {
+	if x != nil {
+		return x.FsType
+	}
+	return ""
+}
+
+func (x *ProbeDiskResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *ProbeDiskResponse) GetMajor() uint32 {
+	if x != nil {
+		return x.Major
+	}
+	return 0
+}
+
+func (x *ProbeDiskResponse) GetMinor() uint32 {
+	if x != nil {
+		return x.Minor
+	}
+	return 0
+}
+
+type WriteDiskRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
+	Extents       []*Extent              `protobuf:"bytes,2,rep,name=extents,proto3" json:"extents,omitempty"`
+	First         bool                   `protobuf:"varint,3,opt,name=first,proto3" json:"first,omitempty"` // of all the chunks
+	Last          bool                   `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WriteDiskRequest) Reset() {
+	*x = WriteDiskRequest{}
+	mi := &file_guest_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WriteDiskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WriteDiskRequest) ProtoMessage() {}
+
+func (x *WriteDiskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WriteDiskRequest.ProtoReflect.Descriptor instead.
+func (*WriteDiskRequest) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *WriteDiskRequest) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *WriteDiskRequest) GetExtents() []*Extent {
+	if x != nil {
+		return x.Extents
+	}
+	return nil
+}
+
+func (x *WriteDiskRequest) GetFirst() bool {
+	if x != nil {
+		return x.First
+	}
+	return false
+}
+
+func (x *WriteDiskRequest) GetLast() bool {
+	if x != nil {
+		return x.Last
+	}
+	return false
+}
+
+type Extent struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offset        uint64                 `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"` // in bytes
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Extent) Reset() {
+	*x = Extent{}
+	mi := &file_guest_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Extent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Extent) ProtoMessage() {}
+
+func (x *Extent) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Extent.ProtoReflect.Descriptor instead.
+func (*Extent) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Extent) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *Extent) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type GrowVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // the guest waits for its disk to have grown to this
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrowVolumeRequest) Reset() {
+	*x = GrowVolumeRequest{}
+	mi := &file_guest_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrowVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrowVolumeRequest) ProtoMessage() {}
+
+func (x *GrowVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrowVolumeRequest.ProtoReflect.Descriptor instead.
+func (*GrowVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *GrowVolumeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *GrowVolumeRequest) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type GrowVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrowVolumeResponse) Reset() {
+	*x = GrowVolumeResponse{}
+	mi := &file_guest_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrowVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrowVolumeResponse) ProtoMessage() {}
+
+func (x *GrowVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrowVolumeResponse.ProtoReflect.Descriptor instead.
+func (*GrowVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *GrowVolumeResponse) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type StatVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatVolumeRequest) Reset() {
+	*x = StatVolumeRequest{}
+	mi := &file_guest_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatVolumeRequest) ProtoMessage() {}
+
+func (x *StatVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatVolumeRequest.ProtoReflect.Descriptor instead.
+func (*StatVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *StatVolumeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type ReleaseVolumesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ids           []string               `protobuf:"bytes,1,rep,name=ids,proto3" json:"ids,omitempty"`
+	Kill          bool                   `protobuf:"varint,2,opt,name=kill,proto3" json:"kill,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseVolumesRequest) Reset() {
+	*x = ReleaseVolumesRequest{}
+	mi := &file_guest_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseVolumesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseVolumesRequest) ProtoMessage() {}
+
+func (x *ReleaseVolumesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_guest_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseVolumesRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseVolumesRequest) Descriptor() ([]byte, []int) {
+	return file_guest_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ReleaseVolumesRequest) GetIds() []string {
+	if x != nil {
+		return x.Ids
+	}
+	return nil
+}
+
+func (x *ReleaseVolumesRequest) GetKill() bool {
+	if x != nil {
+		return x.Kill
+	}
+	return false
+}
+
 type File struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`  // relative, clean, no ".."; "." is the volume's root directory
@@ -743,7 +1273,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_guest_proto_msgTypes[9]
+	mi := &file_guest_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +1285,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[9]
+	mi := &file_guest_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +1298,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{9}
+	return file_guest_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *File) GetPath() string {
@@ -832,7 +1362,7 @@ type PutFilesRequest struct {
 
 func (x *PutFilesRequest) Reset() {
 	*x = PutFilesRequest{}
-	mi := &file_guest_proto_msgTypes[10]
+	mi := &file_guest_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -844,7 +1374,7 @@ func (x *PutFilesRequest) String() string {
 func (*PutFilesRequest) ProtoMessage() {}
 
 func (x *PutFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[10]
+	mi := &file_guest_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -857,7 +1387,7 @@ func (x *PutFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutFilesRequest.ProtoReflect.Descriptor instead.
 func (*PutFilesRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{10}
+	return file_guest_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PutFilesRequest) GetVolume() string {
@@ -899,7 +1429,7 @@ type GetFileRequest struct {
 
 func (x *GetFileRequest) Reset() {
 	*x = GetFileRequest{}
-	mi := &file_guest_proto_msgTypes[11]
+	mi := &file_guest_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +1441,7 @@ func (x *GetFileRequest) String() string {
 func (*GetFileRequest) ProtoMessage() {}
 
 func (x *GetFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[11]
+	mi := &file_guest_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +1454,7 @@ func (x *GetFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFileRequest.ProtoReflect.Descriptor instead.
 func (*GetFileRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{11}
+	return file_guest_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *GetFileRequest) GetVolume() string {
@@ -957,7 +1487,7 @@ type GetFileResponse struct {
 
 func (x *GetFileResponse) Reset() {
 	*x = GetFileResponse{}
-	mi := &file_guest_proto_msgTypes[12]
+	mi := &file_guest_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1499,7 @@ func (x *GetFileResponse) String() string {
 func (*GetFileResponse) ProtoMessage() {}
 
 func (x *GetFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[12]
+	mi := &file_guest_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1512,7 @@ func (x *GetFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFileResponse.ProtoReflect.Descriptor instead.
 func (*GetFileResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{12}
+	return file_guest_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *GetFileResponse) GetData() []byte {
@@ -1014,7 +1544,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_guest_proto_msgTypes[13]
+	mi := &file_guest_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1026,7 +1556,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[13]
+	mi := &file_guest_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1039,7 +1569,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{13}
+	return file_guest_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -1108,7 +1638,7 @@ type ImageVolume struct {
 
 func (x *ImageVolume) Reset() {
 	*x = ImageVolume{}
-	mi := &file_guest_proto_msgTypes[14]
+	mi := &file_guest_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1650,7 @@ func (x *ImageVolume) String() string {
 func (*ImageVolume) ProtoMessage() {}
 
 func (x *ImageVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[14]
+	mi := &file_guest_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1663,7 @@ func (x *ImageVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageVolume.ProtoReflect.Descriptor instead.
 func (*ImageVolume) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{14}
+	return file_guest_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ImageVolume) GetVolume() string {
@@ -1158,7 +1688,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_guest_proto_msgTypes[15]
+	mi := &file_guest_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1170,7 +1700,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[15]
+	mi := &file_guest_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1183,7 +1713,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{15}
+	return file_guest_proto_rawDescGZIP(), []int{24}
 }
 
 type ProcessRequest struct {
@@ -1196,7 +1726,7 @@ type ProcessRequest struct {
 
 func (x *ProcessRequest) Reset() {
 	*x = ProcessRequest{}
-	mi := &file_guest_proto_msgTypes[16]
+	mi := &file_guest_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1208,7 +1738,7 @@ func (x *ProcessRequest) String() string {
 func (*ProcessRequest) ProtoMessage() {}
 
 func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[16]
+	mi := &file_guest_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1221,7 +1751,7 @@ func (x *ProcessRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessRequest.ProtoReflect.Descriptor instead.
 func (*ProcessRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{16}
+	return file_guest_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ProcessRequest) GetContainerId() string {
@@ -1247,7 +1777,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_guest_proto_msgTypes[17]
+	mi := &file_guest_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1259,7 +1789,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[17]
+	mi := &file_guest_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1272,7 +1802,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{17}
+	return file_guest_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StartResponse) GetPid() uint32 {
@@ -1297,7 +1827,7 @@ type CreateExecRequest struct {
 
 func (x *CreateExecRequest) Reset() {
 	*x = CreateExecRequest{}
-	mi := &file_guest_proto_msgTypes[18]
+	mi := &file_guest_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1839,7 @@ func (x *CreateExecRequest) String() string {
 func (*CreateExecRequest) ProtoMessage() {}
 
 func (x *CreateExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[18]
+	mi := &file_guest_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1852,7 @@ func (x *CreateExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateExecRequest.ProtoReflect.Descriptor instead.
 func (*CreateExecRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{18}
+	return file_guest_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CreateExecRequest) GetContainerId() string {
@@ -1385,7 +1915,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_guest_proto_msgTypes[19]
+	mi := &file_guest_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1397,7 +1927,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[19]
+	mi := &file_guest_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1410,7 +1940,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{19}
+	return file_guest_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WaitResponse) GetStatus() uint32 {
@@ -1446,7 +1976,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_guest_proto_msgTypes[20]
+	mi := &file_guest_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1458,7 +1988,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[20]
+	mi := &file_guest_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1471,7 +2001,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{20}
+	return file_guest_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *KillRequest) GetContainerId() string {
@@ -1514,7 +2044,7 @@ type ResizePtyRequest struct {
 
 func (x *ResizePtyRequest) Reset() {
 	*x = ResizePtyRequest{}
-	mi := &file_guest_proto_msgTypes[21]
+	mi := &file_guest_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +2056,7 @@ func (x *ResizePtyRequest) String() string {
 func (*ResizePtyRequest) ProtoMessage() {}
 
 func (x *ResizePtyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[21]
+	mi := &file_guest_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +2069,7 @@ func (x *ResizePtyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizePtyRequest.ProtoReflect.Descriptor instead.
 func (*ResizePtyRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{21}
+	return file_guest_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ResizePtyRequest) GetContainerId() string {
@@ -1580,7 +2110,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_guest_proto_msgTypes[22]
+	mi := &file_guest_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1592,7 +2122,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[22]
+	mi := &file_guest_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1605,7 +2135,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{22}
+	return file_guest_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *UpdateRequest) GetContainerId() string {
@@ -1631,7 +2161,7 @@ type PidsResponse struct {
 
 func (x *PidsResponse) Reset() {
 	*x = PidsResponse{}
-	mi := &file_guest_proto_msgTypes[23]
+	mi := &file_guest_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +2173,7 @@ func (x *PidsResponse) String() string {
 func (*PidsResponse) ProtoMessage() {}
 
 func (x *PidsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[23]
+	mi := &file_guest_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +2186,7 @@ func (x *PidsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsResponse.ProtoReflect.Descriptor instead.
 func (*PidsResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{23}
+	return file_guest_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *PidsResponse) GetPids() []uint32 {
@@ -1675,7 +2205,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_guest_proto_msgTypes[24]
+	mi := &file_guest_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1687,7 +2217,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[24]
+	mi := &file_guest_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1700,7 +2230,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{24}
+	return file_guest_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StatsRequest) GetContainerId() string {
@@ -1738,7 +2268,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_guest_proto_msgTypes[25]
+	mi := &file_guest_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1750,7 +2280,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[25]
+	mi := &file_guest_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1763,7 +2293,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{25}
+	return file_guest_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StatsResponse) GetCpuUsageNanos() uint64 {
@@ -1907,17 +2437,21 @@ func (x *StatsResponse) GetCgroupMetrics() []byte {
 }
 
 type VolumeUsage struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	UsedBytes     uint64                 `protobuf:"varint,2,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
-	UsedInodes    uint64                 `protobuf:"varint,3,opt,name=used_inodes,json=usedInodes,proto3" json:"used_inodes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	UsedBytes       uint64                 `protobuf:"varint,2,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`
+	UsedInodes      uint64                 `protobuf:"varint,3,opt,name=used_inodes,json=usedInodes,proto3" json:"used_inodes,omitempty"`
+	CapacityBytes   uint64                 `protobuf:"varint,4,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"` // the last four of DISK volumes only
+	AvailableBytes  uint64                 `protobuf:"varint,5,opt,name=available_bytes,json=availableBytes,proto3" json:"available_bytes,omitempty"`
+	Inodes          uint64                 `protobuf:"varint,6,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	AvailableInodes uint64                 `protobuf:"varint,7,opt,name=available_inodes,json=availableInodes,proto3" json:"available_inodes,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *VolumeUsage) Reset() {
 	*x = VolumeUsage{}
-	mi := &file_guest_proto_msgTypes[26]
+	mi := &file_guest_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1929,7 +2463,7 @@ func (x *VolumeUsage) String() string {
 func (*VolumeUsage) ProtoMessage() {}
 
 func (x *VolumeUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[26]
+	mi := &file_guest_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1942,7 +2476,7 @@ func (x *VolumeUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeUsage.ProtoReflect.Descriptor instead.
 func (*VolumeUsage) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{26}
+	return file_guest_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *VolumeUsage) GetId() string {
@@ -1966,6 +2500,34 @@ func (x *VolumeUsage) GetUsedInodes() uint64 {
 	return 0
 }
 
+func (x *VolumeUsage) GetCapacityBytes() uint64 {
+	if x != nil {
+		return x.CapacityBytes
+	}
+	return 0
+}
+
+func (x *VolumeUsage) GetAvailableBytes() uint64 {
+	if x != nil {
+		return x.AvailableBytes
+	}
+	return 0
+}
+
+func (x *VolumeUsage) GetInodes() uint64 {
+	if x != nil {
+		return x.Inodes
+	}
+	return 0
+}
+
+func (x *VolumeUsage) GetAvailableInodes() uint64 {
+	if x != nil {
+		return x.AvailableInodes
+	}
+	return 0
+}
+
 type NetworkUsage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1979,7 +2541,7 @@ type NetworkUsage struct {
 
 func (x *NetworkUsage) Reset() {
 	*x = NetworkUsage{}
-	mi := &file_guest_proto_msgTypes[27]
+	mi := &file_guest_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1991,7 +2553,7 @@ func (x *NetworkUsage) String() string {
 func (*NetworkUsage) ProtoMessage() {}
 
 func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[27]
+	mi := &file_guest_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2004,7 +2566,7 @@ func (x *NetworkUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkUsage.ProtoReflect.Descriptor instead.
 func (*NetworkUsage) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{27}
+	return file_guest_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *NetworkUsage) GetName() string {
@@ -2052,7 +2614,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_guest_proto_msgTypes[28]
+	mi := &file_guest_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2064,7 +2626,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[28]
+	mi := &file_guest_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2077,7 +2639,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{28}
+	return file_guest_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Event) GetKind() Event_Kind {
@@ -2104,7 +2666,7 @@ type OnlineResourcesResponse struct {
 
 func (x *OnlineResourcesResponse) Reset() {
 	*x = OnlineResourcesResponse{}
-	mi := &file_guest_proto_msgTypes[29]
+	mi := &file_guest_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2116,7 +2678,7 @@ func (x *OnlineResourcesResponse) String() string {
 func (*OnlineResourcesResponse) ProtoMessage() {}
 
 func (x *OnlineResourcesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[29]
+	mi := &file_guest_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2129,7 +2691,7 @@ func (x *OnlineResourcesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OnlineResourcesResponse.ProtoReflect.Descriptor instead.
 func (*OnlineResourcesResponse) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{29}
+	return file_guest_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *OnlineResourcesResponse) GetMemoryBytes() uint64 {
@@ -2155,7 +2717,7 @@ type TellTimeRequest struct {
 
 func (x *TellTimeRequest) Reset() {
 	*x = TellTimeRequest{}
-	mi := &file_guest_proto_msgTypes[30]
+	mi := &file_guest_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2167,7 +2729,7 @@ func (x *TellTimeRequest) String() string {
 func (*TellTimeRequest) ProtoMessage() {}
 
 func (x *TellTimeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[30]
+	mi := &file_guest_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2180,7 +2742,7 @@ func (x *TellTimeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TellTimeRequest.ProtoReflect.Descriptor instead.
 func (*TellTimeRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{30}
+	return file_guest_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TellTimeRequest) GetUnixNanos() int64 {
@@ -2199,7 +2761,7 @@ type SetTimeRequest struct {
 
 func (x *SetTimeRequest) Reset() {
 	*x = SetTimeRequest{}
-	mi := &file_guest_proto_msgTypes[31]
+	mi := &file_guest_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2211,7 +2773,7 @@ func (x *SetTimeRequest) String() string {
 func (*SetTimeRequest) ProtoMessage() {}
 
 func (x *SetTimeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guest_proto_msgTypes[31]
+	mi := &file_guest_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2224,7 +2786,7 @@ func (x *SetTimeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimeRequest.ProtoReflect.Descriptor instead.
 func (*SetTimeRequest) Descriptor() ([]byte, []int) {
-	return file_guest_proto_rawDescGZIP(), []int{31}
+	return file_guest_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SetTimeRequest) GetRoundTripNanos() int64 {
@@ -2278,7 +2840,7 @@ const file_guest_proto_rawDesc = "" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x17\n" +
 	"\afs_type\x18\x03 \x01(\tR\x06fsType\"%\n" +
 	"\x13UnmountImageRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xf2\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xb7\x02\n" +
 	"\x13CreateVolumeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12<\n" +
 	"\x04kind\x18\x02 \x01(\x0e2(.atoll.guest.v1.CreateVolumeRequest.KindR\x04kind\x12\x1d\n" +
@@ -2286,14 +2848,51 @@ const file_guest_proto_rawDesc = "" +
 	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\x12\n" +
 	"\x04mode\x18\x04 \x01(\rR\x04mode\x12\x10\n" +
 	"\x03uid\x18\x05 \x01(\rR\x03uid\x12\x10\n" +
-	"\x03gid\x18\x06 \x01(\rR\x03gid\"6\n" +
+	"\x03gid\x18\x06 \x01(\rR\x03gid\x12.\n" +
+	"\x04disk\x18\a \x01(\v2\x1a.atoll.guest.v1.DiskVolumeR\x04disk\"K\n" +
 	"\x04Kind\x12\v\n" +
 	"\aSCRATCH\x10\x00\x12\n" +
 	"\n" +
 	"\x06MEMORY\x10\x01\x12\n" +
 	"\n" +
 	"\x06PUSHED\x10\x02\x12\t\n" +
-	"\x05IMAGE\x10\x03\"\x96\x01\n" +
+	"\x05IMAGE\x10\x03\x12\b\n" +
+	"\x04DISK\x10\x04\x12\t\n" +
+	"\x05BLOCK\x10\x05\"\xa7\x01\n" +
+	"\n" +
+	"DiskVolume\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x17\n" +
+	"\afs_type\x18\x02 \x01(\tR\x06fsType\x12\x18\n" +
+	"\aoptions\x18\x03 \x03(\tR\aoptions\x12\x1b\n" +
+	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12\x1b\n" +
+	"\tset_group\x18\x05 \x01(\bR\bsetGroup\x12\x14\n" +
+	"\x05group\x18\x06 \x01(\rR\x05group\"*\n" +
+	"\x10ProbeDiskRequest\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\"\x84\x01\n" +
+	"\x11ProbeDiskResponse\x12\x14\n" +
+	"\x05blank\x18\x01 \x01(\bR\x05blank\x12\x17\n" +
+	"\afs_type\x18\x02 \x01(\tR\x06fsType\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05major\x18\x04 \x01(\rR\x05major\x12\x14\n" +
+	"\x05minor\x18\x05 \x01(\rR\x05minor\"\x86\x01\n" +
+	"\x10WriteDiskRequest\x12\x16\n" +
+	"\x06serial\x18\x01 \x01(\tR\x06serial\x120\n" +
+	"\aextents\x18\x02 \x03(\v2\x16.atoll.guest.v1.ExtentR\aextents\x12\x14\n" +
+	"\x05first\x18\x03 \x01(\bR\x05first\x12\x12\n" +
+	"\x04last\x18\x04 \x01(\bR\x04last\"4\n" +
+	"\x06Extent\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"9\n" +
+	"\x11GrowVolumeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"*\n" +
+	"\x12GrowVolumeResponse\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\"#\n" +
+	"\x11StatVolumeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"=\n" +
+	"\x15ReleaseVolumesRequest\x12\x10\n" +
+	"\x03ids\x18\x01 \x03(\tR\x03ids\x12\x12\n" +
+	"\x04kill\x18\x02 \x01(\bR\x04kill\"\x96\x01\n" +
 	"\x04File\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x10\n" +
@@ -2383,13 +2982,17 @@ const file_guest_proto_rawDesc = "" +
 	"\x13inactive_file_bytes\x18\x11 \x01(\x04R\x11inactiveFileBytes\x12+\n" +
 	"\x11throttled_periods\x18\x12 \x01(\x04R\x10throttledPeriods\x12\x1b\n" +
 	"\toom_kills\x18\x13 \x01(\x04R\boomKills\x12%\n" +
-	"\x0ecgroup_metrics\x18\x14 \x01(\fR\rcgroupMetrics\"]\n" +
+	"\x0ecgroup_metrics\x18\x14 \x01(\fR\rcgroupMetrics\"\xf0\x01\n" +
 	"\vVolumeUsage\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x02 \x01(\x04R\tusedBytes\x12\x1f\n" +
 	"\vused_inodes\x18\x03 \x01(\x04R\n" +
-	"usedInodes\"\x92\x01\n" +
+	"usedInodes\x12%\n" +
+	"\x0ecapacity_bytes\x18\x04 \x01(\x04R\rcapacityBytes\x12'\n" +
+	"\x0favailable_bytes\x18\x05 \x01(\x04R\x0eavailableBytes\x12\x16\n" +
+	"\x06inodes\x18\x06 \x01(\x04R\x06inodes\x12)\n" +
+	"\x10available_inodes\x18\a \x01(\x04R\x0favailableInodes\"\x92\x01\n" +
 	"\fNetworkUsage\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
 	"\brx_bytes\x18\x02 \x01(\x04R\arxBytes\x12\x19\n" +
@@ -2411,14 +3014,21 @@ const file_guest_proto_rawDesc = "" +
 	"\n" +
 	"unix_nanos\x18\x01 \x01(\x03R\tunixNanos\":\n" +
 	"\x0eSetTimeRequest\x12(\n" +
-	"\x10round_trip_nanos\x18\x01 \x01(\x03R\x0eroundTripNanos2\x97\f\n" +
+	"\x10round_trip_nanos\x18\x01 \x01(\x03R\x0eroundTripNanos2\xa2\x0f\n" +
 	"\x05Guest\x12D\n" +
 	"\x05Setup\x12\x1c.atoll.guest.v1.SetupRequest\x1a\x1d.atoll.guest.v1.SetupResponse\x12:\n" +
 	"\x04Warm\x12\x1b.atoll.guest.v1.WarmRequest\x1a\x15.atoll.guest.v1.Empty\x12F\n" +
 	"\n" +
 	"MountImage\x12!.atoll.guest.v1.MountImageRequest\x1a\x15.atoll.guest.v1.Empty\x12J\n" +
 	"\fUnmountImage\x12#.atoll.guest.v1.UnmountImageRequest\x1a\x15.atoll.guest.v1.Empty\x12J\n" +
-	"\fCreateVolume\x12#.atoll.guest.v1.CreateVolumeRequest\x1a\x15.atoll.guest.v1.Empty\x12B\n" +
+	"\fCreateVolume\x12#.atoll.guest.v1.CreateVolumeRequest\x1a\x15.atoll.guest.v1.Empty\x12P\n" +
+	"\tProbeDisk\x12 .atoll.guest.v1.ProbeDiskRequest\x1a!.atoll.guest.v1.ProbeDiskResponse\x12D\n" +
+	"\tWriteDisk\x12 .atoll.guest.v1.WriteDiskRequest\x1a\x15.atoll.guest.v1.Empty\x12S\n" +
+	"\n" +
+	"GrowVolume\x12!.atoll.guest.v1.GrowVolumeRequest\x1a\".atoll.guest.v1.GrowVolumeResponse\x12L\n" +
+	"\n" +
+	"StatVolume\x12!.atoll.guest.v1.StatVolumeRequest\x1a\x1b.atoll.guest.v1.VolumeUsage\x12N\n" +
+	"\x0eReleaseVolumes\x12%.atoll.guest.v1.ReleaseVolumesRequest\x1a\x15.atoll.guest.v1.Empty\x12B\n" +
 	"\bPutFiles\x12\x1f.atoll.guest.v1.PutFilesRequest\x1a\x15.atoll.guest.v1.Empty\x12J\n" +
 	"\aGetFile\x12\x1e.atoll.guest.v1.GetFileRequest\x1a\x1f.atoll.guest.v1.GetFileResponse\x12b\n" +
 	"\x0fCreateContainer\x12&.atoll.guest.v1.CreateContainerRequest\x1a'.atoll.guest.v1.CreateContainerResponse\x12F\n" +
@@ -2451,7 +3061,7 @@ func file_guest_proto_rawDescGZIP() []byte {
 }
 
 var file_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_guest_proto_goTypes = []any{
 	(CreateVolumeRequest_Kind)(0),   // 0: atoll.guest.v1.CreateVolumeRequest.Kind
 	(Event_Kind)(0),                 // 1: atoll.guest.v1.Event.Kind
@@ -2464,90 +3074,111 @@ var file_guest_proto_goTypes = []any{
 	(*MountImageRequest)(nil),       // 8: atoll.guest.v1.MountImageRequest
 	(*UnmountImageRequest)(nil),     // 9: atoll.guest.v1.UnmountImageRequest
 	(*CreateVolumeRequest)(nil),     // 10: atoll.guest.v1.CreateVolumeRequest
-	(*File)(nil),                    // 11: atoll.guest.v1.File
-	(*PutFilesRequest)(nil),         // 12: atoll.guest.v1.PutFilesRequest
-	(*GetFileRequest)(nil),          // 13: atoll.guest.v1.GetFileRequest
-	(*GetFileResponse)(nil),         // 14: atoll.guest.v1.GetFileResponse
-	(*CreateContainerRequest)(nil),  // 15: atoll.guest.v1.CreateContainerRequest
-	(*ImageVolume)(nil),             // 16: atoll.guest.v1.ImageVolume
-	(*CreateContainerResponse)(nil), // 17: atoll.guest.v1.CreateContainerResponse
-	(*ProcessRequest)(nil),          // 18: atoll.guest.v1.ProcessRequest
-	(*StartResponse)(nil),           // 19: atoll.guest.v1.StartResponse
-	(*CreateExecRequest)(nil),       // 20: atoll.guest.v1.CreateExecRequest
-	(*WaitResponse)(nil),            // 21: atoll.guest.v1.WaitResponse
-	(*KillRequest)(nil),             // 22: atoll.guest.v1.KillRequest
-	(*ResizePtyRequest)(nil),        // 23: atoll.guest.v1.ResizePtyRequest
-	(*UpdateRequest)(nil),           // 24: atoll.guest.v1.UpdateRequest
-	(*PidsResponse)(nil),            // 25: atoll.guest.v1.PidsResponse
-	(*StatsRequest)(nil),            // 26: atoll.guest.v1.StatsRequest
-	(*StatsResponse)(nil),           // 27: atoll.guest.v1.StatsResponse
-	(*VolumeUsage)(nil),             // 28: atoll.guest.v1.VolumeUsage
-	(*NetworkUsage)(nil),            // 29: atoll.guest.v1.NetworkUsage
-	(*Event)(nil),                   // 30: atoll.guest.v1.Event
-	(*OnlineResourcesResponse)(nil), // 31: atoll.guest.v1.OnlineResourcesResponse
-	(*TellTimeRequest)(nil),         // 32: atoll.guest.v1.TellTimeRequest
-	(*SetTimeRequest)(nil),          // 33: atoll.guest.v1.SetTimeRequest
-	nil,                             // 34: atoll.guest.v1.SetupRequest.SysctlsEntry
+	(*DiskVolume)(nil),              // 11: atoll.guest.v1.DiskVolume
+	(*ProbeDiskRequest)(nil),        // 12: atoll.guest.v1.ProbeDiskRequest
+	(*ProbeDiskResponse)(nil),       // 13: atoll.guest.v1.ProbeDiskResponse
+	(*WriteDiskRequest)(nil),        // 14: atoll.guest.v1.WriteDiskRequest
+	(*Extent)(nil),                  // 15: atoll.guest.v1.Extent
+	(*GrowVolumeRequest)(nil),       // 16: atoll.guest.v1.GrowVolumeRequest
+	(*GrowVolumeResponse)(nil),      // 17: atoll.guest.v1.GrowVolumeResponse
+	(*StatVolumeRequest)(nil),       // 18: atoll.guest.v1.StatVolumeRequest
+	(*ReleaseVolumesRequest)(nil),   // 19: atoll.guest.v1.ReleaseVolumesRequest
+	(*File)(nil),                    // 20: atoll.guest.v1.File
+	(*PutFilesRequest)(nil),         // 21: atoll.guest.v1.PutFilesRequest
+	(*GetFileRequest)(nil),          // 22: atoll.guest.v1.GetFileRequest
+	(*GetFileResponse)(nil),         // 23: atoll.guest.v1.GetFileResponse
+	(*CreateContainerRequest)(nil),  // 24: atoll.guest.v1.CreateContainerRequest
+	(*ImageVolume)(nil),             // 25: atoll.guest.v1.ImageVolume
+	(*CreateContainerResponse)(nil), // 26: atoll.guest.v1.CreateContainerResponse
+	(*ProcessRequest)(nil),          // 27: atoll.guest.v1.ProcessRequest
+	(*StartResponse)(nil),           // 28: atoll.guest.v1.StartResponse
+	(*CreateExecRequest)(nil),       // 29: atoll.guest.v1.CreateExecRequest
+	(*WaitResponse)(nil),            // 30: atoll.guest.v1.WaitResponse
+	(*KillRequest)(nil),             // 31: atoll.guest.v1.KillRequest
+	(*ResizePtyRequest)(nil),        // 32: atoll.guest.v1.ResizePtyRequest
+	(*UpdateRequest)(nil),           // 33: atoll.guest.v1.UpdateRequest
+	(*PidsResponse)(nil),            // 34: atoll.guest.v1.PidsResponse
+	(*StatsRequest)(nil),            // 35: atoll.guest.v1.StatsRequest
+	(*StatsResponse)(nil),           // 36: atoll.guest.v1.StatsResponse
+	(*VolumeUsage)(nil),             // 37: atoll.guest.v1.VolumeUsage
+	(*NetworkUsage)(nil),            // 38: atoll.guest.v1.NetworkUsage
+	(*Event)(nil),                   // 39: atoll.guest.v1.Event
+	(*OnlineResourcesResponse)(nil), // 40: atoll.guest.v1.OnlineResourcesResponse
+	(*TellTimeRequest)(nil),         // 41: atoll.guest.v1.TellTimeRequest
+	(*SetTimeRequest)(nil),          // 42: atoll.guest.v1.SetTimeRequest
+	nil,                             // 43: atoll.guest.v1.SetupRequest.SysctlsEntry
 }
 var file_guest_proto_depIdxs = []int32{
 	4,  // 0: atoll.guest.v1.SetupRequest.network:type_name -> atoll.guest.v1.Network
-	34, // 1: atoll.guest.v1.SetupRequest.sysctls:type_name -> atoll.guest.v1.SetupRequest.SysctlsEntry
+	43, // 1: atoll.guest.v1.SetupRequest.sysctls:type_name -> atoll.guest.v1.SetupRequest.SysctlsEntry
 	5,  // 2: atoll.guest.v1.Network.routes:type_name -> atoll.guest.v1.Route
 	0,  // 3: atoll.guest.v1.CreateVolumeRequest.kind:type_name -> atoll.guest.v1.CreateVolumeRequest.Kind
-	11, // 4: atoll.guest.v1.PutFilesRequest.files:type_name -> atoll.guest.v1.File
-	16, // 5: atoll.guest.v1.CreateContainerRequest.image_volumes:type_name -> atoll.guest.v1.ImageVolume
-	28, // 6: atoll.guest.v1.StatsResponse.volumes:type_name -> atoll.guest.v1.VolumeUsage
-	29, // 7: atoll.guest.v1.StatsResponse.networks:type_name -> atoll.guest.v1.NetworkUsage
-	1,  // 8: atoll.guest.v1.Event.kind:type_name -> atoll.guest.v1.Event.Kind
-	3,  // 9: atoll.guest.v1.Guest.Setup:input_type -> atoll.guest.v1.SetupRequest
-	7,  // 10: atoll.guest.v1.Guest.Warm:input_type -> atoll.guest.v1.WarmRequest
-	8,  // 11: atoll.guest.v1.Guest.MountImage:input_type -> atoll.guest.v1.MountImageRequest
-	9,  // 12: atoll.guest.v1.Guest.UnmountImage:input_type -> atoll.guest.v1.UnmountImageRequest
-	10, // 13: atoll.guest.v1.Guest.CreateVolume:input_type -> atoll.guest.v1.CreateVolumeRequest
-	12, // 14: atoll.guest.v1.Guest.PutFiles:input_type -> atoll.guest.v1.PutFilesRequest
-	13, // 15: atoll.guest.v1.Guest.GetFile:input_type -> atoll.guest.v1.GetFileRequest
-	15, // 16: atoll.guest.v1.Guest.CreateContainer:input_type -> atoll.guest.v1.CreateContainerRequest
-	18, // 17: atoll.guest.v1.Guest.Start:input_type -> atoll.guest.v1.ProcessRequest
-	20, // 18: atoll.guest.v1.Guest.CreateExec:input_type -> atoll.guest.v1.CreateExecRequest
-	18, // 19: atoll.guest.v1.Guest.Wait:input_type -> atoll.guest.v1.ProcessRequest
-	22, // 20: atoll.guest.v1.Guest.Kill:input_type -> atoll.guest.v1.KillRequest
-	18, // 21: atoll.guest.v1.Guest.Delete:input_type -> atoll.guest.v1.ProcessRequest
-	23, // 22: atoll.guest.v1.Guest.ResizePty:input_type -> atoll.guest.v1.ResizePtyRequest
-	24, // 23: atoll.guest.v1.Guest.Update:input_type -> atoll.guest.v1.UpdateRequest
-	18, // 24: atoll.guest.v1.Guest.Pids:input_type -> atoll.guest.v1.ProcessRequest
-	26, // 25: atoll.guest.v1.Guest.Stats:input_type -> atoll.guest.v1.StatsRequest
-	2,  // 26: atoll.guest.v1.Guest.NextEvent:input_type -> atoll.guest.v1.Empty
-	2,  // 27: atoll.guest.v1.Guest.OnlineResources:input_type -> atoll.guest.v1.Empty
-	32, // 28: atoll.guest.v1.Guest.TellTime:input_type -> atoll.guest.v1.TellTimeRequest
-	33, // 29: atoll.guest.v1.Guest.SetTime:input_type -> atoll.guest.v1.SetTimeRequest
-	2,  // 30: atoll.guest.v1.Guest.Shutdown:input_type -> atoll.guest.v1.Empty
-	6,  // 31: atoll.guest.v1.Guest.Setup:output_type -> atoll.guest.v1.SetupResponse
-	2,  // 32: atoll.guest.v1.Guest.Warm:output_type -> atoll.guest.v1.Empty
-	2,  // 33: atoll.guest.v1.Guest.MountImage:output_type -> atoll.guest.v1.Empty
-	2,  // 34: atoll.guest.v1.Guest.UnmountImage:output_type -> atoll.guest.v1.Empty
-	2,  // 35: atoll.guest.v1.Guest.CreateVolume:output_type -> atoll.guest.v1.Empty
-	2,  // 36: atoll.guest.v1.Guest.PutFiles:output_type -> atoll.guest.v1.Empty
-	14, // 37: atoll.guest.v1.Guest.GetFile:output_type -> atoll.guest.v1.GetFileResponse
-	17, // 38: atoll.guest.v1.Guest.CreateContainer:output_type -> atoll.guest.v1.CreateContainerResponse
-	19, // 39: atoll.guest.v1.Guest.Start:output_type -> atoll.guest.v1.StartResponse
-	2,  // 40: atoll.guest.v1.Guest.CreateExec:output_type -> atoll.guest.v1.Empty
-	21, // 41: atoll.guest.v1.Guest.Wait:output_type -> atoll.guest.v1.WaitResponse
-	2,  // 42: atoll.guest.v1.Guest.Kill:output_type -> atoll.guest.v1.Empty
-	21, // 43: atoll.guest.v1.Guest.Delete:output_type -> atoll.guest.v1.WaitResponse
-	2,  // 44: atoll.guest.v1.Guest.ResizePty:output_type -> atoll.guest.v1.Empty
-	2,  // 45: atoll.guest.v1.Guest.Update:output_type -> atoll.guest.v1.Empty
-	25, // 46: atoll.guest.v1.Guest.Pids:output_type -> atoll.guest.v1.PidsResponse
-	27, // 47: atoll.guest.v1.Guest.Stats:output_type -> atoll.guest.v1.StatsResponse
-	30, // 48: atoll.guest.v1.Guest.NextEvent:output_type -> atoll.guest.v1.Event
-	31, // 49: atoll.guest.v1.Guest.OnlineResources:output_type -> atoll.guest.v1.OnlineResourcesResponse
-	2,  // 50: atoll.guest.v1.Guest.TellTime:output_type -> atoll.guest.v1.Empty
-	2,  // 51: atoll.guest.v1.Guest.SetTime:output_type -> atoll.guest.v1.Empty
-	2,  // 52: atoll.guest.v1.Guest.Shutdown:output_type -> atoll.guest.v1.Empty
-	31, // [31:53] is the sub-list for method output_type
-	9,  // [9:31] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	11, // 4: atoll.guest.v1.CreateVolumeRequest.disk:type_name -> atoll.guest.v1.DiskVolume
+	15, // 5: atoll.guest.v1.WriteDiskRequest.extents:type_name -> atoll.guest.v1.Extent
+	20, // 6: atoll.guest.v1.PutFilesRequest.files:type_name -> atoll.guest.v1.File
+	25, // 7: atoll.guest.v1.CreateContainerRequest.image_volumes:type_name -> atoll.guest.v1.ImageVolume
+	37, // 8: atoll.guest.v1.StatsResponse.volumes:type_name -> atoll.guest.v1.VolumeUsage
+	38, // 9: atoll.guest.v1.StatsResponse.networks:type_name -> atoll.guest.v1.NetworkUsage
+	1,  // 10: atoll.guest.v1.Event.kind:type_name -> atoll.guest.v1.Event.Kind
+	3,  // 11: atoll.guest.v1.Guest.Setup:input_type -> atoll.guest.v1.SetupRequest
+	7,  // 12: atoll.guest.v1.Guest.Warm:input_type -> atoll.guest.v1.WarmRequest
+	8,  // 13: atoll.guest.v1.Guest.MountImage:input_type -> atoll.guest.v1.MountImageRequest
+	9,  // 14: atoll.guest.v1.Guest.UnmountImage:input_type -> atoll.guest.v1.UnmountImageRequest
+	10, // 15: atoll.guest.v1.Guest.CreateVolume:input_type -> atoll.guest.v1.CreateVolumeRequest
+	12, // 16: atoll.guest.v1.Guest.ProbeDisk:input_type -> atoll.guest.v1.ProbeDiskRequest
+	14, // 17: atoll.guest.v1.Guest.WriteDisk:input_type -> atoll.guest.v1.WriteDiskRequest
+	16, // 18: atoll.guest.v1.Guest.GrowVolume:input_type -> atoll.guest.v1.GrowVolumeRequest
+	18, // 19: atoll.guest.v1.Guest.StatVolume:input_type -> atoll.guest.v1.StatVolumeRequest
+	19, // 20: atoll.guest.v1.Guest.ReleaseVolumes:input_type -> atoll.guest.v1.ReleaseVolumesRequest
+	21, // 21: atoll.guest.v1.Guest.PutFiles:input_type -> atoll.guest.v1.PutFilesRequest
+	22, // 22: atoll.guest.v1.Guest.GetFile:input_type -> atoll.guest.v1.GetFileRequest
+	24, // 23: atoll.guest.v1.Guest.CreateContainer:input_type -> atoll.guest.v1.CreateContainerRequest
+	27, // 24: atoll.guest.v1.Guest.Start:input_type -> atoll.guest.v1.ProcessRequest
+	29, // 25: atoll.guest.v1.Guest.CreateExec:input_type -> atoll.guest.v1.CreateExecRequest
+	27, // 26: atoll.guest.v1.Guest.Wait:input_type -> atoll.guest.v1.ProcessRequest
+	31, // 27: atoll.guest.v1.Guest.Kill:input_type -> atoll.guest.v1.KillRequest
+	27, // 28: atoll.guest.v1.Guest.Delete:input_type -> atoll.guest.v1.ProcessRequest
+	32, // 29: atoll.guest.v1.Guest.ResizePty:input_type -> atoll.guest.v1.ResizePtyRequest
+	33, // 30: atoll.guest.v1.Guest.Update:input_type -> atoll.guest.v1.UpdateRequest
+	27, // 31: atoll.guest.v1.Guest.Pids:input_type -> atoll.guest.v1.ProcessRequest
+	35, // 32: atoll.guest.v1.Guest.Stats:input_type -> atoll.guest.v1.StatsRequest
+	2,  // 33: atoll.guest.v1.Guest.NextEvent:input_type -> atoll.guest.v1.Empty
+	2,  // 34: atoll.guest.v1.Guest.OnlineResources:input_type -> atoll.guest.v1.Empty
+	41, // 35: atoll.guest.v1.Guest.TellTime:input_type -> atoll.guest.v1.TellTimeRequest
+	42, // 36: atoll.guest.v1.Guest.SetTime:input_type -> atoll.guest.v1.SetTimeRequest
+	2,  // 37: atoll.guest.v1.Guest.Shutdown:input_type -> atoll.guest.v1.Empty
+	6,  // 38: atoll.guest.v1.Guest.Setup:output_type -> atoll.guest.v1.SetupResponse
+	2,  // 39: atoll.guest.v1.Guest.Warm:output_type -> atoll.guest.v1.Empty
+	2,  // 40: atoll.guest.v1.Guest.MountImage:output_type -> atoll.guest.v1.Empty
+	2,  // 41: atoll.guest.v1.Guest.UnmountImage:output_type -> atoll.guest.v1.Empty
+	2,  // 42: atoll.guest.v1.Guest.CreateVolume:output_type -> atoll.guest.v1.Empty
+	13, // 43: atoll.guest.v1.Guest.ProbeDisk:output_type -> atoll.guest.v1.ProbeDiskResponse
+	2,  // 44: atoll.guest.v1.Guest.WriteDisk:output_type -> atoll.guest.v1.Empty
+	17, // 45: atoll.guest.v1.Guest.GrowVolume:output_type -> atoll.guest.v1.GrowVolumeResponse
+	37, // 46: atoll.guest.v1.Guest.StatVolume:output_type -> atoll.guest.v1.VolumeUsage
+	2,  // 47: atoll.guest.v1.Guest.ReleaseVolumes:output_type -> atoll.guest.v1.Empty
+	2,  // 48: atoll.guest.v1.Guest.PutFiles:output_type -> atoll.guest.v1.Empty
+	23, // 49: atoll.guest.v1.Guest.GetFile:output_type -> atoll.guest.v1.GetFileResponse
+	26, // 50: atoll.guest.v1.Guest.CreateContainer:output_type -> atoll.guest.v1.CreateContainerResponse
+	28, // 51: atoll.guest.v1.Guest.Start:output_type -> atoll.guest.v1.StartResponse
+	2,  // 52: atoll.guest.v1.Guest.CreateExec:output_type -> atoll.guest.v1.Empty
+	30, // 53: atoll.guest.v1.Guest.Wait:output_type -> atoll.guest.v1.WaitResponse
+	2,  // 54: atoll.guest.v1.Guest.Kill:output_type -> atoll.guest.v1.Empty
+	30, // 55: atoll.guest.v1.Guest.Delete:output_type -> atoll.guest.v1.WaitResponse
+	2,  // 56: atoll.guest.v1.Guest.ResizePty:output_type -> atoll.guest.v1.Empty
+	2,  // 57: atoll.guest.v1.Guest.Update:output_type -> atoll.guest.v1.Empty
+	34, // 58: atoll.guest.v1.Guest.Pids:output_type -> atoll.guest.v1.PidsResponse
+	36, // 59: atoll.guest.v1.Guest.Stats:output_type -> atoll.guest.v1.StatsResponse
+	39, // 60: atoll.guest.v1.Guest.NextEvent:output_type -> atoll.guest.v1.Event
+	40, // 61: atoll.guest.v1.Guest.OnlineResources:output_type -> atoll.guest.v1.OnlineResourcesResponse
+	2,  // 62: atoll.guest.v1.Guest.TellTime:output_type -> atoll.guest.v1.Empty
+	2,  // 63: atoll.guest.v1.Guest.SetTime:output_type -> atoll.guest.v1.Empty
+	2,  // 64: atoll.guest.v1.Guest.Shutdown:output_type -> atoll.guest.v1.Empty
+	38, // [38:65] is the sub-list for method output_type
+	11, // [11:38] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_guest_proto_init() }
@@ -2561,7 +3192,7 @@ func file_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_guest_proto_rawDesc), len(file_guest_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   33,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

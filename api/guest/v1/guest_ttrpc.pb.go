@@ -13,6 +13,11 @@ type GuestService interface {
 	MountImage(context.Context, *MountImageRequest) (*Empty, error)
 	UnmountImage(context.Context, *UnmountImageRequest) (*Empty, error)
 	CreateVolume(context.Context, *CreateVolumeRequest) (*Empty, error)
+	ProbeDisk(context.Context, *ProbeDiskRequest) (*ProbeDiskResponse, error)
+	WriteDisk(context.Context, *WriteDiskRequest) (*Empty, error)
+	GrowVolume(context.Context, *GrowVolumeRequest) (*GrowVolumeResponse, error)
+	StatVolume(context.Context, *StatVolumeRequest) (*VolumeUsage, error)
+	ReleaseVolumes(context.Context, *ReleaseVolumesRequest) (*Empty, error)
 	PutFiles(context.Context, *PutFilesRequest) (*Empty, error)
 	GetFile(context.Context, *GetFileRequest) (*GetFileResponse, error)
 	CreateContainer(context.Context, *CreateContainerRequest) (*CreateContainerResponse, error)
@@ -69,6 +74,41 @@ func RegisterGuestService(srv *ttrpc.Server, svc GuestService) {
 					return nil, err
 				}
 				return svc.CreateVolume(ctx, &req)
+			},
+			"ProbeDisk": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ProbeDiskRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.ProbeDisk(ctx, &req)
+			},
+			"WriteDisk": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req WriteDiskRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.WriteDisk(ctx, &req)
+			},
+			"GrowVolume": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req GrowVolumeRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.GrowVolume(ctx, &req)
+			},
+			"StatVolume": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req StatVolumeRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.StatVolume(ctx, &req)
+			},
+			"ReleaseVolumes": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ReleaseVolumesRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.ReleaseVolumes(ctx, &req)
 			},
 			"PutFiles": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req PutFilesRequest
@@ -238,6 +278,46 @@ func (c *guestClient) UnmountImage(ctx context.Context, req *UnmountImageRequest
 func (c *guestClient) CreateVolume(ctx context.Context, req *CreateVolumeRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "atoll.guest.v1.Guest", "CreateVolume", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *guestClient) ProbeDisk(ctx context.Context, req *ProbeDiskRequest) (*ProbeDiskResponse, error) {
+	var resp ProbeDiskResponse
+	if err := c.client.Call(ctx, "atoll.guest.v1.Guest", "ProbeDisk", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *guestClient) WriteDisk(ctx context.Context, req *WriteDiskRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "atoll.guest.v1.Guest", "WriteDisk", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *guestClient) GrowVolume(ctx context.Context, req *GrowVolumeRequest) (*GrowVolumeResponse, error) {
+	var resp GrowVolumeResponse
+	if err := c.client.Call(ctx, "atoll.guest.v1.Guest", "GrowVolume", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *guestClient) StatVolume(ctx context.Context, req *StatVolumeRequest) (*VolumeUsage, error) {
+	var resp VolumeUsage
+	if err := c.client.Call(ctx, "atoll.guest.v1.Guest", "StatVolume", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *guestClient) ReleaseVolumes(ctx context.Context, req *ReleaseVolumesRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "atoll.guest.v1.Guest", "ReleaseVolumes", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -30,6 +30,15 @@ const (
 	KubeletServing           = "kubelet-serving"
 	KubeProxy                = "kube-proxy"
 	CoreDNS                  = "coredns"
+	// Storage is the storage part of a host's agent.
+	Storage            = "storage"
+	SnapshotController = "snapshot-controller"
+)
+
+// Who the storage components are to the API server.
+const (
+	StorageGroup           = "atoll:storage-agents"
+	SnapshotControllerUser = "atoll:snapshot-controller"
 )
 
 // Files tells where each certificate, key and kubeconfig is. It does no I/O.

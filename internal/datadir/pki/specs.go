@@ -52,6 +52,8 @@ func (p *PKI) specs() []spec {
 		{name: KubeletServing, authority: ClusterCA, user: node, groups: nodeGroup, server: true, dns: hostNames, addrs: hostAddrs},
 		{name: KubeProxy, authority: ClusterCA, user: "system:kube-proxy", client: true},
 		{name: CoreDNS, authority: ClusterCA, user: "system:coredns", client: true},
+		{name: Storage, authority: ClusterCA, user: "atoll:storage-agent:" + c.NodeName, groups: []string{StorageGroup}, client: true},
+		{name: SnapshotController, authority: ClusterCA, user: SnapshotControllerUser, client: true},
 	}
 }
 

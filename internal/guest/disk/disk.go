@@ -52,7 +52,14 @@ func (d *Disks) Scan() error {
 	if err != nil {
 		return fmt.Errorf("listing block devices: %w", err)
 	}
+	settled := map[string]bool{} // those of the template, which need not be read again
+	for _, name := range d.device {
+		settled[name] = strings.HasPrefix(name, "vd")
+	}
 	for _, e := range entries {
+		if settled[e.Name()] {
+			continue
+		}
 		if serial := d.serial(e.Name()); serial != "" {
 			d.device[serial] = e.Name()
 		}
@@ -93,7 +100,7 @@ func (d *Disks) Find(ctx context.Context, serial string) (string, error) {
 		case <-ctx.Done():
 			return "", fmt.Errorf("disk with serial %q: %w", serial, ErrNotFound)
 		case <-time.After(wait):
-			wait = min(2*wait, 50*time.Millisecond)
+			wait = min(2*wait, 8*time.Millisecond)
 		}
 	}
 }

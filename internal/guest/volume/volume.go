@@ -1,5 +1,5 @@
 // Package volume keeps a pod's volumes inside the guest: directories on the scratch disk, tmpfs,
-// and trees the host pushes file by file (ConfigMaps, Secrets, /etc/hosts).
+// trees the host pushes file by file (ConfigMaps, Secrets, /etc/hosts), and disks of their own.
 //
 // Guest init's service calls it. Containers write into volumes while it works on them, so every
 // path below a volume is resolved by the kernel beneath the volume's root and without following
@@ -29,6 +29,8 @@ const (
 	Memory
 	Pushed
 	Image
+	OnDisk // a file system on a disk of its own
+	Block  // a disk without a directory
 )
 
 var (
@@ -61,6 +63,7 @@ type Volume struct {
 	ID   string
 	Kind Kind
 	Root string // its directory
+	Disk Disk   // of OnDisk and Block
 
 	mu     sync.Mutex // serializes pushes and the filling from an image
 	push   *push
@@ -123,10 +126,10 @@ func (s *Store) Create(id string, kind Kind, size uint64, mode, uid, gid uint32)
 // Usage is what the volume takes. Pushed volumes are small and not measured.
 func (v *Volume) Usage() (usage.Usage, error) {
 	switch v.Kind {
-	case Memory:
+	case Memory, OnDisk:
 		u, _, _, err := usage.FileSystem(v.Root)
 		return u, err
-	case Pushed:
+	case Pushed, Block:
 		return usage.Usage{}, nil
 	default:
 		return v.dir.Usage()
@@ -137,8 +140,8 @@ func (v *Volume) Usage() (usage.Usage, error) {
 func (s *Store) Get(id string) (*Volume, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v, ok := s.volumes[id]
-	if !ok {
+	v := s.volumes[id]
+	if v == nil {
 		return nil, fmt.Errorf("volume %s: %w", id, ErrNotFound)
 	}
 	return v, nil
@@ -147,10 +150,10 @@ func (s *Store) Get(id string) (*Volume, error) {
 // Remove deletes a volume and its content; one that is not there is fine.
 func (s *Store) Remove(id string) error {
 	s.mu.Lock()
-	v, ok := s.volumes[id]
+	v := s.volumes[id]
 	delete(s.volumes, id)
 	s.mu.Unlock()
-	if !ok {
+	if v == nil {
 		return nil
 	}
 	if v.Kind == Memory {
@@ -170,7 +173,9 @@ func (s *Store) List() []*Volume {
 	defer s.mu.Unlock()
 	list := make([]*Volume, 0, len(s.volumes))
 	for _, v := range s.volumes {
-		list = append(list, v)
+		if v != nil {
+			list = append(list, v)
+		}
 	}
 	return list
 }
@@ -193,6 +198,9 @@ func (s *Store) Source(source string) (Source, error) {
 	v, err := s.Get(id)
 	if err != nil {
 		return Source{}, err
+	}
+	if v.Kind == Block {
+		return Source{}, fmt.Errorf("volume %s is a device and cannot be mounted: %w", id, ErrInvalid)
 	}
 	if sub == "" {
 		return Source{Root: v.Root, Dir: true}, nil

@@ -2,10 +2,11 @@
 //
 // RuntimeClasses, the label that lets kube-system use the host, the DNS Service
 // and its endpoint, the roles of components that upstream does not define, the
-// APIService of resource metrics and the ConfigMap kube-public/atoll. Everything
-// is applied server-side as the field manager "atoll", so that a second run
-// changes nothing, what an administrator adds stays, and what they remove comes
-// back at the next start.
+// APIService of resource metrics, the ConfigMap kube-public/atoll, and what
+// storage needs. Everything is applied server-side as the field manager "atoll",
+// so that a second run changes nothing, what an administrator adds stays, and what
+// they remove comes back at the next start. What is theirs to change (the default
+// StorageClass, the default Datastore) is only made when it is missing.
 //
 // The server role calls Apply when the API server is ready. What can go wrong:
 // the API server is not done with its own start (namespaces, roles); Apply tries
@@ -20,6 +21,7 @@ import (
 	"net/netip"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -28,6 +30,9 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 )
+
+// retryEvery is the pause between two attempts. Objects of a kind that is new have to wait for it.
+const retryEvery = 200 * time.Millisecond
 
 // fieldManager owns what Apply sets.
 const fieldManager = "atoll"
@@ -40,14 +45,18 @@ type Config struct {
 	DNSEndpoint netip.Addr
 	DNSPort     int
 	NodeName    string
-	Version     string
-	Logger      *slog.Logger
+	// DatastorePath is the directory of the datastore "default".
+	DatastorePath string
+	Version       string
+	Logger        *slog.Logger
 }
 
 // object is one thing to apply.
 type object struct {
 	resource schema.GroupVersionResource
 	content  *unstructured.Unstructured
+	// once: an object that exists is left as it is.
+	once bool
 }
 
 // Apply creates or updates all objects. It retries until everything is in place
@@ -62,7 +71,7 @@ func Apply(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("bootstrap objects: %w", err)
 	}
 	var last error
-	err = wait.PollUntilContextCancel(ctx, 500*time.Millisecond, true, func(ctx context.Context) (bool, error) {
+	err = wait.PollUntilContextCancel(ctx, retryEvery, true, func(ctx context.Context) (bool, error) {
 		var left []object
 		last = nil
 		for _, o := range todo {
@@ -88,6 +97,11 @@ func applyOne(ctx context.Context, client dynamic.Interface, o object) error {
 	if namespace != "" {
 		target = client.Resource(o.resource).Namespace(namespace)
 	}
+	if o.once {
+		if _, err := target.Get(ctx, name, metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			return err
+		}
+	}
 	_, err := target.Apply(ctx, name, o.content, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
 	if err != nil {
 		return fmt.Errorf("applying %s %s: %w", o.content.GetKind(), name, err)
@@ -103,7 +117,7 @@ func objects(cfg Config) ([]object, error) {
 		if err := yaml.Unmarshal([]byte(m.text), &content); err != nil {
 			return nil, fmt.Errorf("manifest of %s: %w", m.resource.Resource, err)
 		}
-		out = append(out, object{resource: m.resource, content: &unstructured.Unstructured{Object: content}})
+		out = append(out, object{resource: m.resource, content: &unstructured.Unstructured{Object: content}, once: m.once})
 	}
 	return out, nil
 }

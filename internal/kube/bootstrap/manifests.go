@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"fmt"
+	"slices"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -31,11 +32,17 @@ const (
 type manifest struct {
 	resource schema.GroupVersionResource
 	text     string
+	// once: only made when it is missing.
+	once bool
 }
 
 // manifests are all bootstrap objects, namespaces first.
 func manifests(cfg Config) []manifest {
-	return append(systemManifests(cfg), accessManifests(cfg)...)
+	return slices.Concat(systemManifests(cfg), accessManifests(cfg), definitions(), storageManifests(cfg), storageAccessManifests())
+}
+
+func rbac(resource string) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: resource}
 }
 
 func core(resource string) schema.GroupVersionResource {
@@ -45,9 +52,9 @@ func core(resource string) schema.GroupVersionResource {
 // systemManifests are the namespaces, runtime classes and the cluster's DNS.
 func systemManifests(cfg Config) []manifest {
 	classes := schema.GroupVersionResource{Group: "node.k8s.io", Version: "v1", Resource: "runtimeclasses"}
-	slices := schema.GroupVersionResource{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"}
+	endpoints := schema.GroupVersionResource{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"}
 	return []manifest{
-		{core("namespaces"), fmt.Sprintf(`
+		{resource: core("namespaces"), text: fmt.Sprintf(`
 apiVersion: v1
 kind: Namespace
 metadata:
@@ -55,7 +62,7 @@ metadata:
   labels:
     %s: %q
 `, podruntime.HostAccessLabel, podruntime.HostAccessAllowed)},
-		{classes, fmt.Sprintf(`
+		{resource: classes, text: fmt.Sprintf(`
 apiVersion: node.k8s.io/v1
 kind: RuntimeClass
 metadata:
@@ -66,14 +73,14 @@ overhead:
     memory: %[2]s
     cpu: %[3]s
 `, podruntime.ClassMicroVM, overheadMemory, overheadCPU)},
-		{classes, fmt.Sprintf(`
+		{resource: classes, text: fmt.Sprintf(`
 apiVersion: node.k8s.io/v1
 kind: RuntimeClass
 metadata:
   name: %[1]s
 handler: %[1]s
 `, podruntime.ClassHost)},
-		{core("services"), fmt.Sprintf(`
+		{resource: core("services"), text: fmt.Sprintf(`
 apiVersion: v1
 kind: Service
 metadata:
@@ -88,7 +95,7 @@ spec:
   - {name: dns, port: 53, protocol: UDP, targetPort: %[2]d}
   - {name: dns-tcp, port: 53, protocol: TCP, targetPort: %[2]d}
 `, cfg.DNSServiceIP, cfg.DNSPort)},
-		{slices, fmt.Sprintf(`
+		{resource: endpoints, text: fmt.Sprintf(`
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata:
@@ -111,12 +118,9 @@ endpoints:
 
 // accessManifests are what components and users may do, and the metrics API.
 func accessManifests(cfg Config) []manifest {
-	rbac := func(r string) schema.GroupVersionResource {
-		return schema.GroupVersionResource{Group: "rbac.authorization.k8s.io", Version: "v1", Resource: r}
-	}
 	apiServices := schema.GroupVersionResource{Group: "apiregistration.k8s.io", Version: "v1", Resource: "apiservices"}
 	return []manifest{
-		{rbac("clusterroles"), `
+		{resource: rbac("clusterroles"), text: `
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata:
@@ -129,13 +133,13 @@ rules:
   resources: [endpointslices]
   verbs: [list, watch]
 `},
-		{rbac("clusterrolebindings"), clusterRoleBinding("atoll:coredns", "atoll:coredns", "User", "system:coredns")},
+		{resource: rbac("clusterrolebindings"), text: clusterRoleBinding("atoll:coredns", "atoll:coredns", "User", "system:coredns")},
 		// The API server reads logs, runs exec and scrapes metrics at kubelets.
-		{rbac("clusterrolebindings"), clusterRoleBinding("atoll:kubelet-api", "system:kubelet-api-admin", "User", "kube-apiserver-kubelet-client")},
+		{resource: rbac("clusterrolebindings"), text: clusterRoleBinding("atoll:kubelet-api", "system:kubelet-api-admin", "User", "kube-apiserver-kubelet-client")},
 		// Kubelets renew their own client certificates.
-		{rbac("clusterrolebindings"), clusterRoleBinding("atoll:kubelet-renewal", "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", "Group", "system:nodes")},
+		{resource: rbac("clusterrolebindings"), text: clusterRoleBinding("atoll:kubelet-renewal", "system:certificates.k8s.io:certificatesigningrequests:selfnodeclient", "Group", "system:nodes")},
 		// Who may view or edit a namespace may see what its pods use.
-		{rbac("clusterroles"), `
+		{resource: rbac("clusterroles"), text: `
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata:
@@ -150,7 +154,7 @@ rules:
   verbs: [get, list, watch]
 `},
 		// Served by the API server itself, so there is no service.
-		{apiServices, `
+		{resource: apiServices, text: `
 apiVersion: apiregistration.k8s.io/v1
 kind: APIService
 metadata:
@@ -161,7 +165,7 @@ spec:
   groupPriorityMinimum: 100
   versionPriority: 100
 `},
-		{core("configmaps"), fmt.Sprintf(`
+		{resource: core("configmaps"), text: fmt.Sprintf(`
 apiVersion: v1
 kind: ConfigMap
 metadata:

@@ -22,6 +22,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -35,6 +36,7 @@ import (
 
 	"atoll.dev/atoll/internal/pool/registry"
 	"atoll.dev/atoll/internal/pool/wire"
+	"atoll.dev/atoll/internal/shim/disks"
 	"atoll.dev/atoll/internal/shim/events"
 	"atoll.dev/atoll/internal/shim/sandbox"
 	"atoll.dev/atoll/internal/shim/task"
@@ -173,7 +175,11 @@ func (d *daemon) wire() {
 	})
 	d.sandbox = sandbox.New(sandbox.Config{
 		VM: d.clone.wait, Network: hostNetwork{}, Tasks: d.tasks, Cgroups: &cgroups{d: d}, Steps: d.steps,
-		Roots:    volumes.Roots{Kubelet: d.init.Kubelet, Containerd: d.init.Containerd},
+		Roots: volumes.Roots{Kubelet: d.init.Kubelet, Containerd: d.init.Containerd},
+		Disks: disks.Config{
+			Kubelet: d.init.Kubelet, RunDir: d.init.RunDir, Scratch: d.init.ScratchDir,
+			Socket: filepath.Join(d.reg.Dir(d.init.Member), "volumes.sock"),
+		},
 		Shutdown: d.shutdown,
 	})
 }

@@ -22,6 +22,7 @@ import (
 	"atoll.dev/atoll/internal/network"
 	"atoll.dev/atoll/internal/shim/clock"
 	"atoll.dev/atoll/internal/shim/cripb"
+	"atoll.dev/atoll/internal/shim/disks"
 	"atoll.dev/atoll/internal/shim/images"
 	"atoll.dev/atoll/internal/shim/task"
 	"atoll.dev/atoll/internal/shim/volumes"
@@ -243,9 +244,13 @@ func guestNetwork(g network.Guest) *guestv1.Network {
 
 // makePod collects what tasks need.
 func (s *Service) makePod(m *VM) *task.Pod {
+	persistent := disks.New(s.cfg.Disks, s.config.GetMetadata().GetUid(), m.Volumes, m.Session)
+	s.mu.Lock()
+	s.disks = persistent
+	s.mu.Unlock()
 	pod := &task.Pod{
 		Guest: m.Session, Streams: m.Session, Images: images.New(m.Machine, m.Session),
-		Volumes: volumes.New(m.Session, s.cfg.Roots), PID: uint32(m.Machine.PID()),
+		Volumes: volumes.New(m.Session, persistent, s.cfg.Roots), PID: uint32(m.Machine.PID()),
 		Grow:    func(ctx context.Context, want task.Resources) error { return s.growRunning(ctx, m, want) },
 		Protect: func(score int) { s.lowerScore(m, score) },
 		Sustain: func() {

@@ -34,6 +34,7 @@ import (
 	guestv1 "atoll.dev/atoll/api/guest/v1"
 	"atoll.dev/atoll/internal/network"
 	"atoll.dev/atoll/internal/shim/cripb"
+	"atoll.dev/atoll/internal/shim/disks"
 	"atoll.dev/atoll/internal/shim/images"
 	"atoll.dev/atoll/internal/shim/task"
 	"atoll.dev/atoll/internal/shim/timing"
@@ -79,6 +80,7 @@ type Session interface {
 // VM is a clone that waits for its pod.
 type VM struct {
 	Machine Machine
+	Volumes disks.Machine // the same machine, for persistent volumes
 	Session Session
 	Tap     network.Tap
 	Memory  int64  // bytes it was started with
@@ -108,6 +110,7 @@ type Config struct {
 	Tasks    Tasks
 	Cgroups  Cgroups
 	Roots    volumes.Roots
+	Disks    disks.Config
 	Steps    *timing.Recorder
 	Shutdown func() // ends the daemon once the current call is answered
 }
@@ -138,6 +141,7 @@ type Service struct {
 	netns   string
 	vm      *VM
 	pod     *task.Pod
+	disks   *disks.Set
 	room    *room // memory and CPUs of the VM
 	created time.Time
 	stop    bool // was asked for
@@ -283,6 +287,9 @@ func (s *Service) Stop(ctx context.Context) error {
 		s.mu.Unlock()
 	}
 	if m != nil {
+		s.releaseDisks(ctx)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
+		defer cancel()
 		if err := m.Machine.Kill(); err != nil {
 			return err
 		}
@@ -294,6 +301,20 @@ func (s *Service) Stop(ctx context.Context) error {
 	}
 	s.end(statusStopped, time.Now())
 	return s.cfg.Cgroups.Leave()
+}
+
+// releaseDisks has the guest write out its persistent volumes and closes them. One that does not let go is
+// closed all the same.
+func (s *Service) releaseDisks(ctx context.Context) {
+	s.mu.Lock()
+	d := s.disks
+	s.mu.Unlock()
+	if d == nil {
+		return
+	}
+	if err := d.Release(ctx); err != nil {
+		slog.Warn("releasing volumes", "sandbox", s.ID(), "error", err)
+	}
 }
 
 // settle waits for a start that is under way.

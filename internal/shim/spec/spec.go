@@ -39,6 +39,8 @@ type Env struct {
 	GuestPID func(pid uint32) uint32
 	// Bind returns the guest path of a bind mount's source.
 	Bind func(specs.Mount) (string, error)
+	// Device returns the device in the guest for one of the host; false if the guest cannot have it.
+	Device func(specs.LinuxDevice) (specs.LinuxDevice, bool, error)
 	// Files are mounted where the spec itself mounts nothing: the pod's /etc/hosts and the like.
 	Files []specs.Mount
 	// Shm is the guest path of the pod's shared memory.
@@ -55,6 +57,7 @@ func Container(s *specs.Spec, env Env) error {
 		run  func(*specs.Spec, Env) error
 	}{
 		{"refusing what needs the host", refuse},
+		{"rewriting devices", devices},
 		{"rewriting namespaces", namespaces},
 		{"rewriting mounts", mounts},
 		{"adding pod files", addFiles},
@@ -99,12 +102,28 @@ func Parse(data []byte) (*specs.Spec, error) {
 // refuse finds what only a container on the host can have.
 func refuse(s *specs.Spec, _ Env) error {
 	switch {
-	case len(s.Linux.Devices) > 0:
-		return fmt.Errorf("%w: device %s of the host; %s", ErrUnsupported, s.Linux.Devices[0].Path, Instead)
 	case s.Hooks != nil && hooks(s.Hooks) > 0:
 		return fmt.Errorf("%w: OCI hooks, which run programs of the host; %s", ErrUnsupported, Instead)
 	case len(s.Linux.UIDMappings) > 0 || len(s.Linux.GIDMappings) > 0:
 		return fmt.Errorf("%w: user namespaces; leave hostUsers unset, the pod has its own kernel", ErrUnsupported)
+	}
+	return nil
+}
+
+// devices replaces the devices that stand for block volumes by those in the guest.
+func devices(s *specs.Spec, env Env) error {
+	for i, d := range s.Linux.Devices {
+		ok := false
+		if env.Device != nil {
+			var err error
+			if d, ok, err = env.Device(d); err != nil {
+				return err
+			}
+		}
+		if !ok {
+			return fmt.Errorf("%w: device %s of the host; %s", ErrUnsupported, d.Path, Instead)
+		}
+		s.Linux.Devices[i] = d
 	}
 	return nil
 }

@@ -233,6 +233,7 @@ func (s *Service) describe(ctx context.Context, pod *Pod, c *container, oci *spe
 	}
 	return spec.Container(oci, spec.Env{
 		SandboxPID: pod.PID, GuestPID: s.guestPID, Bind: c.volumes.Bind, Files: pod.Files, Shm: channel.ShmPath,
+		Device: func(d specs.LinuxDevice) (specs.LinuxDevice, bool, error) { return pod.Volumes.Device(ctx, d) },
 	})
 }
 

@@ -210,7 +210,7 @@ func newPod(t *testing.T) *pod {
 	})
 	p.Attach(&Pod{
 		Guest: p.guest, Streams: p.guest, PID: 4711,
-		Images: images.New(p.guest, p.guest), Volumes: volumes.New(p.guest, volumes.Roots{}),
+		Images: images.New(p.guest, p.guest), Volumes: volumes.New(p.guest, nil, volumes.Roots{}),
 		Ready:   func(context.Context) error { return nil },
 		Protect: func(score int) { p.scores = append(p.scores, score) },
 		Sustain: func() { p.kept++ },

@@ -21,6 +21,7 @@ const (
 	KindImage          // volume that the image declares
 	KindHosts          // the pod's /etc/hosts, written by the kubelet
 	KindTerminationLog // file for a container's termination message
+	KindDisk           // persistent volume
 )
 
 // Roots are the directories in which bind sources may be.
@@ -33,7 +34,7 @@ type Roots struct {
 // Location is what a bind source is.
 type Location struct {
 	Kind Kind
-	ID   string // of the volume in the guest
+	ID   string // of the volume in the guest; of a persistent one its name
 	Host string // the volume's directory, or the file
 	Sub  string // below the volume's directory, "" for all of it
 }
@@ -84,6 +85,7 @@ func hostPath(source string) error {
 //	pods/<uid>/etc-hosts
 //	pods/<uid>/containers/<name>/<file>            termination log
 //	pods/<uid>/volumes/<plugin>/<name>
+//	pods/<uid>/volumes/kubernetes.io~csi/<name>/mount
 //	pods/<uid>/volume-subpaths/<name>/<container>/<index>
 func (r Roots) kubelet(source string, rest []string) (Location, error) {
 	if len(rest) < 3 || rest[0] != "pods" {
@@ -115,8 +117,10 @@ func (r Roots) volume(rest []string) (Location, error) {
 		loc.Kind = KindEmptyDir
 	case pushed(plugin):
 		loc.Kind = KindPushed
+	case plugin == "kubernetes.io~csi" && len(rest) >= 6 && rest[5] == "mount":
+		return Location{Kind: KindDisk, ID: name, Host: filepath.Join(loc.Host, "mount"), Sub: filepath.Join(rest[6:]...)}, nil
 	default:
-		return Location{}, fmt.Errorf("%w: volume %q of kind %s; only emptyDir, configMap, secret, projected and downwardAPI volumes are; else %s",
+		return Location{}, fmt.Errorf("%w: volume %q of kind %s; only emptyDir, configMap, secret, projected, downwardAPI and persistent volumes of Atoll are; else %s",
 			spec.ErrUnsupported, name, strings.Replace(plugin, "~", "/", 1), spec.Instead)
 	}
 	if !channel.ValidID(loc.ID) {

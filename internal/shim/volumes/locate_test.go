@@ -65,7 +65,8 @@ func TestLocateRefuses(t *testing.T) {
 	for source, text := range map[string]string{
 		"/etc": "path",
 		"/run/atoll/containerd/io.containerd.grpc.v1.cri/image-volumes/a/b": "an image as a volume",
-		testPod + "/volumes/kubernetes.io~csi/pvc/mount":                    `"pvc" of kind kubernetes.io/csi`,
+		testPod + "/volumes/kubernetes.io~nfs/pvc":                          `"pvc" of kind kubernetes.io/nfs`,
+		testPod + "/volumes/kubernetes.io~csi/pvc/vol_data.json":            `"pvc" of kind kubernetes.io/csi`,
 		testPod + "/volumes/kubernetes.io~empty-dir/../x":                   "source",
 		testPod + "/volumes/kubernetes.io~empty-dir":                        "path",
 		testPod + "/plugins/x":                                              "path",

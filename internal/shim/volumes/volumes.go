@@ -32,7 +32,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
+	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/guest/channel"
+	"atoll.dev/atoll/internal/shim/disks"
+	"atoll.dev/atoll/internal/shim/spec"
 )
 
 // PodVolume is the id of the volume with the pod's own files.
@@ -52,9 +55,19 @@ type Guest interface {
 	Stats(context.Context, *guestv1.StatsRequest) (*guestv1.StatsResponse, error)
 }
 
+// Disks gives persistent volumes to the guest.
+type Disks interface {
+	// Mount returns the id in the guest of a volume with that name.
+	Mount(ctx context.Context, name string) (string, error)
+	// Device returns the device in the guest for the one that stands for a block volume on the host; false if
+	// it is the host's own.
+	Device(ctx context.Context, host handover.Device) (handover.Device, bool, error)
+}
+
 // Set is the volumes of one pod.
 type Set struct {
 	guest   Guest
+	disks   Disks
 	roots   Roots
 	watch   *watcher
 	begun   chan error    // gets the result of Begin, nil before it is called
@@ -89,9 +102,9 @@ type Container struct {
 type podFile struct{ host, name string }
 
 // New makes an empty set. Paths outside of roots are refused.
-func New(guest Guest, roots Roots) *Set {
+func New(guest Guest, disks Disks, roots Roots) *Set {
 	return &Set{
-		guest: guest, roots: roots, watch: newWatcher(), measure: make(chan struct{}, 1),
+		guest: guest, disks: disks, roots: roots, watch: newWatcher(), measure: make(chan struct{}, 1),
 		volumes: map[string]*volume{}, files: map[string]digest{},
 	}
 }
@@ -174,6 +187,12 @@ func (s *Set) prepare(ctx context.Context, c *Container, m specs.Mount, loc Loca
 	case KindImage:
 		c.Filled = append(c.Filled, &guestv1.ImageVolume{Volume: loc.ID, ImagePath: m.Destination})
 		return guestPath(loc.ID, ""), s.create(ctx, loc, &guestv1.CreateVolumeRequest{Kind: guestv1.CreateVolumeRequest_IMAGE})
+	case KindDisk:
+		id, err := s.disks.Mount(ctx, loc.ID)
+		if errors.Is(err, disks.ErrUnpublished) {
+			return "", fmt.Errorf("%w: volume %q of another CSI driver; %s", spec.ErrUnsupported, loc.ID, spec.Instead)
+		}
+		return guestPath(id, loc.Sub), err
 	case KindHosts:
 		c.files = append(c.files, podFile{loc.Host, "hosts"})
 		return guestPath(PodVolume, "hosts"), nil
@@ -183,6 +202,19 @@ func (s *Set) prepare(ctx context.Context, c *Container, m specs.Mount, loc Loca
 		return guestPath(PodVolume, terminationLog(c.id)), nil
 	}
 	return "", fmt.Errorf("volume kind %d is not handled", loc.Kind)
+}
+
+// Device finds the device in the guest for one of the host that the kubelet gave to a container. It is false
+// for devices that do not stand for a block volume.
+func (s *Set) Device(ctx context.Context, d specs.LinuxDevice) (specs.LinuxDevice, bool, error) {
+	if d.Type != "b" {
+		return d, false, nil
+	}
+	guest, ok, err := s.disks.Device(ctx, handover.Device{Major: d.Major, Minor: d.Minor})
+	if ok && err == nil {
+		d.Major, d.Minor = guest.Major, guest.Minor
+	}
+	return d, ok, err
 }
 
 func terminationLog(container string) string { return "termination/" + container }

@@ -167,7 +167,7 @@ func (h host) mounts() []specs.Mount {
 }
 
 func (h host) set(g Guest) *Set {
-	return New(g, Roots{Kubelet: h.root, Containerd: "/c"})
+	return New(g, nil, Roots{Kubelet: h.root, Containerd: "/c"})
 }
 
 func TestPrepare(t *testing.T) {

@@ -1,0 +1,224 @@
+package datastore
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/dynamic/dynamicinformer"
+	"k8s.io/client-go/kubernetes"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/workqueue"
+
+	api "atoll.dev/atoll/api/atoll/v1alpha1"
+)
+
+// Finalizer holds a Datastore that is not empty.
+const Finalizer = "atoll.dev/datastore"
+
+// Host is this host's disks.
+type Host interface {
+	// Open makes a datastore usable, or again after a change. It is called often.
+	Open(ctx context.Context, d *api.Datastore) error
+	// Close ends the use of a datastore that is gone.
+	Close(name string)
+	// Elsewhere says that a datastore is one of another host.
+	Elsewhere(name string)
+	// Listed says that all datastores there are have been seen once.
+	Listed()
+	// Look tells how an open datastore is.
+	Look(ctx context.Context, name string) State
+	// Tidy finishes what a crash left half done.
+	Tidy(ctx context.Context, name string) error
+}
+
+// State is how a datastore is. Numbers are bytes, and zero when Err is set.
+type State struct {
+	ID                                string
+	Capacity, Free, Used, Provisioned int64
+	NearlyFull, Full                  bool
+	Volumes                           []api.DatastoreVolume // sorted by id
+	Snapshots                         int
+	Err                               error
+}
+
+// Config of the controller.
+type Config struct {
+	Client *rest.Config
+	// Node is the host's Node.
+	Node   string
+	Host   Host
+	Logger *slog.Logger
+}
+
+const (
+	// lookEvery is how often the status is looked at, and a datastore that failed is tried again.
+	lookEvery = 15 * time.Second
+	tidyEvery = time.Hour
+)
+
+// Controller keeps the datastores of one host.
+type Controller struct {
+	cfg      Config
+	client   dynamic.NamespaceableResourceInterface
+	informer cache.SharedIndexInformer
+	queue    workqueue.TypedRateLimitingInterface[string]
+	events   record.EventRecorder
+	sink     record.EventBroadcaster
+	// tidied is when each datastore was tidied; only the worker uses it.
+	tidied map[string]time.Time
+}
+
+// New makes a controller. It does not talk to the API server.
+func New(cfg Config) (*Controller, error) {
+	client, err := dynamic.NewForConfig(cfg.Client)
+	if err != nil {
+		return nil, fmt.Errorf("datastore controller: %w", err)
+	}
+	core, err := kubernetes.NewForConfig(cfg.Client)
+	if err != nil {
+		return nil, fmt.Errorf("datastore controller: %w", err)
+	}
+	scheme := runtime.NewScheme()
+	if err := api.AddToScheme(scheme); err != nil {
+		return nil, fmt.Errorf("datastore controller: %w", err)
+	}
+	sink := record.NewBroadcaster()
+	c := &Controller{
+		cfg:      cfg,
+		client:   client.Resource(api.Datastores()),
+		informer: dynamicinformer.NewFilteredDynamicInformer(client, api.Datastores(), "", 0, cache.Indexers{}, nil).Informer(),
+		queue:    workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, lookEvery)),
+		sink:     sink,
+		events:   sink.NewRecorder(scheme, corev1.EventSource{Component: "atoll-datastore", Host: cfg.Node}),
+		tidied:   map[string]time.Time{},
+	}
+	sink.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: core.CoreV1().Events("")})
+	add := func(obj any) {
+		if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
+			c.queue.Add(key)
+		}
+	}
+	_, err = c.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    add,
+		UpdateFunc: func(old, obj any) { addIfChanged(old, obj, add) },
+		DeleteFunc: add,
+	})
+	return c, err
+}
+
+// addIfChanged leaves out updates of the status, which are our own.
+func addIfChanged(old, obj any, add func(any)) {
+	a, okA := old.(metav1.Object)
+	b, okB := obj.(metav1.Object)
+	if okA && okB && a.GetGeneration() == b.GetGeneration() && (a.GetDeletionTimestamp() == nil) == (b.GetDeletionTimestamp() == nil) {
+		return
+	}
+	add(obj)
+}
+
+// Run holds until ctx ends.
+func (c *Controller) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer c.sink.Shutdown()
+	wg.Go(func() { c.informer.Run(ctx.Done()) })
+	defer context.AfterFunc(ctx, c.queue.ShutDown)()
+	if !cache.WaitForCacheSync(ctx.Done(), c.informer.HasSynced) {
+		return nil
+	}
+	for _, name := range c.informer.GetStore().ListKeys() {
+		if _, err := c.sync(ctx, name); err != nil {
+			c.cfg.Logger.Warn("datastore needs another attempt", "datastore", name, "error", err)
+		}
+	}
+	c.cfg.Host.Listed()
+	for {
+		name, stop := c.queue.Get()
+		if stop {
+			return nil
+		}
+		again, err := c.sync(ctx, name)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			c.cfg.Logger.Warn("datastore needs another attempt", "datastore", name, "error", err)
+			c.queue.AddRateLimited(name)
+		default:
+			c.queue.Forget(name)
+			if again {
+				c.queue.AddAfter(name, lookEvery)
+			}
+		}
+		c.queue.Done(name)
+	}
+}
+
+// sync does what one Datastore needs, and tells whether to look at it again later.
+func (c *Controller) sync(ctx context.Context, name string) (again bool, err error) {
+	obj, exists, err := c.informer.GetStore().GetByKey(name)
+	if err != nil {
+		return false, err
+	}
+	if !exists {
+		c.forget(name)
+		return false, nil
+	}
+	d := &api.Datastore{}
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(obj.(*unstructured.Unstructured).Object, d); err != nil {
+		return false, fmt.Errorf("reading datastore %s: %w", name, err)
+	}
+	d.TypeMeta = metav1.TypeMeta{APIVersion: api.GroupVersion().String(), Kind: "Datastore"}
+	if !c.ours(d) {
+		c.cfg.Host.Elsewhere(name)
+		return false, nil
+	}
+	if d.DeletionTimestamp == nil {
+		if err := c.hold(ctx, d); err != nil {
+			return true, err
+		}
+	}
+	state := State{Err: c.cfg.Host.Open(ctx, d)}
+	if state.Err == nil {
+		if now := time.Now(); now.Sub(c.tidied[name]) > tidyEvery {
+			state.Err = c.cfg.Host.Tidy(ctx, name)
+			c.tidied[name] = now
+		}
+	}
+	if state.Err == nil {
+		state = c.cfg.Host.Look(ctx, name)
+	}
+	if d.DeletionTimestamp != nil && state.Err == nil && len(state.Volumes) == 0 && state.Snapshots == 0 {
+		return false, c.release(ctx, d)
+	}
+	return true, ignoreGone(c.report(ctx, d, state))
+}
+
+// ours tells whether a datastore is for this host.
+func (c *Controller) ours(d *api.Datastore) bool {
+	dir := d.Spec.Directory
+	return dir == nil || dir.Node == "" || dir.Node == c.cfg.Node
+}
+
+func (c *Controller) forget(name string) {
+	c.cfg.Host.Close(name)
+	delete(c.tidied, name)
+}
+
+// ignoreGone: the object has been deleted, and the informer will say so.
+func ignoreGone(err error) error {
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}

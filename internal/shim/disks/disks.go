@@ -1,0 +1,379 @@
+// Package disks gives the persistent volumes of a pod to its micro-VM.
+//
+// A volume was published by the CSI node service, which wrote a record (package handover) and mounted
+// nothing. When the first container needs it, the agent is asked how to open it (package attach), QEMU gets
+// its files as a SCSI disk, and the guest mounts it, after a new file system was written on a blank one. It
+// stays until the pod ends: Release then has the guest unmount it and QEMU close it, so that all is on disk
+// and the lock is free when the sandbox has stopped. Whatever kills QEMU or this process before loses nothing
+// that a container has synchronized: the next pod's guest replays the journal.
+//
+// While volumes are attached, Serve answers the agent: statistics, snapshots, growth, limits.
+// internal/shim/volumes calls Mount and Device, internal/shim/sandbox Release, the daemon wires it.
+//
+// What can go wrong: the volume was not published (ErrUnpublished), the agent is not there or refuses, another
+// process has the volume open (vm.ErrLocked), it holds something else than was asked for, the guest does not
+// let go (its disk is taken away; what it had not written is lost, as with a power cut).
+package disks
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	guestv1 "atoll.dev/atoll/api/guest/v1"
+	"atoll.dev/atoll/internal/datadir/attach"
+	"atoll.dev/atoll/internal/datadir/handover"
+	"atoll.dev/atoll/internal/guest/channel"
+	"atoll.dev/atoll/internal/vm"
+)
+
+const (
+	// openTimeout bounds how long to wait for the agent, which may be restarting.
+	openTimeout = 60 * time.Second
+	openRetry   = 100 * time.Millisecond
+	// guestTimeout bounds calls to the guest; giving many files to a group takes long.
+	guestTimeout = 90 * time.Second
+	// releaseTimeout bounds how long the guest may take to write out and unmount at the pod's end.
+	releaseTimeout = 20 * time.Second
+)
+
+// ErrUnpublished is wrapped when there is no record of a volume: it is not one of ours.
+var ErrUnpublished = errors.New("volume was not published by " + handover.Driver)
+
+// Machine is the part of a virtual machine that volumes need.
+type Machine interface {
+	AddVolume(ctx context.Context, v vm.Volume) (lun int, err error)
+	SnapshotVolume(ctx context.Context, serial string, frozen *os.File, overlay vm.Layer) error
+	ResizeVolume(ctx context.Context, serial string, bytes int64) error
+	LimitVolume(ctx context.Context, serial string, l vm.Limits) error
+	RemoveVolume(ctx context.Context, serial string) error
+	Stalled() bool
+}
+
+// Guest is the part of the guest protocol that volumes need.
+type Guest interface {
+	ProbeDisk(context.Context, *guestv1.ProbeDiskRequest) (*guestv1.ProbeDiskResponse, error)
+	WriteDisk(context.Context, *guestv1.WriteDiskRequest) (*guestv1.Empty, error)
+	CreateVolume(context.Context, *guestv1.CreateVolumeRequest) (*guestv1.Empty, error)
+	GrowVolume(context.Context, *guestv1.GrowVolumeRequest) (*guestv1.GrowVolumeResponse, error)
+	StatVolume(context.Context, *guestv1.StatVolumeRequest) (*guestv1.VolumeUsage, error)
+	ReleaseVolumes(context.Context, *guestv1.ReleaseVolumesRequest) (*guestv1.Empty, error)
+}
+
+// Config is what a Set works with.
+type Config struct {
+	Kubelet string // the kubelet's root directory
+	RunDir  string // with the agent's socket and the records
+	Socket  string // of this shim, for the agent; made with the first volume
+	Scratch string // directory for new file systems on their way
+}
+
+// Set is the persistent volumes of one pod.
+type Set struct {
+	cfg     Config
+	pod     string // uid
+	machine Machine
+	guest   Guest
+	records attach.Records
+	life    context.Context // ends with Release
+	end     context.CancelFunc
+
+	attaching sync.Mutex // held over the attaching of a volume; comes before mu
+	serving   bool       // guarded by attaching
+
+	mu    sync.Mutex       // held over each change of what is attached; guards the field below
+	disks map[string]*disk // by name
+}
+
+// disk is a volume that the guest has.
+type disk struct {
+	id     string // in the guest
+	serial string
+	volume handover.Volume
+	device handover.Device // in the guest
+
+	layers []handover.Layer // lowest first
+	size   int64
+}
+
+// New makes an empty set for a pod.
+func New(cfg Config, pod string, m Machine, g Guest) *Set {
+	s := &Set{cfg: cfg, pod: pod, machine: m, guest: g, records: attach.NewRecords(cfg.RunDir), disks: map[string]*disk{}}
+	s.life, s.end = context.WithCancel(context.Background())
+	return s
+}
+
+// Mount makes sure that the guest has the volume, and returns its id there. name is that of the
+// PersistentVolume.
+func (s *Set) Mount(ctx context.Context, name string) (string, error) {
+	v, err := handover.ReadVolume(handover.PublishedVolume(s.cfg.Kubelet, s.pod, name))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("volume %s: %w", name, ErrUnpublished)
+	}
+	if err != nil {
+		return "", err
+	}
+	if v.Block != nil {
+		return "", fmt.Errorf("volume %s is a block device and cannot be mounted", name)
+	}
+	d, err := s.ensure(ctx, name, v)
+	if err != nil {
+		return "", fmt.Errorf("attaching volume %s: %w", name, err)
+	}
+	return d.id, nil
+}
+
+// Device makes sure that the guest has the block volume in whose place the kubelet was given a device, and
+// returns the device in the guest; false if the device is none of ours.
+func (s *Set) Device(ctx context.Context, host handover.Device) (handover.Device, bool, error) {
+	all, err := handover.ReadVolumes(s.cfg.Kubelet, s.pod)
+	if err != nil {
+		return handover.Device{}, false, err
+	}
+	for name, v := range all {
+		if v.Block == nil || *v.Block != host {
+			continue
+		}
+		d, err := s.ensure(ctx, name, v)
+		if err != nil {
+			return handover.Device{}, true, fmt.Errorf("attaching block volume %s: %w", name, err)
+		}
+		return d.device, true, nil
+	}
+	return handover.Device{}, false, nil
+}
+
+// ensure attaches a volume once. While the agent is asked how, mu is free and the volume is not known yet: the
+// agent may be about to change the volume, and wait for an answer from here.
+func (s *Set) ensure(ctx context.Context, name string, v handover.Volume) (*disk, error) {
+	s.attaching.Lock()
+	defer s.attaching.Unlock()
+	if d := s.find(name); d != nil {
+		return d, nil
+	}
+	if s.life.Err() != nil {
+		return nil, errors.New("the pod is ending")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
+	if err := s.serve(); err != nil {
+		return nil, err
+	}
+	d := &disk{id: "d-" + name, serial: serialOf(v.ID), volume: v}
+	if !channel.ValidID(d.id) {
+		return nil, fmt.Errorf("volume name %q is not valid", name)
+	}
+	if s.attached(d.serial) {
+		return nil, errors.New("the pod has the same volume under another name")
+	}
+	record := attach.Record{Volume: v.ID, Pod: s.pod, Socket: s.cfg.Socket}
+	if err := s.records.Put(record); err != nil {
+		return nil, err
+	}
+	if err := s.attach(ctx, d); err != nil {
+		return nil, errors.Join(err, s.records.Remove(v.ID, s.pod))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.disks[name] = d
+	return d, nil
+}
+
+func (s *Set) find(name string) *disk {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.disks[name]
+}
+
+func (s *Set) attached(serial string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, d := range s.disks {
+		if d.serial == serial {
+			return true
+		}
+	}
+	return false
+}
+
+// serialOf is a serial number for a volume, whose handle may be too long for one.
+func serialOf(volume string) string {
+	sum := sha256.Sum256([]byte(volume))
+	return "v" + hex.EncodeToString(sum[:10])
+}
+
+// attach opens the volume and makes the guest use it.
+func (s *Set) attach(ctx context.Context, d *disk) (err error) {
+	opened, err := s.open(ctx, d.volume.ID)
+	if err != nil {
+		return err
+	}
+	readOnly := d.volume.ReadOnly || opened.Disk.ReadOnly
+	if err := s.plug(ctx, d, opened, readOnly); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.machine.RemoveVolume(ctx, d.serial))
+		}
+	}()
+	gctx, cancel := context.WithTimeout(ctx, guestTimeout)
+	defer cancel()
+	probe, err := s.guest.ProbeDisk(gctx, &guestv1.ProbeDiskRequest{Serial: d.serial})
+	if err != nil {
+		return fmt.Errorf("waiting for the disk in the guest: %w", err)
+	}
+	d.device = handover.Device{Major: int64(probe.GetMajor()), Minor: int64(probe.GetMinor())}
+	req := &guestv1.CreateVolumeRequest{Id: d.id, Kind: guestv1.CreateVolumeRequest_BLOCK, Disk: &guestv1.DiskVolume{Serial: d.serial}}
+	if d.volume.Block == nil {
+		fsType := d.volume.FSType
+		if probe.GetBlank() {
+			if readOnly {
+				return errors.New("the volume is read-only and has no file system yet; let a pod write to it first")
+			}
+			if err := s.format(gctx, d, fsType); err != nil {
+				return err
+			}
+		}
+		req.Kind = guestv1.CreateVolumeRequest_DISK
+		req.Disk.FsType, req.Disk.Options, req.Disk.ReadOnly = fsType, d.volume.MountOptions, readOnly
+		if g := d.volume.FSGroup; g != nil {
+			req.Disk.SetGroup, req.Disk.Group = true, *g
+		}
+	}
+	if _, err := s.guest.CreateVolume(gctx, req); err != nil {
+		return fmt.Errorf("mounting in the guest: %w", err)
+	}
+	return nil
+}
+
+// open asks the agent, and again while it does not answer.
+func (s *Set) open(ctx context.Context, volume string) (attach.Opened, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	for {
+		var opened attach.Opened
+		err := attach.Call(ctx, attach.AgentSocket(s.cfg.RunDir), attach.MethodOpen, attach.OpenRequest{Volume: volume, Pod: s.pod}, &opened)
+		var refused *attach.Error
+		if err == nil || errors.As(err, &refused) {
+			return opened, err
+		}
+		select {
+		case <-ctx.Done():
+			return attach.Opened{}, err
+		case <-time.After(openRetry):
+		}
+	}
+}
+
+// plug gives the volume's files to QEMU.
+func (s *Set) plug(ctx context.Context, d *disk, opened attach.Opened, readOnly bool) error {
+	v := vm.Volume{
+		Serial: d.serial, ReadOnly: readOnly, Shared: opened.Disk.Shared && !readOnly, Limits: limits(opened.Limits),
+	}
+	defer func() {
+		for _, l := range v.Layers {
+			_ = l.File.Close() // QEMU has its own
+		}
+	}()
+	for i, l := range opened.Disk.Layers {
+		flags := os.O_RDONLY
+		if i == len(opened.Disk.Layers)-1 && !readOnly {
+			flags = os.O_RDWR
+		}
+		layer, err := openLayer(l, flags)
+		if err != nil {
+			return err
+		}
+		v.Layers = append(v.Layers, layer)
+		if l.Key == "" {
+			continue
+		}
+		key, ok := opened.Keys[l.Key]
+		if !ok {
+			return fmt.Errorf("layer %s is encrypted and its key is missing", l.ID)
+		}
+		v.Layers[i].Key = key
+	}
+	if _, err := s.machine.AddVolume(ctx, v); err != nil {
+		return err
+	}
+	d.layers, d.size = opened.Disk.Layers, opened.Disk.Size
+	if readOnly {
+		return nil
+	}
+	// It may have been decided to grow the volume while nobody had it open.
+	if err := s.machine.ResizeVolume(ctx, d.serial, d.size); err != nil {
+		return errors.Join(err, s.machine.RemoveVolume(ctx, d.serial))
+	}
+	return nil
+}
+
+// openLayer opens the file of a layer, never a link or anything but a regular file.
+func openLayer(l handover.Layer, flags int) (vm.Layer, error) {
+	if l.File == "" {
+		return vm.Layer{}, fmt.Errorf("layer %s is not a file, and only files can be attached to a micro-VM", l.ID)
+	}
+	f, err := os.OpenFile(l.File, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return vm.Layer{}, fmt.Errorf("opening layer: %w", err)
+	}
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return vm.Layer{}, errors.Join(fmt.Errorf("layer %s is not a regular file", l.File), err, f.Close())
+	}
+	return vm.Layer{Format: vm.Format(l.Format), File: f}, nil
+}
+
+func limits(l attach.Limits) vm.Limits {
+	return vm.Limits{
+		IOPS: l.IOPS, ReadIOPS: l.ReadIOPS, WriteIOPS: l.WriteIOPS,
+		Bytes: l.Bytes, ReadBytes: l.ReadBytes, WriteBytes: l.WriteBytes,
+	}
+}
+
+// Release takes all volumes away; no more can come. When it returns they are closed, also after an error. The
+// containers must have ended.
+func (s *Set) Release(ctx context.Context) error {
+	s.end()
+	s.attaching.Lock()
+	defer s.attaching.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.disks) == 0 {
+		return nil
+	}
+	ctx = context.WithoutCancel(ctx)
+	req := &guestv1.ReleaseVolumesRequest{Kill: true}
+	for _, d := range s.disks {
+		req.Ids = append(req.Ids, d.id)
+	}
+	gctx, cancel := context.WithTimeout(ctx, releaseTimeout)
+	defer cancel()
+	var errs []error
+	if _, err := s.guest.ReleaseVolumes(gctx, req); err != nil {
+		errs = append(errs, fmt.Errorf("unmounting volumes in the guest: %w", err))
+	}
+	for name, d := range s.disks {
+		if err := s.machine.RemoveVolume(ctx, d.serial); err != nil && !errors.Is(err, vm.ErrExited) {
+			errs = append(errs, err)
+		}
+		delete(s.disks, name)
+		s.forget(d.volume.ID)
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Set) forget(volume string) {
+	if err := s.records.Remove(volume, s.pod); err != nil {
+		slog.Warn("forgetting open volume", "volume", volume, "error", err)
+	}
+}

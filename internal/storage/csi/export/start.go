@@ -1,0 +1,196 @@
+package export
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Descriptors that a daemon inherits.
+const (
+	fdQMP = 3 + iota
+	fdFUSE
+)
+
+// ready is the file that a daemon makes in its tree when it serves.
+const ready = "/run/pid"
+
+// argument is how a daemon calls itself, by which it is found again.
+func argument(name string) string { return "atoll-volume-" + name }
+
+// start starts a daemon that has nothing open yet.
+func (s *Set) start(name string, dirs []string) error {
+	if _, err := os.Stat(s.cfg.Binary); err != nil {
+		return fmt.Errorf("qemu-storage-daemon: %w: %w; install the package qemu-system-common, or qemu-utils", ErrMissing, err)
+	}
+	if err := os.MkdirAll(s.dir(name), 0o700); err != nil {
+		return fmt.Errorf("starting storage daemon: %w", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.socket(name), Net: "unix"})
+	if err != nil {
+		return fmt.Errorf("starting storage daemon: %w", err)
+	}
+	l.SetUnlinkOnClose(false)
+	defer l.Close()
+	sock, err := l.File()
+	if err != nil {
+		return fmt.Errorf("starting storage daemon: %w", err)
+	}
+	defer sock.Close()
+	fuse, err := s.mountFUSE(name)
+	if err != nil {
+		return fmt.Errorf("starting storage daemon: %w", err)
+	}
+	defer fuse.Close()
+	log, err := os.OpenFile(filepath.Join(s.dir(name), "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("starting storage daemon: %w", err)
+	}
+	defer log.Close()
+	root := filepath.Join(s.dir(name), "root")
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return fmt.Errorf("starting storage daemon: %w", err)
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("starting storage daemon: %w", err)
+	}
+	defer null.Close()
+	var p *os.Process
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		p, err = s.spawn(name, root, dirs, []*os.File{null, log, log, sock, fuse})
+	}()
+	<-done
+	if err != nil {
+		return fmt.Errorf("starting storage daemon: %w", err)
+	}
+	go func() { _, _ = p.Wait() }() // reaps it, for as long as this process lives
+	// Nobody may connect before the daemon has set itself up.
+	for deadline := time.Now().Add(startTimeout); time.Now().Before(deadline); time.Sleep(poll) {
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", p.Pid, ready)); err == nil || unix.Kill(p.Pid, 0) != nil {
+			break
+		}
+	}
+	if err := os.WriteFile(s.pid(name), []byte(strconv.Itoa(p.Pid)), 0o600); err != nil {
+		return errors.Join(fmt.Errorf("starting storage daemon: %w", err), p.Kill())
+	}
+	return nil
+}
+
+// mountFUSE mounts a file system of one file, whose other end the daemon gets.
+func (s *Set) mountFUSE(name string) (*os.File, error) {
+	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("FUSE: %w: %w", ErrMissing, err)
+	}
+	file, err := os.OpenFile(s.file(name), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, errors.Join(err, dev.Close())
+	}
+	_ = file.Close()
+	options := fmt.Sprintf("fd=%d,rootmode=%o,user_id=%d,group_id=%d,allow_other", dev.Fd(), unix.S_IFREG, s.cfg.UID, s.cfg.UID)
+	if err := unix.Mount("atoll", s.file(name), "fuse", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
+		return nil, errors.Join(fmt.Errorf("mounting FUSE: %w", err), dev.Close())
+	}
+	return dev, nil
+}
+
+// spawn starts the daemon from a thread that has a file tree of its own. The thread is not used again.
+func (s *Set) spawn(name, root string, dirs []string, files []*os.File) (*os.Process, error) {
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+		return nil, fmt.Errorf("making a mount namespace: %w", err)
+	}
+	if err := makeRoot(root, dirs); err != nil {
+		return nil, err
+	}
+	if err := enter(root); err != nil {
+		return nil, fmt.Errorf("entering the root: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("setting no_new_privs: %w", err)
+	}
+	return os.StartProcess(s.cfg.Binary, []string{
+		argument(name), "--chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", fdQMP), "--monitor", "chardev=qmp",
+		"--pidfile", ready,
+	}, &os.ProcAttr{
+		Dir: "/", Env: []string{"PATH=/usr/bin", "MALLOC_ARENA_MAX=1"}, Files: files,
+		Sys: &syscall.SysProcAttr{
+			Setsid: true, Credential: &syscall.Credential{Uid: s.cfg.UID, Gid: s.cfg.UID},
+			// The layers are root's files; there are no others in its tree.
+			AmbientCaps: []uintptr{unix.CAP_DAC_OVERRIDE},
+		},
+	})
+}
+
+// enter makes a directory the root of this thread's mount namespace and lets go of all other mounts, which the
+// namespace would keep alive after they are gone from the host.
+func enter(root string) error {
+	if err := unix.Chdir(root); err != nil {
+		return err
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return err
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return err
+	}
+	return unix.Chdir("/")
+}
+
+// makeRoot makes the file tree of a daemon in the mount namespace of this thread.
+func makeRoot(root string, dirs []string) error {
+	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("separating mounts: %w", err)
+	}
+	if err := unix.Mount("root", root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=64k"); err != nil {
+		return fmt.Errorf("mounting the root: %w", err)
+	}
+	binds := []string{"/usr"}
+	for _, d := range []string{"/lib", "/lib64", "/bin"} {
+		if target, err := os.Readlink(d); err == nil {
+			if err := os.Symlink(target, filepath.Join(root, d)); err != nil {
+				return err
+			}
+		} else {
+			binds = append(binds, d)
+		}
+	}
+	slices.Sort(dirs)
+	for i, d := range append(binds, slices.Compact(dirs)...) {
+		to := filepath.Join(root, d)
+		if err := os.MkdirAll(to, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(d, to, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("binding %s: %w", d, err)
+		}
+		if i < len(binds) {
+			if err := unix.Mount("", to, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID, ""); err != nil {
+				return fmt.Errorf("binding %s: %w", d, err)
+			}
+		}
+	}
+	// The daemon wants to see a regular file where it is to export, and the FUSE library takes a name of this
+	// form for the number of a descriptor that is mounted already.
+	run := filepath.Join(root, filepath.Dir(ready))
+	if err := errors.Join(os.Mkdir(run, 0o755), os.Chmod(run, 0o777)); err != nil {
+		return err
+	}
+	fd := filepath.Join(root, "dev/fd")
+	if err := os.MkdirAll(fd, 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(fd, strconv.Itoa(fdFUSE)), nil, 0o644)
+}

@@ -1,0 +1,141 @@
+package node
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"atoll.dev/atoll/internal/datadir/handover"
+	"atoll.dev/atoll/internal/linux/loop"
+)
+
+// standIn is the empty file whose loop device stands for a block volume of a micro-VM pod. Nobody writes to
+// it: the kubelet makes sure that there is a device, containerd reads its number, and the shim knows the
+// volume by that.
+func (s *Service) standIn(t target) string {
+	return filepath.Join(s.cfg.Kubelet, "plugins", handover.Driver, "devices", digest(t.Path))
+}
+
+func (s *Service) publishStandIn(t target, bytes int64) error {
+	file := s.standIn(t)
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return fmt.Errorf("making a device: %w", err)
+	}
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("making a device: %w", err)
+	}
+	defer f.Close()
+	if err := f.Truncate(bytes); err != nil {
+		return fmt.Errorf("making a device: %w", err)
+	}
+	d, err := s.loopOver(&t, f, true)
+	if err != nil {
+		return err
+	}
+	if err := s.handOver(t, &handover.Device{Major: int64(d.Major), Minor: int64(d.Minor)}); err != nil {
+		return err
+	}
+	return bindDevice(d.Path, t.Path)
+}
+
+func (s *Service) removeStandIn(t target) error {
+	file := s.standIn(t)
+	if err := unmount(t.Path); err != nil {
+		return err
+	}
+	if err := s.dropLoop(t); err != nil {
+		return err
+	}
+	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("removing a device: %w", err)
+	}
+	return nil
+}
+
+// loopOver makes a loop device of a file, or finds the one that was made before, and notes it.
+func (s *Service) loopOver(t *target, f *os.File, readOnly bool) (loop.Device, error) {
+	if t.Loop != "" && isOver(t.Loop, f.Name()) {
+		t.Backing = f.Name()
+		var st unix.Stat_t
+		if err := unix.Stat(t.Loop, &st); err != nil {
+			return loop.Device{}, fmt.Errorf("looking at %s: %w", t.Loop, err)
+		}
+		return loop.Device{Path: t.Loop, Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}, nil
+	}
+	d, err := loop.Attach(f, readOnly)
+	if err != nil {
+		return loop.Device{}, err
+	}
+	t.Loop, t.Backing = d.Path, f.Name()
+	if err := s.targets.put(*t); err != nil {
+		return loop.Device{}, errors.Join(err, loop.Detach(d.Path))
+	}
+	return d, nil
+}
+
+// isOver tells whether a loop device is made of that very file: its number may have gone to another by now, and
+// another file may be in its place.
+func isOver(device, file string) bool {
+	dev, inode, ok := loop.Backing(device)
+	var st unix.Stat_t
+	return ok && unix.Stat(file, &st) == nil && st.Ino == inode && st.Dev == dev
+}
+
+// dropLoop gives a target's loop device back, if it is one still: the file that it was made of is told by its
+// name, since what was there may be gone.
+func (s *Service) dropLoop(t target) error {
+	if t.Loop == "" {
+		return nil
+	}
+	backing, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(t.Loop), "loop/backing_file"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("looking at %s: %w", t.Loop, err)
+	}
+	name := strings.TrimSuffix(strings.TrimSuffix(string(backing), "\n"), " (deleted)")
+	if name != t.Backing {
+		return nil
+	}
+	return loop.Detach(t.Loop)
+}
+
+// bindDevice makes a device visible at a path, which is on a file system that may not allow devices.
+func bindDevice(device, path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		return fmt.Errorf("publishing device: %w", err)
+	}
+	var at, of unix.Stat_t
+	if unix.Stat(path, &at) == nil && unix.Stat(device, &of) == nil && at.Rdev == of.Rdev && at.Mode&unix.S_IFMT == unix.S_IFBLK {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("publishing device: %w", err)
+	}
+	_ = f.Close()
+	if err := unix.Mount(device, path, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("publishing device: %w", err)
+	}
+	return nil
+}
+
+// unmount takes all mounts off a path.
+func unmount(path string) error {
+	for {
+		err := unix.Unmount(path, unix.UMOUNT_NOFOLLOW)
+		switch {
+		case err == nil:
+			continue
+		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+			return nil // nothing is mounted there
+		}
+		return fmt.Errorf("unmounting %s: %w", path, err)
+	}
+}

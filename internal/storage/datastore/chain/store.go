@@ -1,0 +1,258 @@
+// Package chain is the storage engine: volumes as chains of images, whatever place these are in.
+//
+// It holds the order of steps of every operation, the records and who shares what. A Place keeps records and
+// images and is all that differs between a directory (package directory) and Ceph (package rbd). Callers know
+// it as datastore.Engine and datastore.Upkeep, whose documentation says what operations promise; each method
+// here lists its steps. docs/decisions/0007-volume-layers.md says why it is done this way.
+//
+// What can go wrong is told by the sentinels of package datastore.
+package chain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"atoll.dev/atoll/internal/storage/datastore"
+	"atoll.dev/atoll/internal/storage/qemuimg"
+)
+
+// Store is an Engine and its Upkeep on one place. Make one with New.
+type Store struct {
+	place   Place
+	keys    datastore.Keys
+	limits  datastore.Limits
+	timeout time.Duration
+	qemu    *qemuimg.Tool
+
+	// stuck is the number of operations that nobody waits for any more.
+	stuck atomic.Int32
+
+	// mergingMu guards merging: how to end merges, by the locks they hold.
+	mergingMu sync.Mutex
+	merging   map[string]context.CancelFunc
+}
+
+// Store has to be all of it.
+var (
+	_ datastore.Engine = (*Store)(nil)
+	_ datastore.Upkeep = (*Store)(nil)
+)
+
+const (
+	// maxWait bounds how long an operation waits for another one.
+	maxWait = time.Minute
+	// grace is how long a step may go on after its caller has given up.
+	grace = time.Second
+)
+
+// How an operation ended for run.
+const (
+	byItself = iota + 1
+	abandoned
+)
+
+// op is one operation under way.
+type op struct {
+	*Store
+	ctx   context.Context
+	locks Locker
+	// beat is when the last step on the place began, in nanoseconds; 0 while the operation is elsewhere.
+	beat atomic.Int64
+}
+
+// run runs an operation. If the place hangs, or the context ends while it does, run returns and the operation
+// goes on by itself until the place lets it, keeping its locks: it must not be overtaken.
+func (s *Store) run(ctx context.Context, fn func(o *op) error) error {
+	return s.watch(ctx, func(o *op) error { return o.enter(fn) })
+}
+
+// watch is run before the place is known to be there.
+func (s *Store) watch(ctx context.Context, fn func(o *op) error) error {
+	if n := s.stuck.Load(); n > 0 {
+		return fmt.Errorf("%w: %d earlier operations still hang", datastore.ErrUnavailable, n)
+	}
+	o := &op{Store: s, ctx: ctx}
+	o.tick()
+	done := make(chan error, 1)
+	var ended atomic.Int32 // whoever changes it first decides
+	go func() {            // ends with the operation; not tied to a Run, since it must survive its caller
+		done <- fn(o)
+		if !ended.CompareAndSwap(0, byItself) {
+			s.stuck.Add(-1)
+		}
+	}()
+	watch := time.NewTicker(s.timeout / 20)
+	defer watch.Stop()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-watch.C:
+		}
+		limit := s.timeout
+		if ctx.Err() != nil {
+			limit = min(limit, grace)
+		}
+		if beat := o.beat.Load(); beat == 0 || time.Since(time.Unix(0, beat)) < limit {
+			continue
+		}
+		s.stuck.Add(1)
+		if ended.CompareAndSwap(0, abandoned) {
+			return fmt.Errorf("%w: no answer for %s", datastore.ErrUnavailable, limit)
+		}
+		s.stuck.Add(-1)
+		return <-done
+	}
+}
+
+// enter looks at the place and runs the operation.
+func (o *op) enter(fn func(o *op) error) error {
+	if err := o.place.Ready(); err != nil {
+		return err
+	}
+	o.locks = o.place.Locker()
+	defer o.locks.Release()
+	return fn(o)
+}
+
+// tick marks the start of a step that must not take long, away that of something that may.
+func (o *op) tick() { o.beat.Store(time.Now().UnixNano()) }
+func (o *op) away() { o.beat.Store(0) }
+
+// step is called before every step: it ends an operation that nobody wants any more.
+func (o *op) step() error {
+	o.tick()
+	if err := o.ctx.Err(); err != nil {
+		return fmt.Errorf("operation on the datastore: %w", err)
+	}
+	return nil
+}
+
+// lock takes locks. ErrBusy if others have them for too long.
+func (o *op) lock(names ...string) error {
+	o.away()
+	defer o.tick()
+	o.interrupt(names)
+	ctx, cancel := context.WithTimeout(o.ctx, maxWait)
+	defer cancel()
+	if err := o.locks.Lock(ctx, names...); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("%w: waiting for %v: %w", datastore.ErrBusy, names, err)
+		}
+		return err
+	}
+	return nil
+}
+
+// locked runs fn with the lock of the store.
+func (o *op) locked(fn func() error) error {
+	if err := o.lock(StoreLock); err != nil {
+		return err
+	}
+	defer o.locks.Unlock(StoreLock)
+	return fn()
+}
+
+// lockName is the name of the lock of a volume or snapshot.
+func lockName(k Kind, id string) string { return string(k) + "/" + id }
+
+// get reads a record. ErrNotFound.
+func (o *op) get(k Kind, id string) (*record, error) {
+	if err := o.step(); err != nil {
+		return nil, err
+	}
+	b, err := o.place.Read(k, id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s %s", datastore.ErrNotFound, k[:len(k)-1], id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return decode(k, id, b)
+}
+
+// find is get, but returns nil for what does not exist.
+func (o *op) find(k Kind, id string) (*record, error) {
+	r, err := o.get(k, id)
+	if errors.Is(err, datastore.ErrNotFound) {
+		return nil, nil
+	}
+	return r, err
+}
+
+// put writes a record.
+func (o *op) put(r *record) error {
+	if err := o.step(); err != nil {
+		return err
+	}
+	b, err := r.encode()
+	if err != nil {
+		return err
+	}
+	return o.place.Write(r.Kind, r.ID, b)
+}
+
+// drop removes a record.
+func (o *op) drop(r *record) error {
+	if err := o.step(); err != nil {
+		return err
+	}
+	if err := o.place.Remove(r.Kind, r.ID); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// all reads all records. One that cannot be read is an error: layers it names would seem to be nobody's.
+func (o *op) all() ([]*record, error) {
+	records, damaged, err := o.readAll()
+	if err != nil {
+		return nil, err
+	}
+	for _, err := range damaged {
+		return nil, err
+	}
+	return records, nil
+}
+
+// readAll reads all records, and returns the errors of those that cannot be read by name.
+func (o *op) readAll() ([]*record, map[string]error, error) {
+	var records []*record
+	damaged := map[string]error{}
+	for _, k := range Kinds() {
+		if err := o.step(); err != nil {
+			return nil, nil, err
+		}
+		ids, _, err := o.place.List(k)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, id := range ids {
+			r, err := o.find(k, id)
+			switch {
+			case errors.Is(err, datastore.ErrCorrupt):
+				damaged[lockName(k, id)] = err
+			case err != nil:
+				return nil, nil, err
+			case r != nil: // nil: gone since
+				records = append(records, r)
+			}
+		}
+	}
+	return records, damaged, nil
+}
+
+// checkID refuses ids that are no good as file names.
+func checkID(ids ...string) error {
+	for _, id := range ids {
+		if !validID.MatchString(id) {
+			return fmt.Errorf("%w: id %.80q", datastore.ErrInvalid, id)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,46 @@
+package keys
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"atoll.dev/atoll/internal/storage/datastore"
+)
+
+func TestWrap(t *testing.T) {
+	old, current, other := bytes.Repeat([]byte{1}, Size), bytes.Repeat([]byte{2}, Size), bytes.Repeat([]byte{3}, Size)
+	source := Static{"a": {old}, "b": {other}, "short": {{1}}}
+	w := Wrapper{Source: source}
+	wrapped, err := w.Wrap(t.Context(), "a", []byte("secret"), []byte("v1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if wrapped.Class != "a" || wrapped.KEK != ID(old) || bytes.Contains(wrapped.Data, []byte("secret")) {
+		t.Fatalf("%+v", wrapped)
+	}
+	source["a"] = append(source["a"], current)
+	if key, err := w.Unwrap(t.Context(), wrapped, []byte("v1")); err != nil || string(key) != "secret" {
+		t.Fatalf("with an older key: %q, %v", key, err)
+	}
+	if again, err := w.Wrap(t.Context(), "a", []byte("secret"), []byte("v1")); err != nil || again.KEK != ID(current) {
+		t.Fatalf("%+v, %v", again, err)
+	}
+	if _, err := w.Unwrap(t.Context(), wrapped, []byte("v2")); !errors.Is(err, datastore.ErrKey) {
+		t.Errorf("for another volume: %v", err)
+	}
+	cut := wrapped
+	cut.Data = cut.Data[:5]
+	if _, err := w.Unwrap(t.Context(), cut, []byte("v1")); !errors.Is(err, datastore.ErrKey) {
+		t.Errorf("cut off: %v", err)
+	}
+	wrapped.Class = "b"
+	if _, err := w.Unwrap(t.Context(), wrapped, []byte("v1")); !errors.Is(err, datastore.ErrKey) {
+		t.Errorf("key-encryption key gone: %v", err)
+	}
+	for _, class := range []string{"none", "short"} {
+		if _, err := w.Wrap(t.Context(), class, []byte("secret"), nil); !errors.Is(err, datastore.ErrKey) {
+			t.Errorf("class %s: %v", class, err)
+		}
+	}
+}
