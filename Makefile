@@ -169,7 +169,7 @@ test: build images build/tools/gotest ## everything: unit, integration, end to e
 .PHONY: conformance
 conformance: build $(patsubst guestos/images/%/image.yaml,build/images/%.tar,$(wildcard guestos/images/*/image.yaml)) ## upstream Kubernetes e2e against the running supervisor: FOCUS=... SKIP=...
 	@$(ROOT) $(ATOLL) up --detach --data-dir $(DATA_DIR)
-	@$(ROOT) env FOCUS='$(FOCUS)' SKIP='$(SKIP)' KUBECONFIG='$(DATA_DIR)/admin.kubeconfig' test/conformance/run.sh
+	@$(ROOT) env FOCUS='$(FOCUS)' $(if $(filter undefined,$(origin SKIP)),,SKIP='$(SKIP)') ATOLL_DATA_DIR='$(DATA_DIR)' test/conformance/run.sh
 
 .PHONY: bench
 bench: build images build/images/bench.tar ## measure, print a table, write bench/results/*.json

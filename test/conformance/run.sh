@@ -3,16 +3,18 @@
 # supervisor. Called by `make conformance`; needs root for nothing itself.
 #
 #   FOCUS     regular expression of specs (default: [NodeConformance])
-#   SKIP      regular expression of specs left out (default: [Serial] and [Slow])
+#   SKIP      regular expression of specs left out (default: [Serial] and [Slow]; empty: none)
 #   PROCS     specs at a time (default: 4)
-#   KUBECONFIG  (default: /var/lib/atoll/admin.kubeconfig)
+#   ATOLL_DATA_DIR  of the supervisor (default: /var/lib/atoll)
+#   KUBECONFIG      (default: the administrator's in there)
 set -euo pipefail
 cd "$(dirname "$0")"
 root=$(cd ../.. && pwd)
 focus=${FOCUS:-'\[NodeConformance\]'}
-skip=${SKIP:-'\[Serial\]|\[Slow\]'}
+skip=${SKIP-'\[Serial\]|\[Slow\]'}
 procs=${PROCS:-4}
-export KUBECONFIG=${KUBECONFIG:-/var/lib/atoll/admin.kubeconfig}
+export ATOLL_DATA_DIR=${ATOLL_DATA_DIR:-/var/lib/atoll}
+export KUBECONFIG=${KUBECONFIG:-$ATOLL_DATA_DIR/admin.kubeconfig}
 out=$root/build/conformance
 mkdir -p "$out"
 
