@@ -269,10 +269,16 @@ func top(ctx context.Context, c *qmp.Client) (string, error) {
 	return name, nil
 }
 
+// ErrNotExported is returned by changes of a volume that is not exported.
+var ErrNotExported = errors.New("volume is not exported")
+
 // change runs f with a connection to the daemon of a volume.
 func (s *Set) change(ctx context.Context, name string, f func(context.Context, *qmp.Client) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.alive(name) {
+		return ErrNotExported
+	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	c, err := s.dial(ctx, name)
@@ -283,7 +289,8 @@ func (s *Set) change(ctx context.Context, name string, f func(context.Context, *
 	return f(ctx, c)
 }
 
-// Snapshot puts an empty layer on top of an exported volume, unless it is there already.
+// Snapshot puts an empty layer on top of an exported volume, unless it is there already. Like the other
+// changes it returns ErrNotExported for a volume that is not.
 func (s *Set) Snapshot(ctx context.Context, name string, overlay handover.Layer, key []byte) error {
 	if err := check(overlay, false); err != nil {
 		return err

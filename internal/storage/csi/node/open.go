@@ -9,6 +9,7 @@ import (
 	"atoll.dev/atoll/internal/datadir/attach"
 	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/storage/csi"
+	"atoll.dev/atoll/internal/storage/csi/export"
 	"atoll.dev/atoll/internal/storage/datastore"
 	"atoll.dev/atoll/internal/storage/stores"
 )
@@ -102,7 +103,9 @@ func (s *Service) Limit(ctx context.Context, handle string, l csi.Limits) error 
 	}
 	var errs []error
 	if host {
-		errs = append(errs, s.cfg.Export.Limit(ctx, exportName(handle), limits(l)))
+		if err := s.cfg.Export.Limit(ctx, exportName(handle), limits(l)); !errors.Is(err, export.ErrNotExported) {
+			errs = append(errs, err)
+		}
 	}
 	for _, r := range open {
 		err := attach.Call(ctx, r.Socket, attach.MethodLimit, attach.LimitRequest{Volume: handle, Limits: limits(l)}, nil)
@@ -124,10 +127,11 @@ type live struct {
 // Snapshot implements datastore.Live. A shim that opens the volume again asks how (open), so that there is
 // nothing else to change.
 func (l *live) Snapshot(ctx context.Context, overlay handover.Layer, key *handover.WrappedKey) error {
-	host, err := l.here()
+	host, unlock, err := l.begin()
 	if err != nil {
 		return err
 	}
+	defer unlock()
 	r := attach.SnapshotRequest{Volume: l.handle, Overlay: overlay}
 	if key != nil {
 		store, id, err := l.service.cfg.Stores.Resolve(l.handle)
@@ -143,21 +147,44 @@ func (l *live) Snapshot(ctx context.Context, overlay handover.Layer, key *handov
 		r.Key = keys[overlay.Key]
 	}
 	if host {
-		return l.service.cfg.Export.Snapshot(ctx, exportName(l.handle), overlay, r.Key)
+		return notOpen(l.service.cfg.Export.Snapshot(ctx, exportName(l.handle), overlay, r.Key))
 	}
 	return l.call(ctx, attach.MethodSnapshot, r)
 }
 
 // Resize implements datastore.Live.
 func (l *live) Resize(ctx context.Context, bytes int64) error {
-	host, err := l.here()
+	host, unlock, err := l.begin()
 	if err != nil {
 		return err
 	}
+	defer unlock()
 	if host {
-		return l.service.cfg.Export.Resize(ctx, exportName(l.handle), bytes)
+		return notOpen(l.service.cfg.Export.Resize(ctx, exportName(l.handle), bytes))
 	}
 	return l.call(ctx, attach.MethodResize, attach.ResizeRequest{Volume: l.handle, Bytes: bytes})
+}
+
+// notOpen translates.
+func notOpen(err error) error {
+	if errors.Is(err, export.ErrNotExported) {
+		return datastore.ErrNotOpen
+	}
+	return err
+}
+
+// begin keeps the volume from being opened, and tells whether it is open on this host, outside of micro-VMs. The
+// engine holds its own lock, which whoever opens the volume may be waiting for: so this does not wait.
+func (l *live) begin() (host bool, unlock func(), err error) {
+	unlock, ok := l.service.tryLock(l.handle)
+	if !ok {
+		return false, nil, fmt.Errorf("%w: the volume is just being opened or closed", datastore.ErrBusy)
+	}
+	if host, err = l.here(); err != nil {
+		unlock()
+		return false, nil, err
+	}
+	return host, unlock, nil
 }
 
 // here tells whether the volume is open on this host, outside of micro-VMs.
@@ -169,19 +196,21 @@ func (l *live) here() (bool, error) {
 	return len(all) > 0 && l.service.cfg.Export != nil, nil
 }
 
-// call asks who has the volume open. When nobody has, there is nothing to change: the files are right, or will
-// be made as large as they should be when they are opened.
+// call asks who has the volume open.
 func (l *live) call(ctx context.Context, method string, params any) error {
 	socket, err := l.socket()
-	if socket == "" || err != nil {
+	if err != nil {
 		return err
+	}
+	if socket == "" {
+		return datastore.ErrNotOpen
 	}
 	err = attach.Call(ctx, socket, method, params, nil)
 	if err == nil {
 		return nil
 	}
-	if again, findErr := l.socket(); findErr == nil && again != socket {
-		return nil // it was closed
+	if again, findErr := l.socket(); findErr == nil && again == "" {
+		return datastore.ErrNotOpen // it was closed meanwhile
 	}
 	if errors.Is(err, attach.ErrNotFound) {
 		return fmt.Errorf("%w: the volume is just being opened", datastore.ErrBusy)

@@ -96,14 +96,28 @@ func (s *Service) Run(ctx context.Context) error {
 // lock keeps others from a volume until the function it returns is called.
 func (s *Service) lock(volume string) (unlock func()) {
 	s.mu.Lock()
+	l := s.locked(volume)
+	s.mu.Unlock()
+	l.Lock()
+	return l.Unlock
+}
+
+// tryLock is lock, but false when somebody has it.
+func (s *Service) tryLock(volume string) (unlock func(), ok bool) {
+	s.mu.Lock()
+	l := s.locked(volume)
+	s.mu.Unlock()
+	return l.Unlock, l.TryLock()
+}
+
+// locked finds the mutex of a volume. Callers hold mu.
+func (s *Service) locked(volume string) *sync.Mutex {
 	l := s.locks[volume]
 	if l == nil {
 		l = &sync.Mutex{}
 		s.locks[volume] = l
 	}
-	s.mu.Unlock()
-	l.Lock()
-	return l.Unlock
+	return l
 }
 
 // NodeGetInfo implements csi.NodeServer.
