@@ -221,6 +221,9 @@ func (t Tree) PoolConfig() string { return t.data("pool", "config.json") }
 // PoolSocket is the socket on which shims ask for a warm micro-VM, mode 0600.
 func (t Tree) PoolSocket() string { return t.rundir("pool.sock") }
 
+// Exports is where volumes are visible on the host, for pods outside of micro-VMs.
+func (t Tree) Exports() string { return t.rundir("exports") }
+
 // Control is the socket on which a running `atoll up` answers status and stop
 // requests, mode 0600.
 func (t Tree) Control() string { return t.rundir("up.sock") }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -242,8 +243,8 @@ func (m *Machine) addLayer(ctx context.Context, v *volume, l Layer, backing stri
 // dropVolume closes all layers, highest first. Whatever of a layer is not there is fine.
 func (m *Machine) dropVolume(ctx context.Context, v *volume) error {
 	var first error
-	for i := len(v.layers) - 1; i >= 0; i-- {
-		if err := m.dropLayer(ctx, v.layers[i]); err != nil && first == nil {
+	for _, l := range slices.Backward(v.layers) {
+		if err := m.dropLayer(ctx, l); err != nil && first == nil {
 			first = err
 		}
 	}

@@ -171,25 +171,21 @@ func (m *Machine) onIOError(e qmp.Event) {
 	}
 }
 
-// unstall lets the machine try again until it writes, or ends.
+// unstall lets the machine try again after a while. When it stops again, there is another event.
 func (m *Machine) unstall() {
 	slog.Warn("the file system of a volume is full; its micro-VM stands still until there is room")
-	for {
-		select {
-		case <-m.done:
-			return
-		case <-time.After(retryStalled):
-		}
-		m.mu.Lock()
-		m.stalled = false
-		m.mu.Unlock()
-		ctx, cancel := context.WithTimeout(context.Background(), changeTimeout)
-		err := m.Resume(ctx)
-		cancel()
-		if err != nil {
-			slog.Warn("letting a micro-VM go on", "error", err)
-		}
+	select {
+	case <-m.done:
 		return
+	case <-time.After(retryStalled):
+	}
+	m.mu.Lock()
+	m.stalled = false
+	m.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), changeTimeout)
+	defer cancel()
+	if err := m.Resume(ctx); err != nil {
+		slog.Warn("letting a micro-VM go on", "error", err)
 	}
 }
 

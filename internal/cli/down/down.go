@@ -28,6 +28,8 @@ import (
 	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/network"
 	"atoll.dev/atoll/internal/network/cniconf"
+	"atoll.dev/atoll/internal/storage/csi/export"
+	"atoll.dev/atoll/internal/storage/csi/node"
 )
 
 // Config is what New needs.
@@ -73,6 +75,7 @@ func (d *Down) steps() []step {
 		{"stopping pods", d.stopPods},
 		{"stopping the services", d.stopServices},
 		{"ending what is left of pods", d.endPods},
+		{"taking volumes off the host", d.cleanVolumes},
 		{"removing cgroups", d.removeCgroups},
 		{"unmounting", d.unmount},
 		{"cleaning up the network", d.cleanNetwork},
@@ -183,6 +186,16 @@ func (d *Down) endAll(ctx context.Context, grace time.Duration, kinds ...up.Kind
 		}
 	}
 	return total, nil
+}
+
+// cleanVolumes takes volumes off the host that were mounted there for pods outside of micro-VMs.
+func (d *Down) cleanVolumes(context.Context) (string, error) {
+	exports := export.New(export.Config{Dir: d.cfg.Tree.Exports()})
+	n, err := node.CleanUp(d.cfg.Tree.Kubelet(), exports)
+	if err != nil || n == 0 {
+		return "", err
+	}
+	return fmt.Sprintf("%d volumes taken off the host", n), nil
 }
 
 // removeCgroups removes the groups the kubelet makes for pods, and the one it

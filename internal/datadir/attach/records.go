@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -18,6 +20,7 @@ type Record struct {
 	Pod    string `json:"pod"`
 	Socket string `json:"socket"` // of the shim
 	PID    int    `json:"pid"`    // of the shim
+	Start  uint64 `json:"start"`  // time of its start, which tells it from a later process with its pid
 }
 
 // Records are the records below a run directory. A shim writes one before it opens a volume and removes it
@@ -43,8 +46,12 @@ func (r Records) file(volume, pod string) string {
 	return filepath.Join(r.dir, prefix(volume)+hex.EncodeToString(sum[:16]))
 }
 
-// Put writes a record.
-func (r Records) Put(rec Record) error {
+// Put writes a record for this process.
+func (r Records) Put(rec Record) (err error) {
+	rec.PID = os.Getpid()
+	if rec.Start, err = started(rec.PID); err != nil {
+		return fmt.Errorf("recording open volume: %w", err)
+	}
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return fmt.Errorf("recording open volume: %w", err)
 	}
@@ -117,11 +124,23 @@ func read(file string) (Record, error) {
 	return rec, nil
 }
 
-// alive tells whether a record's process still answers for its socket: the pid may have gone to another.
+// alive tells whether a record's process still runs.
 func alive(rec Record) bool {
-	if _, err := os.Stat(fmt.Sprintf("/proc/%d", rec.PID)); err != nil {
-		return false
+	start, err := started(rec.PID)
+	return err == nil && start == rec.Start
+}
+
+// started is when a process that runs was started, in clock ticks after boot; see proc(5).
+func started(pid int) (uint64, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
 	}
-	_, err := os.Stat(rec.Socket)
-	return err == nil
+	_, after, _ := strings.Cut(string(stat[bytes.LastIndexByte(stat, ')')+1:]), " ")
+	const state, start = 0, 19
+	fields := strings.Fields(after)
+	if len(fields) <= start || fields[state] == "Z" || fields[state] == "X" {
+		return 0, fs.ErrNotExist
+	}
+	return strconv.ParseUint(fields[start], 10, 64)
 }

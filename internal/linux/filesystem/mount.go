@@ -79,8 +79,8 @@ func parse(options []string) (flags uintptr, data []string, err error) {
 			if length > maxOptions || strings.ContainsRune(o, 0) {
 				return 0, nil, fmt.Errorf("mount options: %w", ErrInvalid)
 			}
-			set, clear, ok := flag(o)
-			flags = flags&^clear | set
+			set, unset, ok := flag(o)
+			flags = flags&^unset | set
 			if !ok && o != "" {
 				data = append(data, o)
 			}
@@ -90,7 +90,7 @@ func parse(options []string) (flags uintptr, data []string, err error) {
 }
 
 // flag knows the options that are flags of mount(2).
-func flag(option string) (set, clear uintptr, ok bool) {
+func flag(option string) (set, unset uintptr, ok bool) {
 	switch option {
 	case "defaults", "async", "_netdev", "nofail", "auto", "noauto":
 		return 0, 0, true
@@ -128,7 +128,7 @@ func flag(option string) (set, clear uintptr, ok bool) {
 // Unmount writes everything that is not on the disk yet, and unmounts. It returns when the kernel has let go
 // of the disk, which containers may delay that are just going away.
 func Unmount(ctx context.Context, device, dir string) error {
-	if err := sync(dir); err != nil && !errors.Is(err, unix.EROFS) {
+	if err := Sync(dir); err != nil && !errors.Is(err, unix.EROFS) {
 		return fmt.Errorf("unmounting: %w", err)
 	}
 	if err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW); errors.Is(err, unix.EBUSY) {
@@ -143,14 +143,17 @@ func Unmount(ctx context.Context, device, dir string) error {
 	return waitFree(ctx, device)
 }
 
-// sync writes a file system out.
-func sync(dir string) error {
+// Sync writes out the file system that a directory is in.
+func Sync(dir string) error {
 	f, err := os.Open(dir)
 	if err != nil {
-		return err
+		return fmt.Errorf("writing out: %w", err)
 	}
 	defer f.Close()
-	return unix.Syncfs(int(f.Fd()))
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("writing out %s: %w", dir, err)
+	}
+	return nil
 }
 
 // waitFree waits until nobody holds the device, then empties its cache.

@@ -159,7 +159,7 @@ func extent(f *os.File, pos int64) (start, end int64, err error) {
 func (i *Image) extent(start, end int64, buf []byte, f func(int64, []byte) error) error {
 	for start < end {
 		n, err := i.file.ReadAt(buf[:min(int64(len(buf)), end-start)], start)
-		if err != nil && !(errors.Is(err, io.EOF) && n > 0) {
+		if err != nil && (n == 0 || !errors.Is(err, io.EOF)) {
 			return fmt.Errorf("reading the new file system: %w", err)
 		}
 		for from := 0; from < n; {

@@ -175,7 +175,7 @@ func (s *Set) ensure(ctx context.Context, name string, v handover.Volume) (*disk
 	if s.attached(d.serial) {
 		return nil, errors.New("the pod has the same volume under another name")
 	}
-	record := attach.Record{Volume: v.ID, Pod: s.pod, Socket: s.cfg.Socket, PID: os.Getpid()}
+	record := attach.Record{Volume: v.ID, Pod: s.pod, Socket: s.cfg.Socket}
 	if err := s.records.Put(record); err != nil {
 		return nil, err
 	}

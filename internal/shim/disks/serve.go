@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
 	"atoll.dev/atoll/internal/datadir/attach"
@@ -111,7 +112,7 @@ func (s *Set) snapshot(ctx context.Context, r attach.SnapshotRequest) (nothing, 
 		if err := s.machine.SnapshotVolume(ctx, d.serial, frozen.File, overlay); err != nil {
 			return nothing{}, err
 		}
-		d.layers = append(d.layers[:len(d.layers):len(d.layers)], r.Overlay)
+		d.layers = append(slices.Clip(d.layers), r.Overlay)
 		return nothing{}, nil
 	})
 }

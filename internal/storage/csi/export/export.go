@@ -98,31 +98,70 @@ func (s *Set) Export(ctx context.Context, name string, o attach.Opened) (string,
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if err := s.export(ctx, name, o); err != nil {
-		return "", fmt.Errorf("exporting volume: %w", errors.Join(err, s.remove(name)))
+	for i := 1; ; i++ {
+		err := s.export(ctx, name, o)
+		if err == nil {
+			return s.file(name), nil
+		}
+		err = errors.Join(err, s.remove(name))
+		if i == attempts || !errors.Is(err, errUnclear) {
+			return "", fmt.Errorf("exporting volume: %w", err)
+		}
 	}
-	return s.file(name), nil
+}
+
+// attempts to start a daemon that understands what it is told. One that gets a connection while it sets up its
+// monitor in another thread may lose the beginning of what it reads (seen with QEMU 7.2).
+const attempts = 4
+
+// errUnclear is wrapped when a daemon has not understood a command.
+var errUnclear = errors.New("storage daemon did not understand")
+
+// unclear tells that from other failures.
+func unclear(err error) error {
+	var q *qmp.Error
+	if errors.As(err, &q) && strings.Contains(q.Desc, "JSON parse error") || err != nil && strings.Contains(err.Error(), "second greeting") {
+		return fmt.Errorf("%w: %w", errUnclear, err)
+	}
+	return err
 }
 
 func (s *Set) export(ctx context.Context, name string, o attach.Opened) error {
-	var dirs []string
-	for i, l := range o.Disk.Layers {
-		if l.File == "" {
-			return fmt.Errorf("layer %s is not a file, and only files can be used by pods of the host", l.ID)
-		}
-		if err := check(l, i == 0); err != nil {
-			return err
-		}
-		dirs = append(dirs, filepath.Dir(l.File))
+	dirs, err := directories(o.Disk)
+	if err != nil {
+		return err
 	}
 	if err := s.start(name, dirs); err != nil {
 		return err
 	}
 	c, err := s.dial(ctx, name)
 	if err != nil {
-		return err
+		return unclear(err)
 	}
 	defer c.Close()
+	return unclear(show(ctx, c, o))
+}
+
+// directories are those with the layers of a disk, which are all fit to be opened.
+func directories(d handover.Disk) ([]string, error) {
+	var dirs []string
+	if len(d.Layers) == 0 {
+		return nil, errors.New("the volume has no layers")
+	}
+	for i, l := range d.Layers {
+		if l.File == "" {
+			return nil, fmt.Errorf("layer %s is not a file, and only files can be used by pods of the host", l.ID)
+		}
+		if err := check(l, i == 0); err != nil {
+			return nil, err
+		}
+		dirs = append(dirs, filepath.Dir(l.File))
+	}
+	return dirs, nil
+}
+
+// show has a daemon open a volume and export it.
+func show(ctx context.Context, c *qmp.Client, o attach.Opened) error {
 	backing := ""
 	for i, l := range o.Disk.Layers {
 		writable := i == len(o.Disk.Layers)-1 && !o.Disk.ReadOnly

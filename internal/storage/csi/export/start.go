@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +20,9 @@ const (
 	fdQMP = 3 + iota
 	fdFUSE
 )
+
+// ready is the file that a daemon makes in its tree when it serves.
+const ready = "/run/pid"
 
 // argument is how a daemon calls itself, by which it is found again.
 func argument(name string) string { return "atoll-volume-" + name }
@@ -56,10 +60,30 @@ func (s *Set) start(name string, dirs []string) error {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return fmt.Errorf("starting storage daemon: %w", err)
 	}
-	result := make(chan error, 1)
-	go func() { result <- s.spawn(name, root, dirs, []*os.File{nil, log, log, sock, fuse}) }()
-	if err := <-result; err != nil {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
 		return fmt.Errorf("starting storage daemon: %w", err)
+	}
+	defer null.Close()
+	var p *os.Process
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		p, err = s.spawn(name, root, dirs, []*os.File{null, log, log, sock, fuse})
+	}()
+	<-done
+	if err != nil {
+		return fmt.Errorf("starting storage daemon: %w", err)
+	}
+	go func() { _, _ = p.Wait() }() // reaps it, for as long as this process lives
+	// Nobody may connect before the daemon has set itself up.
+	for deadline := time.Now().Add(startTimeout); time.Now().Before(deadline); time.Sleep(poll) {
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", p.Pid, ready)); err == nil || unix.Kill(p.Pid, 0) != nil {
+			break
+		}
+	}
+	if err := os.WriteFile(s.pid(name), []byte(strconv.Itoa(p.Pid)), 0o600); err != nil {
+		return errors.Join(fmt.Errorf("starting storage daemon: %w", err), p.Kill())
 	}
 	return nil
 }
@@ -83,38 +107,46 @@ func (s *Set) mountFUSE(name string) (*os.File, error) {
 }
 
 // spawn starts the daemon from a thread that has a file tree of its own. The thread is not used again.
-func (s *Set) spawn(name, root string, dirs []string, files []*os.File) error {
+func (s *Set) spawn(name, root string, dirs []string, files []*os.File) (*os.Process, error) {
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
-		return fmt.Errorf("making a mount namespace: %w", err)
+		return nil, fmt.Errorf("making a mount namespace: %w", err)
 	}
 	if err := makeRoot(root, dirs); err != nil {
-		return err
+		return nil, err
+	}
+	if err := enter(root); err != nil {
+		return nil, fmt.Errorf("entering the root: %w", err)
 	}
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("setting no_new_privs: %w", err)
+		return nil, fmt.Errorf("setting no_new_privs: %w", err)
 	}
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer null.Close()
-	files[0] = null
-	p, err := os.StartProcess(s.cfg.Binary, []string{
+	return os.StartProcess(s.cfg.Binary, []string{
 		argument(name), "--chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", fdQMP), "--monitor", "chardev=qmp",
+		"--pidfile", ready,
 	}, &os.ProcAttr{
 		Dir: "/", Env: []string{"PATH=/usr/bin", "MALLOC_ARENA_MAX=1"}, Files: files,
 		Sys: &syscall.SysProcAttr{
-			Chroot: root, Setsid: true, Credential: &syscall.Credential{Uid: s.cfg.UID, Gid: s.cfg.UID},
+			Setsid: true, Credential: &syscall.Credential{Uid: s.cfg.UID, Gid: s.cfg.UID},
 			// The layers are root's files; there are no others in its tree.
 			AmbientCaps: []uintptr{unix.CAP_DAC_OVERRIDE},
 		},
 	})
-	if err != nil {
+}
+
+// enter makes a directory the root of this thread's mount namespace and lets go of all other mounts, which the
+// namespace would keep alive after they are gone from the host.
+func enter(root string) error {
+	if err := unix.Chdir(root); err != nil {
 		return err
 	}
-	go func() { _, _ = p.Wait() }() // reaps it, for as long as this process lives
-	return os.WriteFile(s.pid(name), []byte(strconv.Itoa(p.Pid)), 0o600)
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return err
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return err
+	}
+	return unix.Chdir("/")
 }
 
 // makeRoot makes the file tree of a daemon in the mount namespace of this thread.
@@ -152,6 +184,10 @@ func makeRoot(root string, dirs []string) error {
 	}
 	// The daemon wants to see a regular file where it is to export, and the FUSE library takes a name of this
 	// form for the number of a descriptor that is mounted already.
+	run := filepath.Join(root, filepath.Dir(ready))
+	if err := errors.Join(os.Mkdir(run, 0o755), os.Chmod(run, 0o777)); err != nil {
+		return err
+	}
 	fd := filepath.Join(root, "dev/fd")
 	if err := os.MkdirAll(fd, 0o755); err != nil {
 		return err

@@ -139,7 +139,7 @@ func (s *Service) formatHere(ctx context.Context, t target, device string, bytes
 	if readOnly {
 		return status.Error(codes.FailedPrecondition, "the volume is read-only and has no file system yet; let a pod write to it first")
 	}
-	img, err := mkfs.New(ctx, t.FSType, bytes, s.cfg.RunDir)
+	img, err := mkfs.New(ctx, t.FSType, bytes, s.targets.dir)
 	if err != nil {
 		return err
 	}
@@ -241,23 +241,25 @@ func (s *Service) closeHere(ctx context.Context, t target) error {
 }
 
 // CleanUp takes everything off this host that pods of the host, and devices that stand for volumes, have on
-// it. Pods that use volumes must have ended. What is published stays on record: it is put back when the
-// kubelet asks for it again.
-func (s *Service) CleanUp() error {
+// it, and reports how much there was. Pods that use volumes must have ended, and no Service may run. What is
+// published stays on record: it is put back when the kubelet asks for it again.
+func CleanUp(kubelet string, exports Exporter) (int, error) {
+	s := &Service{cfg: Config{Kubelet: kubelet, Export: exports}, targets: newTargets(kubelet)}
 	all, err := s.targets.of("")
-	errs := []error{err}
+	errs, n := []error{err}, 0
 	for _, t := range all {
 		if t.MicroVM && !t.Block {
 			continue
 		}
+		n++
 		errs = append(errs, detach(t.Path))
-		if !t.MicroVM {
+	}
+	for _, t := range all {
+		if !t.MicroVM && t.Loop != "" {
+			_ = filesystem.Sync(s.shared(t.Volume)) // fails where it is not mounted, or its daemon is gone
 			errs = append(errs, detach(s.shared(t.Volume)))
 		}
 		errs = append(errs, s.dropLoop(t))
 	}
-	if s.cfg.Export != nil {
-		errs = append(errs, s.cfg.Export.RemoveAll())
-	}
-	return errors.Join(errs...)
+	return n, errors.Join(append(errs, exports.RemoveAll())...)
 }

@@ -63,8 +63,8 @@ func newHost(t *testing.T) *host {
 	h.set.Put(h.store)
 	h.restart()
 	t.Cleanup(func() {
-		if err := h.CleanUp(); err != nil {
-			t.Error(err)
+		if n, err := node.CleanUp(h.kubelet, export.New(export.Config{Dir: filepath.Join(h.run, "exports")})); n != 0 || err != nil {
+			t.Errorf("%d left on the host, %v", n, err)
 		}
 	})
 	return h
@@ -320,7 +320,7 @@ func TestMicroVMPods(t *testing.T) {
 				note("snapshot")
 				return struct{}{}, nil
 			}),
-			attach.MethodResize: attach.Handle(func(_ context.Context, r attach.ResizeRequest) (struct{}, error) {
+			attach.MethodResize: attach.Handle(func(context.Context, attach.ResizeRequest) (struct{}, error) {
 				note("resize")
 				return struct{}{}, errors.New("no") // nothing here can make the image larger
 			}),
@@ -334,7 +334,7 @@ func TestMicroVMPods(t *testing.T) {
 		})
 	}()
 	records := attach.NewRecords(h.run)
-	must(t, records.Put(attach.Record{Volume: v, Pod: "uid-vm-1", Socket: socket, PID: os.Getpid()}))
+	must(t, records.Put(attach.Record{Volume: v, Pod: "uid-vm-1", Socket: socket}))
 	_, err = h.store.Snapshot(ctx, "snap", "vm", h.Live(v))
 	must(t, err)
 	if _, err = h.store.Expand(ctx, "vm", 2*size, h.Live(v)); err == nil {
@@ -416,6 +416,46 @@ func TestStorageDaemonKilled(t *testing.T) {
 		t.Errorf("after the daemon's end: %q, %v", data, err)
 	}
 	h.unpublish(r)
+}
+
+// TestCleanUp: "atoll down" takes everything away, and the kubelet's next call brings it back.
+func TestCleanUp(t *testing.T) {
+	h := newHost(t)
+	mounted := h.request(h.volume("mounted", nil), "runc-1")
+	device := block(h.request(h.volume("device", nil), "runc-2"), h.kubelet)
+	standIn := block(h.request(h.volume("stand-in", nil), "vm-3"), h.kubelet)
+	all := []*csispec.NodePublishVolumeRequest{mounted, device, standIn}
+	for _, r := range all {
+		h.publish(r)
+	}
+	must(t, os.WriteFile(filepath.Join(mounted.TargetPath, "file"), []byte("kept"), 0o600))
+	exports := export.New(export.Config{Dir: filepath.Join(h.run, "exports")})
+	if n, err := node.CleanUp(h.kubelet, exports); n != 3 || err != nil {
+		t.Errorf("%d cleaned up, %v", n, err)
+	}
+	for _, file := range []string{"/proc/self/mountinfo"} {
+		text, err := os.ReadFile(file)
+		must(t, err)
+		if strings.Contains(string(text), h.kubelet) || strings.Contains(string(text), h.run) {
+			t.Errorf("mounts are left:\n%s", text)
+		}
+	}
+	backing, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, b := range backing {
+		if text, _ := os.ReadFile(b); strings.HasPrefix(string(text), h.run) || strings.HasPrefix(string(text), h.kubelet) {
+			t.Errorf("%s is left: %s", b, text)
+		}
+	}
+	h.restart()
+	for _, r := range all {
+		h.publish(r)
+	}
+	if data, err := os.ReadFile(filepath.Join(mounted.TargetPath, "file")); err != nil || string(data) != "kept" {
+		t.Errorf("after all: %q, %v", data, err)
+	}
+	for _, r := range all {
+		h.unpublish(r)
+	}
 }
 
 func atoi(s string) int {

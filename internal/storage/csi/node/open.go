@@ -215,8 +215,7 @@ func (l *live) call(ctx context.Context, method string, params any) error {
 	if errors.Is(err, attach.ErrNotFound) {
 		return fmt.Errorf("%w: the volume is just being opened", datastore.ErrBusy)
 	}
-	var refused *attach.Error
-	if errors.As(err, &refused) {
+	if _, refused := errors.AsType[*attach.Error](err); refused {
 		return err
 	}
 	return fmt.Errorf("%w: %w", datastore.ErrUnavailable, err)

@@ -28,7 +28,6 @@ import (
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 
 	"atoll.dev/atoll/internal/datadir/attach"
-	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/storage/csi"
 	"atoll.dev/atoll/internal/storage/stores"
 )
@@ -76,7 +75,7 @@ func New(cfg Config) (*Service, error) {
 	}
 	return &Service{
 		cfg: cfg, records: attach.NewRecords(cfg.RunDir), locks: map[string]*sync.Mutex{},
-		targets: targets{dir: filepath.Join(cfg.Kubelet, "plugins", handover.Driver, "targets")},
+		targets: newTargets(cfg.Kubelet),
 	}, nil
 }
 

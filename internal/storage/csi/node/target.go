@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"atoll.dev/atoll/internal/datadir/atomicfile"
+	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/storage/datastore"
 )
 
@@ -39,6 +40,10 @@ type target struct {
 
 // targets are the records of targets.
 type targets struct{ dir string }
+
+func newTargets(kubelet string) targets {
+	return targets{dir: filepath.Join(kubelet, "plugins", handover.Driver, "targets")}
+}
 
 func (t targets) file(path string) string {
 	sum := sha256.Sum256([]byte(filepath.Clean(path)))
