@@ -23,6 +23,9 @@ type Config struct {
 	PodLogsDir string
 	// StateDir holds generated configuration.
 	StateDir string
+	// RunDir is the directory of sockets and of what shims write; it ends with the
+	// boot.
+	RunDir string
 	// ContainerdSocket is the CRI socket, without a scheme.
 	ContainerdSocket string
 
@@ -139,6 +142,7 @@ func (c Config) Validate() error {
 		{"KubeletDir", c.KubeletDir},
 		{"PodLogsDir", c.PodLogsDir},
 		{"StateDir", c.StateDir},
+		{"RunDir", c.RunDir},
 		{"ContainerdSocket", c.ContainerdSocket},
 		{"Network.ResolvConf", c.Network.ResolvConf},
 	} {

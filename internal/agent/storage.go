@@ -15,7 +15,10 @@ import (
 	"atoll.dev/atoll/internal/datadir/pki"
 	sidecars "atoll.dev/atoll/internal/kube/csi"
 	kubekeys "atoll.dev/atoll/internal/kube/keys"
+	"atoll.dev/atoll/internal/kube/podruntimes"
 	"atoll.dev/atoll/internal/storage/csi"
+	"atoll.dev/atoll/internal/storage/csi/export"
+	"atoll.dev/atoll/internal/storage/csi/node"
 	"atoll.dev/atoll/internal/storage/datastore/keys"
 	"atoll.dev/atoll/internal/storage/stores"
 )
@@ -49,14 +52,26 @@ func (a *Agent) runStorage(ctx context.Context) error {
 		return fmt.Errorf("configuring storage: %w", err)
 	}
 	socket := filepath.Join(dir, "csi.sock")
+	runtimes, err := podruntimes.New(client)
+	if err != nil {
+		return fmt.Errorf("configuring storage: %w", err)
+	}
+	local, err := node.New(node.Config{
+		Node: a.cfg.NodeName, Stores: set, Kubelet: a.cfg.KubeletDir, RunDir: a.cfg.RunDir, MicroVM: runtimes.MicroVM,
+		Export: export.New(export.Config{Dir: filepath.Join(a.cfg.RunDir, "exports")}), Logger: a.cfg.Logger,
+	})
+	if err != nil {
+		return fmt.Errorf("configuring storage: %w", err)
+	}
 	driver, err := csi.New(csi.Config{
-		Version: a.cfg.Version, Node: a.cfg.NodeName, Stores: set, Socket: socket, Logger: a.cfg.Logger,
+		Version: a.cfg.Version, Node: a.cfg.NodeName, Stores: set, Open: local, NodeService: local, Socket: socket, Logger: a.cfg.Logger,
 	})
 	if err != nil {
 		return fmt.Errorf("configuring storage: %w", err)
 	}
 	return together(ctx,
 		objects.Run,
+		local.Run,
 		driver.Run,
 		func(ctx context.Context) error {
 			return sidecars.Run(ctx, sidecars.Config{

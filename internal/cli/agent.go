@@ -56,6 +56,7 @@ func (r role) runAgent(ctx context.Context, nodeName string, maxPods int, versio
 		KubeletDir:       t.Kubelet(),
 		PodLogsDir:       t.PodLogs(),
 		StateDir:         t.Agent(),
+		RunDir:           t.Run(),
 		ContainerdSocket: t.ContainerdSocket(),
 		NodeName:         nodeName,
 		NodeIP:           r.addr,

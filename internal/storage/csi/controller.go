@@ -108,7 +108,33 @@ func (c *controller) ControllerPublishVolume(ctx context.Context, req *csi.Contr
 			return nil, status.Errorf(codes.FailedPrecondition, "the volume is in use by %s since %s", a.Holder, a.Since.Format("2006-01-02 15:04:05"))
 		}
 	}
-	return &csi.ControllerPublishVolumeResponse{}, nil
+	return do(ctx, c.calls, v.ID, func(ctx context.Context) (*csi.ControllerPublishVolumeResponse, error) {
+		return &csi.ControllerPublishVolumeResponse{}, c.notePublished(ctx, store, v.ID, mode)
+	})
+}
+
+// publishedLabel precedes the label of a volume that says how it is published to a node.
+const publishedLabel = "published/"
+
+// notePublished remembers how a volume is published to this node.
+func (c *controller) notePublished(ctx context.Context, store stores.Store, id string, mode datastore.Mode) error {
+	v, err := store.Volume(ctx, id)
+	if err != nil {
+		return err
+	}
+	switch was := v.Labels[publishedLabel+c.cfg.Node]; was {
+	case string(mode):
+		return nil
+	case "":
+	default:
+		return status.Errorf(codes.AlreadyExists, "the volume is published to node %q as %q already, and cannot be %q as well", c.cfg.Node, was, mode)
+	}
+	labels := maps.Clone(v.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels[publishedLabel+c.cfg.Node] = string(mode)
+	return store.SetLabels(ctx, id, labels)
 }
 
 // ControllerUnpublishVolume implements csi.ControllerServer.
@@ -127,12 +153,23 @@ func (c *controller) ControllerUnpublishVolume(ctx context.Context, req *csi.Con
 	if users := c.cfg.Open.Users(req.GetVolumeId()); node == c.cfg.Node && len(users) > 0 {
 		return nil, status.Errorf(codes.FailedPrecondition, "the volume is still open in %v", users)
 	}
-	for _, a := range heldBy(v, node) {
-		if err := store.Detach(ctx, v.ID, a.Holder); err != nil {
+	return do(ctx, c.calls, v.ID, func(ctx context.Context) (*csi.ControllerUnpublishVolumeResponse, error) {
+		v, err := store.Volume(ctx, v.ID)
+		if err != nil {
 			return nil, err
 		}
-	}
-	return &csi.ControllerUnpublishVolumeResponse{}, nil
+		for _, a := range heldBy(v, node) {
+			if err := store.Detach(ctx, v.ID, a.Holder); err != nil {
+				return nil, err
+			}
+		}
+		if _, ok := v.Labels[publishedLabel+node]; ok {
+			labels := maps.Clone(v.Labels)
+			delete(labels, publishedLabel+node)
+			err = store.SetLabels(ctx, v.ID, labels)
+		}
+		return &csi.ControllerUnpublishVolumeResponse{}, err
+	})
 }
 
 // ValidateVolumeCapabilities implements csi.ControllerServer.
@@ -260,6 +297,10 @@ func (c *controller) ControllerModifyVolume(ctx context.Context, req *csi.Contro
 		return nil, err
 	}
 	return do(ctx, c.calls, v.ID, func(ctx context.Context) (*csi.ControllerModifyVolumeResponse, error) {
+		v, err := store.Volume(ctx, v.ID)
+		if err != nil {
+			return nil, err
+		}
 		labels := maps.Clone(v.Labels)
 		if labels == nil {
 			labels = map[string]string{}

@@ -9,8 +9,8 @@
 // Who holds what. A volume's holder in the engine is one use of it: the node service attaches with
 // Holder(node, use) when a volume is published to a pod, so that the engine's lock covers just the time that
 // something has the images open, and nothing else can open them for writing. ControllerPublishVolume
-// therefore attaches nothing: it checks that the volume may go to the node. ControllerUnpublishVolume drops
-// what holders of the node are left.
+// therefore attaches nothing: it checks that the volume may go to the node, and notes the mode in a label.
+// ControllerUnpublishVolume drops the label and what holders of the node are left.
 //
 // Handles of volumes and snapshots are <datastore>/<id>. The id comes from the name that the caller gives,
 // so that a call that is made again finds what the first one made.

@@ -66,6 +66,7 @@ func (s *Service) wanted(ctx context.Context, req *csispec.NodePublishVolumeRequ
 	t := target{
 		Path: path, Volume: req.GetVolumeId(), Pod: info[contextUID], Name: filepath.Base(filepath.Dir(path)),
 		Mode: csi.Mode(c, req.GetReadonly()), Block: c.GetBlock() != nil,
+		Alone: c.GetAccessMode().GetMode() == csispec.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER,
 	}
 	if m := c.GetMount(); m != nil {
 		t.FSType, t.Options = m.GetFsType(), m.GetMountFlags()
@@ -117,6 +118,9 @@ func (s *Service) publish(ctx context.Context, t target) error {
 	if again && old.Request != t.Request {
 		return status.Errorf(codes.AlreadyExists, "at %s volume %s is published in another way", t.Path, old.Volume)
 	}
+	if err := s.alone(t); err != nil {
+		return err
+	}
 	if again {
 		t.Loop, t.Backing = old.Loop, old.Backing
 	}
@@ -138,6 +142,20 @@ func (s *Service) publish(ctx context.Context, t target) error {
 		return makeDir(t.Path)
 	}
 	return s.publishHere(ctx, t, disk)
+}
+
+// alone refuses a volume that is for one pod only (ReadWriteOncePod) and is published already.
+func (s *Service) alone(t target) error {
+	others, err := s.targets.of(t.Volume)
+	if err != nil {
+		return err
+	}
+	for _, o := range others {
+		if o.Path != t.Path && (o.Alone || t.Alone) {
+			return status.Errorf(codes.FailedPrecondition, "volume %s is published at %s, and one of the two is for a single pod (ReadWriteOncePod)", t.Volume, o.Path)
+		}
+	}
+	return nil
 }
 
 // handOver leaves the record for the pod's shim.

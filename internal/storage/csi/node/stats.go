@@ -22,8 +22,8 @@ func (s *Service) published(volume, path string) (target, error) {
 	switch {
 	case volume == "":
 		return target{}, invalid("the volume id is missing")
-	case !filepath.IsAbs(path):
-		return target{}, invalid("the volume path is missing or not absolute")
+	case path == "":
+		return target{}, invalid("the volume path is missing")
 	}
 	t, ok, err := s.targets.get(filepath.Clean(path))
 	if err != nil {

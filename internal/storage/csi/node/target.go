@@ -31,6 +31,8 @@ type target struct {
 	FSType  string   `json:"fsType,omitempty"`  // of a mounted volume
 	Options []string `json:"options,omitempty"` // of its mount
 	Group   *uint32  `json:"group,omitempty"`
+	// Alone: no other target may have the volume (ReadWriteOncePod).
+	Alone bool `json:"alone,omitempty"`
 	// Loop is the device that stands for the volume, or is it, on this host; Backing its file.
 	Loop    string `json:"loop,omitempty"`
 	Backing string `json:"backing,omitempty"`
