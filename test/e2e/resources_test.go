@@ -50,6 +50,25 @@ spec:
 	})
 }
 
+// TestSmallCPULimit: a limit that would not be enough for the micro-VM itself holds for the container, and
+// is no reason for the pod not to start or to answer.
+func TestSmallCPULimit(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(strings.Replace(sleeper, "command:", "resources: {requests: {cpu: 2m}, limits: {cpu: 10m}}, command:", 1))
+	n.ready("box")
+	equal(t, "cpu.max", n.exec("box", "cat", "/sys/fs/cgroup/cpu.max"), "1000 100000")
+	n.kubectl("patch", "pod", "box", "--subresource", "resize", "--type", "strategic", "-p",
+		`{"spec":{"containers":[{"name":"box","resources":{"limits":{"cpu":"20m"}}}]}}`)
+	eventually(t, "the new limit", func() error {
+		if got := n.exec("box", "cat", "/sys/fs/cgroup/cpu.max"); got != "2000 100000" {
+			return fmt.Errorf("cpu.max %s", got)
+		}
+		return nil
+	})
+	equal(t, "restarts", n.field("pod/box", ".status.containerStatuses[0].restartCount"), "0")
+}
+
 func TestTop(t *testing.T) {
 	t.Parallel()
 	n := newNamespace(t)

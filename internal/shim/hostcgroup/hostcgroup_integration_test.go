@@ -51,6 +51,25 @@ func TestJoin(t *testing.T) {
 	if got := strings.Count(string(member), parent+"/vm-1"); got != len(hs) {
 		t.Errorf("in %d of %d hierarchies:\n%s", got, len(hs), member)
 	}
+	raised := 0
+	for _, dir := range g.Dirs {
+		for name, limit := range map[string][2]string{"cpu.max": {"1200 100000", "25000 100000"}, "cpu.cfs_quota_us": {"1200", "25000"}} {
+			file := filepath.Join(filepath.Dir(dir), name)
+			if os.WriteFile(file, []byte(limit[0]), 0) != nil {
+				continue // not this version of cgroups, or another controller
+			}
+			if err := g.KeepCPU(); err != nil {
+				t.Error(err)
+			}
+			if got, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(got)) != limit[1] {
+				t.Errorf("%s is %q, %v", file, got, err)
+			}
+			raised++
+		}
+	}
+	if raised != 1 {
+		t.Errorf("%d groups with a CPU limit, want 1", raised)
+	}
 	if err := Remove(g.Dirs[:1]); err == nil {
 		t.Error("removed a group with a process in it")
 	}
