@@ -184,18 +184,18 @@ func TestHostileImages(t *testing.T) {
 		want   datastore.ProblemKind
 	}{
 		"backing file": {func(path string) error {
-			return run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", secret, "-F", "raw", path, "1G")
+			return qemuImg("create", "-q", "-f", "qcow2", "-u", "-b", secret, "-F", "raw", path, "1G")
 		}, datastore.ProblemForeign},
 		"backing protocol": {func(path string) error {
-			return run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "nbd://192.0.2.1/x", "-F", "raw", path, "1G")
+			return qemuImg("create", "-q", "-f", "qcow2", "-u", "-b", "nbd://192.0.2.1/x", "-F", "raw", path, "1G")
 		}, datastore.ProblemForeign},
 		"data file": {func(path string) error {
-			return run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+filepath.Join(dir, "data"), path, "1G")
+			return qemuImg("create", "-q", "-f", "qcow2", "-o", "data_file="+filepath.Join(dir, "data"), path, "1G")
 		}, datastore.ProblemCorrupt},
-		"smaller": {func(path string) error { return run("qemu-img", "create", "-q", "-f", "qcow2", path, "1M") }, datastore.ProblemCorrupt},
-		"raw":     {func(path string) error { return run("qemu-img", "create", "-q", "-f", "raw", path, "1G") }, datastore.ProblemCorrupt},
+		"smaller": {func(path string) error { return qemuImg("create", "-q", "-f", "qcow2", path, "1M") }, datastore.ProblemCorrupt},
+		"raw":     {func(path string) error { return qemuImg("create", "-q", "-f", "raw", path, "1G") }, datastore.ProblemCorrupt},
 		"encrypted": {func(path string) error {
-			return run("qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=k,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10", path, "1G")
+			return qemuImg("create", "-q", "-f", "qcow2", "--object", "secret,id=k,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10", path, "1G")
 		}, datastore.ProblemCorrupt},
 		"cut off": {func(path string) error { return os.Truncate(path, 50) }, datastore.ProblemCorrupt},
 		"zeros":   {func(path string) error { return os.WriteFile(path, make([]byte, 1<<20), 0o600) }, datastore.ProblemCorrupt},
@@ -232,8 +232,9 @@ func TestHostileImages(t *testing.T) {
 	}
 }
 
-func run(name string, args ...string) error {
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+// qemuImg runs qemu-img.
+func qemuImg(args ...string) error {
+	if out, err := exec.Command("qemu-img", args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	return nil

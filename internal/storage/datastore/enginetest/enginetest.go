@@ -99,19 +99,19 @@ func (b *bench) fails(err, want error) {
 }
 
 // create makes a thin volume.
-func (b *bench) create(id string, size int64) datastore.Volume {
+func (b *bench) create(id string, size int64) {
 	b.Helper()
-	return must(b.s.Create(b.Context(), datastore.Spec{ID: id, Size: size}))(b)
+	must(b.s.Create(b.Context(), datastore.Spec{ID: id, Size: size}))(b)
 }
 
 // copyOf makes a volume from a snapshot ("s:id") or a volume.
-func (b *bench) copyOf(id, source string) datastore.Volume {
+func (b *bench) copyOf(id, source string) {
 	b.Helper()
 	from := &datastore.Source{Volume: source}
 	if s, ok := strings.CutPrefix(source, "s:"); ok {
 		from = &datastore.Source{Snapshot: s}
 	}
-	return must(b.s.Create(b.Context(), datastore.Spec{ID: id, Source: from}))(b)
+	must(b.s.Create(b.Context(), datastore.Spec{ID: id, Source: from}))(b)
 }
 
 // snapshot takes one of a volume that nobody has open.

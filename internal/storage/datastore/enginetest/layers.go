@@ -89,7 +89,6 @@ func deleteInAnyOrder(b *bench) {
 
 // live is an open disk: what QEMU would do is done with files.
 type live struct {
-	bench  *bench
 	disk   handover.Disk
 	before func() error // before the switch
 	after  func() error
@@ -129,21 +128,21 @@ func (l *live) Resize(_ context.Context, bytes int64) error {
 	return nil
 }
 
-// attach opens a volume for writing.
-func (b *bench) attach(id string) *live {
+// attach opens volume v for writing.
+func (b *bench) attach() *live {
 	b.Helper()
-	return &live{bench: b, disk: must(b.s.Attach(b.Context(), id, "live", datastore.ReadWrite))(b)}
+	return &live{disk: must(b.s.Attach(b.Context(), "v", "live", datastore.ReadWrite))(b)}
 }
 
 // liveSnapshot: snapshots and copies of a volume while it is written.
 func liveSnapshot(b *bench) {
 	for _, class := range []string{"", "gold"} {
 		must(b.s.Create(b.Context(), datastore.Spec{ID: "v", Size: gib, Encryption: class}))(b)
-		l := b.attach("v")
+		l := b.attach()
 		b.ok(b.open(l.disk, "write -P 1 0 1M"))
 		must(b.s.Snapshot(b.Context(), "s", "v", l))(b)
 		b.ok(b.open(l.disk, "write -P 2 0 1M"))
-		if len(l.disk.Layers) != 2 || l.disk.Layers[0].ReadOnly != true || l.disk.Layers[1].ReadOnly {
+		if len(l.disk.Layers) != 2 || !l.disk.Layers[0].ReadOnly || l.disk.Layers[1].ReadOnly {
 			b.Errorf("%+v", l.disk)
 		}
 		must(b.s.Create(b.Context(), datastore.Spec{ID: "c", Encryption: class, Source: &datastore.Source{Volume: "v", Live: l}}))(b)
@@ -170,7 +169,7 @@ func liveFailure(b *bench) {
 		for _, next := range []string{"again", "other", "detach", "delete", "restart"} {
 			b.Logf("switched %t, then %s", switched, next)
 			b.create("v", gib)
-			l := b.attach("v")
+			l := b.attach()
 			b.ok(b.open(l.disk, "write -P 1 0 1M"))
 			if switched {
 				l.after = fail
@@ -191,14 +190,14 @@ func liveFailure(b *bench) {
 			case "detach":
 				b.ok(b.s.Detach(b.Context(), "v", "live"))
 				b.ok(b.s.Tidy(b.Context()))
-				l = b.attach("v")
+				l = b.attach()
 			case "delete":
 				b.ok(b.s.DeleteSnapshot(b.Context(), "s"))
 				b.ok(b.s.Detach(b.Context(), "v", "live"))
-				l = b.attach("v")
+				l = b.attach()
 				snapshot = ""
 			case "restart": // of QEMU, with the volume attached all the time
-				l = b.attach("v")
+				l = b.attach()
 				must(b.s.Snapshot(b.Context(), "s", "v", l))(b)
 			}
 			b.ok(b.open(l.disk, "write -P 3 0 1M"))
@@ -243,9 +242,9 @@ func expand(b *bench) {
 		v = must(b.s.Expand(b.Context(), "v", spec.Size+2*mib, nil))(b)
 		b.io("v", fmt.Sprintf("read -P 2 %d 1M", spec.Size), fmt.Sprintf("write -P 3 %d 1M", spec.Size+mib))
 		if spec.Encryption == "" {
-			l := b.attach("v")
+			l := b.attach()
 			v = must(b.s.Expand(b.Context(), "v", spec.Size+3*mib, l))(b)
-			if again := b.attach("v"); again.disk.Size != v.Size || l.calls != 1 {
+			if again := b.attach(); again.disk.Size != v.Size || l.calls != 1 {
 				b.Errorf("%+v", again.disk)
 			}
 			b.ok(b.s.Detach(b.Context(), "v", "live"))
