@@ -37,7 +37,7 @@ func store(t testing.TB, c Config) *chain.Store {
 }
 
 func TestSuite(t *testing.T) {
-	enginetest.Suite(t, func(t *testing.T, k datastore.Keys) enginetest.Store { return store(t, Config{Keys: k}) })
+	enginetest.Suite(t, 0, func(t *testing.T, k datastore.Keys) enginetest.Store { return store(t, Config{Keys: k}) })
 }
 
 // make1 makes a volume of 1 GiB with data in it.

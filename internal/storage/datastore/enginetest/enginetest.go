@@ -28,8 +28,9 @@ type Store interface {
 // Maker makes an empty store with these keys.
 type Maker func(t *testing.T, k datastore.Keys) Store
 
-// Suite runs everything. It needs qemu-img and qemu-io.
-func Suite(t *testing.T, maker Maker) {
+// Suite runs everything. It needs qemu-img and qemu-io. Slack is how many bytes more than needed an engine may
+// count for a volume, for its large allocation units.
+func Suite(t *testing.T, slack int64, maker Maker) {
 	for _, c := range []struct {
 		name string
 		test func(*bench)
@@ -51,7 +52,7 @@ func Suite(t *testing.T, maker Maker) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			source := keys.Static{"gold": {[]byte(strings.Repeat("g", keys.Size))}, "silver": {[]byte(strings.Repeat("s", keys.Size))}}
-			b := &bench{T: t, keys: source}
+			b := &bench{T: t, keys: source, slack: slack}
 			b.s = maker(t, keys.Wrapper{Source: source})
 			c.test(b)
 			b.sound()
@@ -62,8 +63,9 @@ func Suite(t *testing.T, maker Maker) {
 // bench is one store under test.
 type bench struct {
 	*testing.T
-	s    Store
-	keys keys.Static
+	s     Store
+	keys  keys.Static
+	slack int64
 }
 
 const (
