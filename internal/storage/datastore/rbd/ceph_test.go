@@ -60,7 +60,16 @@ func newCluster(t testing.TB) *cluster {
 	c.start("ceph-osd", "-i", "0", "-f")
 	c.run("ceph", "osd", "pool", "create", pool, "8")
 	c.run("rbd", "pool", "init", pool)
-	return c
+	probe := &place{Config: Config{Pool: pool, Conf: c.conf, Timeout: 10 * time.Second}}
+	for begun := time.Now(); ; {
+		_, _, err := probe.Space()
+		if err == nil {
+			return c
+		}
+		if time.Since(begun) > time.Minute {
+			t.Fatal(err)
+		}
+	}
 }
 
 const cephConf = `[global]

@@ -109,12 +109,10 @@ func (s *imageStore) Make(ctx context.Context, i chain.Image) error {
 	return nil
 }
 
-// makeQCOW2 makes an empty qcow2 image.
+// makeQCOW2 makes an empty qcow2 image. It does not name the layer below: QEMU does not open an image in Ceph
+// that names one by a relative name, not even if it is told another one.
 func (s *imageStore) makeQCOW2(name string, i chain.Image) error {
 	empty := qcow2.Image{Size: i.Size, LUKS: i.LUKS}
-	if i.Below != nil {
-		empty.Backing, empty.BackingFormat = chain.ImageName(*i.Below), i.Below.Format
-	}
 	f, err := os.CreateTemp("", "atoll-rbd-")
 	if err != nil {
 		return fmt.Errorf("making a temporary file: %w", err)

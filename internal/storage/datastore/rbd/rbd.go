@@ -338,6 +338,9 @@ func (p *place) Space() (capacity, free int64, err error) {
 	if err := json.Unmarshal(out, &df); err != nil {
 		return 0, 0, fmt.Errorf("%w: reading what rados df says: %w", datastore.ErrUnavailable, err)
 	}
+	if df.Space == 0 {
+		return 0, 0, fmt.Errorf("%w: the cluster has no storage daemon that has reported its room", datastore.ErrUnavailable)
+	}
 	return df.Space << 10, df.Avail << 10, nil
 }
 
