@@ -1,3 +1,5 @@
+//go:build integration
+
 package directory
 
 import (
@@ -89,14 +91,6 @@ func kinds(t testing.TB, s *chain.Store) string {
 	}
 	slices.Sort(out)
 	return strings.Join(out, " ")
-}
-
-func TestNew(t *testing.T) {
-	for _, c := range []Config{{}, {Path: "relative"}, {Path: "/"}, {Path: "/x", Limits: datastore.Limits{RefuseAt: 2}}, {Path: "/x", Limits: datastore.Limits{WarnAt: -1}}} {
-		if _, err := New(c); !errors.Is(err, datastore.ErrInvalid) {
-			t.Errorf("%+v: %v", c, err)
-		}
-	}
 }
 
 // TestInit: only an empty directory becomes a datastore, and another one in its place is not taken for it.
