@@ -219,7 +219,7 @@ func deadHolder(t *testing.T, config Config) {
 	description := fmt.Sprintf("%s/%d/%s", boot, child.Process.Pid, started(child.Process.Pid))
 	var out bytes.Buffer
 	lock := exec.Command("rados", "--conf", config.Conf, "--pool", config.Pool, "--namespace", config.Namespace,
-		"lock", "get", locksObject, "volumes/v", "--lock-cookie", "c", "--lock-description", description)
+		"lock", "get", (&locks{}).object("volumes/v"), lockName, "--lock-cookie", "c", "--lock-description", description)
 	lock.Stderr = &out
 	if err := lock.Run(); err != nil {
 		t.Fatalf("%v: %s", err, out.Bytes())

@@ -70,43 +70,60 @@ func (s *imageStore) size(name string) (int64, error) {
 	return info.Size, nil
 }
 
-// Make makes an image under another name first.
+// Make makes an image under another name first. Whether one is there already is found out at the end, which
+// is cheaper in the usual case, or before what takes long.
 func (s *imageStore) Make(ctx context.Context, i chain.Image) error {
 	final := chain.ImageName(i.Layer)
 	half := final + newSuffix
-	if _, err := s.size(final); err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if i.Provisioning != datastore.Thin {
+		if _, err := s.size(final); err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
-	if err := s.rm(half); err != nil {
-		return err
+	err := s.makeHalf(ctx, half, i)
+	if errors.Is(err, fs.ErrExist) { // of an interrupted call
+		if err := s.rm(half); err != nil {
+			return err
+		}
+		err = s.makeHalf(ctx, half, i)
 	}
-	var err error
+	if err == nil {
+		_, err = s.place.run(nil, "rbd", "rename", s.place.spec(half), s.place.spec(final))
+	}
+	if err == nil {
+		return nil
+	}
+	rm := s.rm(half)
+	if errors.Is(err, fs.ErrExist) {
+		return rm
+	}
+	return errors.Join(err, rm)
+}
+
+// makeHalf makes an image.
+func (s *imageStore) makeHalf(ctx context.Context, half string, i chain.Image) error {
 	if i.Format == handover.FormatRaw {
 		args := []string{"create", "--no-progress", "--size", strconv.FormatInt(i.Size>>20, 10), s.place.spec(half)}
 		if i.Provisioning == datastore.Thin {
-			_, err = s.place.run(nil, "rbd", args...)
-		} else {
-			_, err = s.place.runFor(fillTime, nil, "rbd", append(args, "--thick-provision")...)
+			_, err := s.place.run(nil, "rbd", args...)
+			return err
 		}
-	} else if err = s.makeQCOW2(half, i); err == nil && i.Provisioning != datastore.Thin && i.Below == nil {
-		node := s.Locate(i.Layer)
-		node.RBD.Image = half
-		secrets := qemuimg.Secrets{}
-		if i.Key != "" {
-			secrets[i.Key] = i.Passphrase
-		}
-		err = chain.FromTool(s.qemu.Fill(ctx, node, secrets, i.Progress))
-	}
-	if err == nil {
-		if i.Format == handover.FormatRaw && i.Progress != nil {
+		_, err := s.place.runFor(fillTime, nil, "rbd", append(args, "--thick-provision")...)
+		if err == nil && i.Progress != nil {
 			i.Progress(i.Size, i.Size)
 		}
-		_, err = s.place.run(nil, "rbd", "rename", s.place.spec(half), s.place.spec(final))
+		return err
 	}
-	if err != nil {
-		return errors.Join(err, s.rm(half))
+	if err := s.makeQCOW2(half, i); err != nil || i.Provisioning == datastore.Thin || i.Below != nil {
+		return err
 	}
-	return nil
+	node := s.Locate(i.Layer)
+	node.RBD.Image = half
+	secrets := qemuimg.Secrets{}
+	if i.Key != "" {
+		secrets[i.Key] = i.Passphrase
+	}
+	return chain.FromTool(s.qemu.Fill(ctx, node, secrets, i.Progress))
 }
 
 // makeQCOW2 makes an empty qcow2 image. It does not name the layer below: QEMU does not open an image in Ceph

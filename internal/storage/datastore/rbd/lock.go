@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
@@ -15,12 +16,18 @@ import (
 	"atoll.dev/atoll/internal/storage/datastore/chain"
 )
 
-// locks are advisory locks of an object. One is broken when its process, on this host, has ended, and ends by
+// locks are advisory locks, each of an object of its own, which is removed with the lock. One is broken when its process, on this host, has ended, and ends by
 // itself after lockTime, which bounds how long the crash of another host is in the way.
 type locks struct {
 	place *place
-	held  map[string]string // cookies by name
+	held  map[string]time.Time // since when, by name
 }
+
+// object is the object of a lock.
+func (l *locks) object(name string) string { return "atoll.lock." + name }
+
+// lockName is the name of the lock in its object.
+const lockName = "atoll"
 
 // lockTime is the longest that an operation may take, creating an eager-zeroed volume for example.
 const lockTime = time.Hour
@@ -61,20 +68,20 @@ func (l *locks) Lock(ctx context.Context, names ...string) error {
 			continue
 		}
 		for {
-			cookie := rand.Text()
-			_, err := l.place.run(nil, "rados", "lock", "get", locksObject, name, "--lock-cookie", cookie,
+			begun := time.Now()
+			_, err := l.place.run(nil, "rados", "lock", "get", l.object(name), lockName, "--lock-cookie", rand.Text(),
 				"--lock-description", me(), "--lock-duration", strconv.Itoa(int(lockTime.Seconds())))
 			if err == nil {
 				if l.held == nil {
-					l.held = map[string]string{}
+					l.held = map[string]time.Time{}
 				}
-				l.held[name] = cookie
+				l.held[name] = begun
 				break
 			}
 			if !errors.Is(err, errBusy) {
 				return err
 			}
-			if err := l.drop(name, func(h holder) bool { return ended(h.Description) }); err != nil {
+			if err := l.bury(name); err != nil {
 				return err
 			}
 			select {
@@ -94,9 +101,12 @@ type holder struct {
 	Description string `json:"description"`
 }
 
-// drop breaks the locks of some holders.
-func (l *locks) drop(name string, which func(holder) bool) error {
-	out, err := l.place.run(nil, "rados", "lock", "info", locksObject, name, "--format", "json")
+// bury breaks the lock of a process that has ended.
+func (l *locks) bury(name string) error {
+	out, err := l.place.run(nil, "rados", "lock", "info", l.object(name), lockName, "--format", "json")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -107,9 +117,9 @@ func (l *locks) drop(name string, which func(holder) bool) error {
 		return chain.Unavailable(err)
 	}
 	for _, h := range info.Lockers {
-		if which(h) {
-			_, err := l.place.run(nil, "rados", "lock", "break", locksObject, name, h.Name, "--lock-cookie", h.Cookie)
-			if err != nil && !errors.Is(err, os.ErrNotExist) {
+		if ended(h.Description) {
+			_, err := l.place.run(nil, "rados", "lock", "break", l.object(name), lockName, h.Name, "--lock-cookie", h.Cookie)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 		}
@@ -117,14 +127,14 @@ func (l *locks) drop(name string, which func(holder) bool) error {
 	return nil
 }
 
-// Unlock gives one lock back. If that cannot be told to the cluster, the lock ends by itself.
+// Unlock gives one lock back. If that cannot be told to the cluster, the lock ends by itself; one that may
+// have done so already is not touched, since it may be somebody else's now.
 func (l *locks) Unlock(name string) {
-	cookie, ok := l.held[name]
-	if !ok {
-		return
-	}
+	since, ok := l.held[name]
 	delete(l.held, name)
-	_ = l.drop(name, func(h holder) bool { return h.Cookie == cookie })
+	if ok && time.Since(since) < lockTime-time.Minute {
+		_, _ = l.place.run(nil, "rados", "rm", l.object(name))
+	}
 }
 
 // Release gives all locks back.

@@ -22,6 +22,7 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"atoll.dev/atoll/internal/datadir/handover"
@@ -49,7 +50,6 @@ type Config struct {
 // Names in the pool.
 const (
 	recordsObject = "atoll.records"
-	locksObject   = "atoll.locks"
 	markKey       = "datastore"
 	markFormat    = 1
 )
@@ -72,7 +72,12 @@ func New(c Config) (*chain.Store, error) {
 type place struct {
 	Config
 	store *imageStore
+	// seen is when the mark was last seen, in seconds: a pool does not turn into another one.
+	seen atomic.Int64
 }
+
+// seenTime is for how long the mark is not looked at again, in seconds.
+const seenTime = 30
 
 // run runs rados or rbd. An error of "no such thing" is fs.ErrNotExist.
 func (p *place) run(stdin []byte, command string, args ...string) ([]byte, error) {
@@ -118,6 +123,8 @@ func (p *place) runFor(limit time.Duration, stdin []byte, command string, args .
 		return nil, fmt.Errorf("%s: %w", what, fs.ErrNotExist)
 	case strings.Contains(text, "(28) No space") || strings.Contains(text, "(122) Disk quota"):
 		return nil, fmt.Errorf("%w: %s: %s", datastore.ErrFull, what, text)
+	case strings.Contains(text, "(17) File exists"):
+		return nil, fmt.Errorf("%s: %w", what, fs.ErrExist)
 	case strings.Contains(text, "(16) Device or resource busy"):
 		return nil, fmt.Errorf("%w: %s: %s", errBusy, what, text)
 	}
@@ -183,6 +190,10 @@ func (p *place) mark() (mark, error) {
 
 // Ready tells whether the pool is the right one.
 func (p *place) Ready() error {
+	now := time.Now().Unix()
+	if now-p.seen.Load() < seenTime {
+		return nil
+	}
 	m, err := p.mark()
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -192,6 +203,7 @@ func (p *place) Ready() error {
 	case p.ID != "" && m.ID != p.ID:
 		return fmt.Errorf("%w: pool %s is datastore %s, not %s", datastore.ErrUnavailable, p.Pool, m.ID, p.ID)
 	}
+	p.seen.Store(now)
 	return nil
 }
 
