@@ -48,6 +48,9 @@ var (
 	ErrKey = errors.New("encryption key is missing or wrong")
 	// ErrBusy: another operation on the same volume is under way. Asking again helps.
 	ErrBusy = errors.New("busy with another operation")
+	// ErrNotOpen: nobody has the volume open at this moment, though it is attached. Live returns it, and the
+	// engine then changes the files itself; it keeps others from attaching meanwhile.
+	ErrNotOpen = errors.New("volume is not open")
 	// ErrUnsupported: this cannot be done with such a volume.
 	ErrUnsupported = errors.New("not supported")
 )
@@ -221,7 +224,8 @@ type Contents struct {
 }
 
 // Live changes a volume that somebody has open for writing. internal/shim implements it by QMP. Both methods
-// are idempotent, since the engine calls them again after a crash.
+// are idempotent, since the engine calls them again after a crash. Both return ErrNotOpen when nobody has the
+// volume open after all.
 type Live interface {
 	// Snapshot makes overlay, an empty image that exists, the top layer of the open disk. Before it tells
 	// QEMU, it adds the layer to whatever the disk would be opened from again after a crash of QEMU (the

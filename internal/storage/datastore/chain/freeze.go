@@ -129,6 +129,9 @@ func (o *op) thaw(v *record, live datastore.Live) error {
 		o.away()
 		err := live.Snapshot(o.ctx, overlay, key)
 		o.tick()
+		if errors.Is(err, datastore.ErrNotOpen) {
+			err = nil // whoever opens it next finds the layer in the record
+		}
 		if err != nil {
 			return fmt.Errorf("adding a layer to the open disk: %w", err)
 		}
@@ -246,6 +249,11 @@ func (o *op) expand(v *record, size int64, live datastore.Live) error {
 		o.away()
 		err := live.Resize(o.ctx, size)
 		o.tick()
+		if errors.Is(err, datastore.ErrNotOpen) && top.Format == handover.FormatRaw {
+			err = nil // see above
+		} else if errors.Is(err, datastore.ErrNotOpen) {
+			err = o.place.Images().Grow(o.ctx, top, size, thick, o.secrets(v))
+		}
 		if err != nil {
 			return fmt.Errorf("growing the open disk: %w", err)
 		}

@@ -43,6 +43,7 @@ func Suite(t *testing.T, slack int64, maker Maker) {
 		{"DeleteInAnyOrder", deleteInAnyOrder},
 		{"LiveSnapshot", liveSnapshot},
 		{"LiveFailure", liveFailure},
+		{"NotOpen", notOpen},
 		{"Expand", expand},
 		{"Provisioning", provisioning},
 		{"Encryption", encryption},

@@ -117,6 +117,11 @@ func (l *live) Snapshot(_ context.Context, overlay handover.Layer, key *handover
 
 func (l *live) Resize(_ context.Context, bytes int64) error {
 	l.calls++
+	if l.before != nil {
+		if err := l.before(); err != nil {
+			return err
+		}
+	}
 	name, err := qemuimg.Name(qemuimg.Node(l.disk.Layers))
 	if err != nil {
 		return err
@@ -210,6 +215,29 @@ func liveFailure(b *bench) {
 			}
 			b.empty()
 		}
+	}
+}
+
+// notOpen: the volume is attached, but no QEMU has it open: the engine changes the files, and who opens the
+// volume after that gets what it made of them.
+func notOpen(b *bench) {
+	for _, spec := range []datastore.Spec{{ID: "v", Size: gib}, {ID: "v", Size: gib, Format: handover.FormatRaw}, {ID: "v", Size: gib, Encryption: "gold"}} {
+		must(b.s.Create(b.Context(), spec))(b)
+		l := b.attach()
+		b.ok(b.open(l.disk, "write -P 1 0 1M"))
+		l.before = func() error { return datastore.ErrNotOpen }
+		must(b.s.Expand(b.Context(), "v", 2*gib, l))(b)
+		must(b.s.Snapshot(b.Context(), "s", "v", l))(b)
+		must(b.s.Expand(b.Context(), "v", 3*gib, l))(b)
+		l = b.attach()
+		if len(l.disk.Layers) != 2 || l.disk.Size != 3*gib {
+			b.Errorf("%+v", l.disk)
+		}
+		b.ok(b.open(l.disk, "write -P 2 0 1M", "write -P 3 2560M 1M"))
+		b.ok(b.s.Detach(b.Context(), "v", "live"))
+		must(b.s.Create(b.Context(), datastore.Spec{ID: "r", Encryption: spec.Encryption, Source: &datastore.Source{Snapshot: "s"}}))(b)
+		b.io("r", "read -P 1 0 1M", "read -P 0 1G 1M")
+		b.empty()
 	}
 }
 
