@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os/exec"
+	"reflect"
 	"strings"
 
 	"atoll.dev/atoll/internal/datadir/handover"
@@ -153,7 +154,7 @@ func liveSnapshot(b *bench) {
 		must(b.s.Create(b.Context(), datastore.Spec{ID: "c", Encryption: class, Source: &datastore.Source{Volume: "v", Live: l}}))(b)
 		b.ok(b.open(l.disk, "write -P 3 0 1M"))
 		must(b.s.Create(b.Context(), datastore.Spec{ID: "r", Encryption: class, Source: &datastore.Source{Snapshot: "s"}}))(b)
-		if again := must(b.s.Attach(b.Context(), "v", "live", datastore.ReadWrite))(b); fmt.Sprint(again.Layers) != fmt.Sprint(l.disk.Layers) {
+		if again := must(b.s.Attach(b.Context(), "v", "live", datastore.ReadWrite))(b); !reflect.DeepEqual(again.Layers, l.disk.Layers) {
 			b.Errorf("engine: %+v\nQEMU: %+v", again, l.disk)
 		}
 		b.ok(b.s.Tidy(b.Context())) // leaves what is open alone
