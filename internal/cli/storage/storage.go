@@ -121,7 +121,7 @@ func (c *Client) ready(ctx context.Context, name string) (*metav1.Condition, err
 	return nil, nil
 }
 
-// ErrNotEmpty: a datastore holds volumes or snapshots.
+// ErrNotEmpty says that a datastore holds volumes or snapshots.
 var ErrNotEmpty = errors.New("is not empty")
 
 // Remove deletes the object of an empty datastore; its directory stays.

@@ -21,7 +21,8 @@ func TestParsePolicy(t *testing.T) {
 	}{
 		{"nothing", nil, Policy{Provisioning: datastore.Thin, Labels: map[string]string{}}},
 		{
-			"everything", map[string]string{
+			"everything",
+			map[string]string{
 				"datastoreSelector": "tier=gold, site=a", "provisioning": "eager-zeroed", "fsType": "xfs", "encryption": "default",
 				"readIops": "100", "writeBandwidth": "1.5Mi", "csi.storage.k8s.io/pvc/name": "data",
 			},
