@@ -30,7 +30,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) $(KUBE_LDFLAGS) -X github.com/contai
 # what the tests and the demo use.
 RUN_PACKAGES := qemu-system-x86 qemu-system-data seabios runc nftables e2fsprogs kmod mount
 BUILD_PACKAGES := linux-source-6.1 gcc libc6-dev make flex bison bc libelf-dev libssl-dev xz-utils cpio binutils perl dpkg-dev
-TEST_PACKAGES := curl iproute2 procps bsdutils conntrack erofs-utils protobuf-compiler
+TEST_PACKAGES := curl iproute2 procps bsdutils conntrack erofs-utils protobuf-compiler xfsprogs
 
 .PHONY: help
 help: ## list the targets
@@ -169,7 +169,7 @@ test: build images build/tools/gotest ## everything: unit, integration, end to e
 .PHONY: conformance
 conformance: build $(patsubst guestos/images/%/image.yaml,build/images/%.tar,$(wildcard guestos/images/*/image.yaml)) ## upstream Kubernetes e2e against the running supervisor: FOCUS=... SKIP=...
 	@$(ROOT) $(ATOLL) up --detach --data-dir $(DATA_DIR)
-	@$(ROOT) env FOCUS='$(FOCUS)' SKIP='$(SKIP)' KUBECONFIG='$(DATA_DIR)/admin.kubeconfig' test/conformance/run.sh
+	@$(ROOT) env FOCUS='$(FOCUS)' $(if $(filter undefined,$(origin SKIP)),,SKIP='$(SKIP)') ATOLL_DATA_DIR='$(DATA_DIR)' test/conformance/run.sh
 
 .PHONY: conformance-storage
 conformance-storage: build $(patsubst guestos/images/%/image.yaml,build/images/%.tar,$(wildcard guestos/images/*/image.yaml)) ## upstream's specs for storage drivers against csi.atoll.dev: FOCUS=... SKIP=...

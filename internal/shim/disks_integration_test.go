@@ -431,7 +431,8 @@ func TestDiskLatency(t *testing.T) {
 		without += measure(fmt.Sprintf("latency-without-%d", i), false)
 	}
 	t.Logf("create and start: %v without, %v with a volume, %v with one that is formatted", without/rounds, with/rounds, first)
-	if extra := (with - without) / rounds; extra > 300*time.Millisecond {
-		t.Errorf("a volume adds %v", extra)
+	// On a quiet machine it is a tenth of a second; what others do at the same time slows down both.
+	if with > 8*without {
+		t.Errorf("a volume makes the start %.1f times as long", float64(with)/float64(without))
 	}
 }

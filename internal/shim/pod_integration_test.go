@@ -30,7 +30,7 @@ func TestPod(t *testing.T) {
 	t.Run("Files", func(t *testing.T) { testFiles(t, p.in(t)) }) // before Volumes writes a file of the pod
 	for name, test := range map[string]func(*testing.T, *pod){
 		"Volumes": testVolumes, "Exec": testExec, "Kill": testKill, "Terminal": testTerminal,
-		"Stats": testStats, "Usage": testUsage, "Score": testScore, "Stress": testStress, "Refused": testRefused, "Seccomp": testSeccomp, "StartFails": testStartFails,
+		"Stats": testStats, "Usage": testUsage, "Score": testScore, "Stress": testStress, "Refused": testRefused, "Privileged": testPrivileged, "Seccomp": testSeccomp, "StartFails": testStartFails,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, p.in(t)) })
 	}

@@ -160,6 +160,7 @@ func bootConfig(cfg Config) (qemu.Config, error) {
 func (c Config) cmdline() (string, error) {
 	words := []string{
 		"console=ttyS0", "loglevel=4", "panic=-1", "reboot=t", "rcupdate.rcu_expedited=1",
+		"dummy.numdummies=0", // no dummy0 in every pod
 	}
 	if c.Accel == TCG {
 		khz, err := tsc.KHz(50 * time.Millisecond)

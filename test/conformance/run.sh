@@ -3,11 +3,12 @@
 # supervisor. Called by `make conformance`; needs root for nothing itself.
 #
 #   FOCUS     regular expression of specs (default: [NodeConformance])
-#   SKIP      regular expression of specs left out (default: [Serial] and [Slow])
+#   SKIP      regular expression of specs left out (default: [Serial] and [Slow]; empty: none)
 #   PROCS     specs at a time (default: 4)
 #   STORAGE   if set, the specs of an external storage driver are run against csi.atoll.dev, which
 #             storage/driver.yaml describes (default FOCUS: all of them)
-#   KUBECONFIG  (default: /var/lib/atoll/admin.kubeconfig)
+#   ATOLL_DATA_DIR  of the supervisor (default: /var/lib/atoll)
+#   KUBECONFIG      (default: the administrator's in there)
 set -euo pipefail
 cd "$(dirname "$0")"
 root=$(cd ../.. && pwd)
@@ -17,9 +18,10 @@ if [ -n "${STORAGE:-}" ]; then
   driver=(-storage.testdriver="$PWD/storage/driver.yaml" --repo-root="$PWD/storage")
 fi
 focus=${FOCUS:-'\[NodeConformance\]'}
-skip=${SKIP:-'\[Serial\]|\[Slow\]'}
+skip=${SKIP-'\[Serial\]|\[Slow\]'}
 procs=${PROCS:-4}
-export KUBECONFIG=${KUBECONFIG:-/var/lib/atoll/admin.kubeconfig}
+export ATOLL_DATA_DIR=${ATOLL_DATA_DIR:-/var/lib/atoll}
+export KUBECONFIG=${KUBECONFIG:-$ATOLL_DATA_DIR/admin.kubeconfig}
 out=$root/build/conformance
 mkdir -p "$out"
 

@@ -126,7 +126,7 @@ func TestTruncatedEtcd(t *testing.T) {
 func TestDrain(t *testing.T) {
 	ownSupervisor(t)
 	n := newNamespace(t)
-	n.kubectl("create", "deployment", "web", "--image=registry.k8s.io/e2e-test-images/busybox:1.37.0-1", "--", "sleep", "100000")
+	n.kubectl("create", "deployment", "web", "--image=busybox:1.36", "--", "sleep", "100000")
 	available := func() { n.kubectl("rollout", "status", "deployment/web", fmt.Sprintf("--timeout=%s", patience)) }
 	available()
 	before := n.kubectl("get", "pods", "-o", "name")

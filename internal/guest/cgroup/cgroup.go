@@ -96,6 +96,19 @@ func (t *Tree) Create(id string) (*Group, error) {
 	return g, nil
 }
 
+// Of is the group a process is in.
+func (t *Tree) Of(pid int) (*Group, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return nil, fmt.Errorf("reading cgroup of process %d: %w", pid, err)
+	}
+	dir, ok := strings.CutPrefix(strings.TrimSuffix(string(data), "\n"), "0::/")
+	if !ok {
+		return nil, fmt.Errorf("reading cgroup of process %d: got %q", pid, data)
+	}
+	return &Group{dir: filepath.Join(t.root, dir)}, nil
+}
+
 // Group is one cgroup.
 type Group struct{ dir string }
 

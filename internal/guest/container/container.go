@@ -28,6 +28,8 @@ type Container struct {
 	pid     pidMode
 	init    *process
 
+	privileged bool // all devices of the guest, a writable cgroup tree
+
 	mu    sync.Mutex
 	group *cgroup.Group // of the shell; nil until the container is completely created
 	execs map[string]*process
@@ -73,7 +75,13 @@ func (c *Container) Start(exec string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	cg, err := group.Open()
+	enter := group
+	if exec != "" && c.privileged {
+		if enter, err = c.currentGroup(); err != nil {
+			return 0, err
+		}
+	}
+	cg, err := enter.Open()
 	if err != nil {
 		return 0, err
 	}
@@ -101,6 +109,17 @@ func (c *Container) Start(exec string) (int, error) {
 	}
 	c.runtime.spawn(func() { p.wait(func() bool { return c.ended(exec, group) }) })
 	return p.child.pid, nil
+}
+
+// currentGroup is the group the first process is in now. A privileged container may have moved it
+// and divided its own group up, which no process can enter then.
+func (c *Container) currentGroup() (*cgroup.Group, error) {
+	c.init.mu.Lock()
+	defer c.init.mu.Unlock()
+	if !c.init.running {
+		return nil, fmt.Errorf("container %s is not running: %w", c.id, ErrState)
+	}
+	return c.runtime.cfg.Tree.Of(c.init.child.pid)
 }
 
 // pidNamespace chooses the namespace of a first process.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -235,5 +236,37 @@ func TestExtraRules(t *testing.T) {
 	r.Devices = append(r.Devices, specs.LinuxDeviceCgroup{Allow: true, Access: "rwm"})
 	if _, all := extraRules(r, nil); !all {
 		t.Error("privileged container filtered")
+	}
+}
+
+// TestGuestDevices lists those of the machine the test runs on.
+func TestGuestDevices(t *testing.T) {
+	nodes, err := guestDevices("/dev")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for _, n := range nodes {
+		switch {
+		case n.Path == "/dev/console", n.Path == "/dev/ptmx", strings.HasPrefix(n.Path, "/dev/pts/"):
+			t.Errorf("%s is a container's own", n.Path)
+		case n.Path == "/dev/null":
+			found = n.Type == "c" && n.Major == 1 && n.Minor == 3 && n.FileMode.Perm() == 0o666 && *n.UID == 0
+		}
+	}
+	if !found {
+		t.Errorf("no /dev/null in %v", nodes)
+	}
+	dir := t.TempDir()
+	for _, err := range []error{os.WriteFile(filepath.Join(dir, "file"), nil, 0o600), os.Mkdir(filepath.Join(dir, "pts"), 0o700)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if nodes, err := guestDevices(dir); err != nil || len(nodes) != 0 {
+		t.Errorf("%v, %v", nodes, err)
+	}
+	if _, err := guestDevices(filepath.Join(dir, "none")); err == nil {
+		t.Error("a directory that is not there has devices")
 	}
 }

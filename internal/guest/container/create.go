@@ -40,7 +40,7 @@ func (r *Runtime) Create(req Create) (err error) {
 	if spec.Process == nil {
 		return fmt.Errorf("spec has no process: %w", ErrInvalid)
 	}
-	c := &Container{id: req.ID, runtime: r, execs: map[string]*process{}}
+	c := &Container{id: req.ID, runtime: r, privileged: privileged(spec.Linux), execs: map[string]*process{}}
 	if err := r.reserve(c); err != nil {
 		return err
 	}
@@ -73,9 +73,16 @@ func (r *Runtime) Create(req Create) (err error) {
 	if c.pid, err = r.pidMode(&spec); err != nil {
 		return err
 	}
+	if c.privileged {
+		nodes, err := guestDevices("/dev")
+		if err != nil {
+			return err
+		}
+		spec.Linux.Devices = append(spec.Linux.Devices, nodes...)
+	}
 	prog, err := program.Container{
 		Spec: &spec, Rootfs: r.cfg.Rootfs, Overlay: c.shell.overlay(lowers), Binds: binds, Terminal: req.Terminal,
-		Seccomp: req.Seccomp, SeccompFlags: req.SeccompFlags, Home: home(lowers, spec.Process),
+		Privileged: c.privileged, Seccomp: req.Seccomp, SeccompFlags: req.SeccompFlags, Home: home(lowers, spec.Process),
 	}.Compile()
 	if err != nil {
 		return err

@@ -1,7 +1,10 @@
 package container
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 	"runtime"
 	"unsafe"
 
@@ -13,7 +16,8 @@ import (
 
 // DeviceFilter keeps containers from the guest's devices (the scratch disk holds the files of all
 // of them) although they may have CAP_MKNOD: a cgroup device program that allows the usual devices
-// and those named in the spec. Loading a program is slow under emulation, so the usual one is
+// and those named in the spec. A privileged container is not filtered: the guest is its pod's, and
+// so is the harm. Loading a program is slow under emulation, so the usual one is
 // loaded once, in the template.
 type DeviceFilter struct{ usual int }
 
@@ -125,6 +129,61 @@ func extraRules(r *specs.LinuxResources, linux *specs.Linux) (extra []deviceRule
 		}
 	}
 	return extra, false
+}
+
+// privileged reports whether a container may use all devices of the guest.
+func privileged(linux *specs.Linux) bool {
+	if linux == nil {
+		return false
+	}
+	_, all := extraRules(linux.Resources, nil)
+	return all
+}
+
+// guestDevices lists the nodes below dir, the guest's /dev, as nodes for a container's /dev: all but
+// those a container has of its own.
+func guestDevices(dir string) ([]specs.LinuxDevice, error) {
+	var nodes []specs.LinuxDevice
+	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) && name != dir {
+			return nil // unplugged meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		inside, err := filepath.Rel(dir, name)
+		if err != nil {
+			return err
+		}
+		switch inside {
+		case "pts", "shm", "mqueue":
+			return fs.SkipDir
+		case "console", "ptmx":
+			return nil
+		}
+		if d.Type()&fs.ModeDevice == 0 {
+			return nil
+		}
+		var st unix.Stat_t
+		if err := unix.Lstat(name, &st); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		kind, mode := "b", fs.FileMode(st.Mode&0o777)
+		if d.Type()&fs.ModeCharDevice != 0 {
+			kind = "c"
+		}
+		nodes = append(nodes, specs.LinuxDevice{
+			Path: filepath.Join("/dev", inside), Type: kind, FileMode: &mode, UID: &st.Uid, GID: &st.Gid,
+			Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
+		})
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing devices of the guest: %w", err)
+	}
+	return nodes, nil
 }
 
 func deviceType(t string) uint32 {

@@ -18,6 +18,7 @@ type Container struct {
 	Overlay      string       // mount data of the overlay
 	Binds        map[int]Bind // for every bind mount of the spec, by index
 	Terminal     bool
+	Privileged   bool   // may use the device nodes it makes
 	Seccomp      []byte // array of struct sock_filter
 	SeccompFlags uint32
 	Home         string // HOME of the user when the environment has none
@@ -47,7 +48,11 @@ func (c Container) Compile() (*Program, error) {
 	b.do("mounting root file system")
 	// The guest's mounts are all private, so there is no propagation to cut first. No device node
 	// of the writable layer works: those in /dev are made below.
-	b.call(unix.SYS_MOUNT, b.str("overlay"), b.str(c.Rootfs), b.str("overlay"), imm(unix.MS_NODEV), b.str(c.Overlay))
+	flags := unix.MS_NODEV
+	if c.Privileged {
+		flags = 0
+	}
+	b.call(unix.SYS_MOUNT, b.str("overlay"), b.str(c.Rootfs), b.str("overlay"), imm(flags), b.str(c.Overlay))
 	sources := b.openSources(spec.Mounts, c.Binds)
 	b.do("entering root file system")
 	b.call(unix.SYS_CHDIR, b.str(c.Rootfs))

@@ -58,13 +58,16 @@ func TestGolden(t *testing.T) {
 	withUser.Seccomp, withUser.SeccompFlags = make([]byte, 16), 2
 	withTerminal := container(ordinary("sh"))
 	withTerminal.Terminal = true
+	privileged := container(ordinary("sh"))
+	privileged.Privileged = true
 	for name, compile := range map[string]func() (*Program, error){
-		"ordinary": container(ordinary("sh", "-c", "100%")).Compile,
-		"user":     withUser.Compile,
-		"terminal": withTerminal.Compile,
-		"exec":     Exec{Process: ordinary("ls").Process, Seccomp: make([]byte, 8), Home: "/"}.Compile,
-		"exectty":  Exec{Process: ordinary("ls").Process, Terminal: true}.Compile,
-		"pause":    Pause,
+		"ordinary":   container(ordinary("sh", "-c", "100%")).Compile,
+		"privileged": privileged.Compile,
+		"user":       withUser.Compile,
+		"terminal":   withTerminal.Compile,
+		"exec":       Exec{Process: ordinary("ls").Process, Seccomp: make([]byte, 8), Home: "/"}.Compile,
+		"exectty":    Exec{Process: ordinary("ls").Process, Terminal: true}.Compile,
+		"pause":      Pause,
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, err := compile()

@@ -173,6 +173,10 @@ func (c *Config) runtime() table {
 					"sandboxer":       "shim",
 					"snapshotter":     layers.Name,
 					"pod_annotations": []string{"atoll.dev/*"},
+					// A privileged container gets the devices of its micro-VM. The shim
+					// knows it by the second line.
+					"privileged_without_host_devices":                     true,
+					"privileged_without_host_devices_all_devices_allowed": true,
 				},
 				RuntimeRunc: table{
 					"runtime_type": "io.containerd.runc.v2",

@@ -221,11 +221,19 @@ func (c *cgroups) Join(parent, name string, pids ...int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var err error
-	c.group, err = hostcgroup.Join(parent, name, pids...)
+	if c.group, err = hostcgroup.Join(parent, name, pids...); err == nil {
+		err = c.group.KeepCPU()
+	}
 	c.d.mu.Lock()
 	c.d.entry.Cgroups = c.group.Dirs
 	c.d.mu.Unlock()
 	return errors.Join(err, c.d.reg.Put(c.d.record()))
+}
+
+func (c *cgroups) KeepCPU() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.group.KeepCPU()
 }
 
 func (*cgroups) SetOOMScore(pid, score int) error { return process.SetOOMScore(pid, score) }

@@ -1,7 +1,8 @@
 // Package hostcgroup puts a micro-VM's processes into a cgroup below the pod's, so that the pod's limits
 // on the host hold for QEMU and its shim, and their usage is the pod's.
 //
-// It sets no limits: the kubelet's are on the parent. It works on cgroup v2, on v1, and on hosts that
+// It sets no limits: the kubelet's are on the parent. Only a CPU limit that would stall the micro-VM is
+// raised there, see KeepCPU. It works on cgroup v2, on v1, and on hosts that
 // mix them: the processes join every hierarchy in which the parent exists. internal/shim/sandbox joins,
 // internal/shim/start removes what a dead shim left.
 //
@@ -56,6 +57,67 @@ func Join(parent, name string, pids ...int) (Group, error) {
 		return g, fmt.Errorf("joining cgroup %s/%s: %w", parent, name, err)
 	}
 	return g, nil
+}
+
+// leastCPU is the share of a processor that a micro-VM may use at least. The kubelet's limit for a pod
+// is what its containers may use, which the guest enforces, and hardly more; the machine around them
+// needs some itself, most of all when a container starts and when processors are emulated. A guest that
+// is held up by the host charges the time to its containers besides, so below some share nothing moves.
+const leastCPU = 0.25
+
+// KeepCPU raises a CPU limit of the parent that is below leastCPU. The kubelet sets the limit when it
+// makes the parent and when it resizes the pod. Without a group there is nothing to do.
+func (g Group) KeepCPU() error {
+	var errs []error
+	for _, dir := range g.Dirs {
+		errs = append(errs, keepCPU(filepath.Dir(dir)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("raising the CPU limit of the pod's cgroup: %w", err)
+	}
+	return nil
+}
+
+func keepCPU(dir string) error {
+	name, suffix := "cpu.max", "" // of cgroup v2: quota and period
+	data, err := os.ReadFile(filepath.Join(dir, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		name = "cpu.cfs_quota_us"
+		if data, err = os.ReadFile(filepath.Join(dir, name)); errors.Is(err, fs.ErrNotExist) {
+			return nil // another controller's hierarchy
+		}
+		if err == nil {
+			var period []byte
+			period, err = os.ReadFile(filepath.Join(dir, "cpu.cfs_period_us"))
+			data = append(append(data, ' '), period...)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	fields := strings.Fields(string(data))
+	if len(fields) == 2 && fields[0] == "max" {
+		return nil
+	}
+	if len(fields) != 2 {
+		return fmt.Errorf("%s of %s is %q", name, dir, data)
+	}
+	quota, err := strconv.ParseInt(fields[0], 10, 64)
+	if err != nil {
+		return err
+	}
+	period, err := strconv.ParseInt(fields[1], 10, 64)
+	if err != nil {
+		return err
+	}
+	least := int64(leastCPU * float64(period))
+	if quota < 0 || quota >= least {
+		return nil
+	}
+	if name == "cpu.max" {
+		suffix = " " + fields[1]
+	}
+	return os.WriteFile(filepath.Join(dir, name), []byte(strconv.FormatInt(least, 10)+suffix), 0o644)
 }
 
 // Leave moves a process out of the group, to the root, so that the group can be removed.

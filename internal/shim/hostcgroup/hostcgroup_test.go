@@ -35,3 +35,41 @@ func TestRemoveMissing(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestKeepCPU(t *testing.T) {
+	for name, c := range map[string]struct{ file, before, period, after string }{
+		"v2, small":     {"cpu.max", "1200 100000\n", "", "25000 100000"},
+		"v2, unlimited": {"cpu.max", "max 100000\n", "", "max 100000\n"},
+		"v2, enough":    {"cpu.max", "50000 100000\n", "", "50000 100000\n"},
+		"v1, small":     {"cpu.cfs_quota_us", "1200\n", "50000\n", "12500"},
+		"v1, unlimited": {"cpu.cfs_quota_us", "-1\n", "100000\n", "-1\n"},
+		"v1, enough":    {"cpu.cfs_quota_us", "25000\n", "100000\n", "25000\n"},
+	} {
+		parent := t.TempDir()
+		g := Group{Dirs: []string{filepath.Join(parent, "vm-1"), filepath.Join(t.TempDir(), "vm-1")}}
+		file := filepath.Join(parent, c.file)
+		err := os.WriteFile(file, []byte(c.before), 0o600)
+		if c.period != "" {
+			err = errors.Join(err, os.WriteFile(filepath.Join(parent, "cpu.cfs_period_us"), []byte(c.period), 0o600))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := g.KeepCPU(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got, err := os.ReadFile(file); err != nil || string(got) != c.after {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	odd := t.TempDir()
+	if err := os.WriteFile(filepath.Join(odd, "cpu.max"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := (Group{Dirs: []string{filepath.Join(odd, "vm-1")}}).KeepCPU(); err == nil {
+		t.Error("an odd limit is understood")
+	}
+	if err := (Group{}).KeepCPU(); err != nil {
+		t.Error(err)
+	}
+}

@@ -217,6 +217,11 @@ func (s *Service) makePod(m *VM) (*task.Pod, error) {
 		PID:     uint32(m.Machine.PID()),
 		Grow:    func(ctx context.Context, want task.Resources) error { return s.growRunning(ctx, m, want) },
 		Protect: func(score int) { s.lowerScore(m, score) },
+		Sustain: func() {
+			if err := s.cfg.Cgroups.KeepCPU(); err != nil {
+				slog.Warn("micro-VM may stall", "sandbox", s.id, "error", err)
+			}
+		},
 	}
 	for _, name := range []string{"hostname", "hosts", "resolv.conf"} {
 		pod.Files = append(pod.Files, specs.Mount{

@@ -31,21 +31,22 @@ import (
 type world struct {
 	guestv1.GuestService // calls that no test makes
 
-	mu       sync.Mutex
-	setup    *guestv1.SetupRequest
-	files    map[string]string
-	memory   int64
-	cpus     uint32
-	plugs    int // calls of OnlineResources until plugged memory shows
-	attached *task.Pod
-	gone     []time.Time
-	ooms     []string
-	events   chan *guestv1.Event
-	group    string
-	scores   map[int]int // by pid
-	left     int
-	ports    chan struct{}
-	shutdown chan struct{}
+	mu        sync.Mutex
+	setup     *guestv1.SetupRequest
+	files     map[string]string
+	memory    int64
+	cpus      uint32
+	plugs     int // calls of OnlineResources until plugged memory shows
+	attached  *task.Pod
+	gone      []time.Time
+	ooms      []string
+	events    chan *guestv1.Event
+	group     string
+	scores    map[int]int // by pid
+	left      int
+	sustained int
+	ports     chan struct{}
+	shutdown  chan struct{}
 
 	kill     sync.Once
 	done     chan struct{}
@@ -185,6 +186,11 @@ func (w *world) Join(parent, name string, _ ...int) error {
 	return nil
 }
 
+func (w *world) KeepCPU() error {
+	w.sustained++
+	return nil
+}
+
 func (w *world) SetOOMScore(pid, score int) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -256,6 +262,9 @@ func TestLife(t *testing.T) {
 	}
 	if w.group != "/kubepods/pod1/vm-0123456789ab" {
 		t.Errorf("cgroup %q", w.group)
+	}
+	if w.attached.Sustain(); w.sustained != 1 {
+		t.Errorf("CPU limit looked at %d times", w.sustained)
 	}
 	if _, err := w.attached.Volumes.Prepare(t.Context(), "c", nil); err != nil {
 		t.Fatal(err)

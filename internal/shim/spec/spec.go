@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/containerd/v2/pkg/cap"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -61,7 +62,7 @@ func Container(s *specs.Spec, env Env) error {
 		{"rewriting mounts", mounts},
 		{"adding pod files", addFiles},
 		{"dropping what belongs to the host", drop},
-		{"rewriting process", func(s *specs.Spec, _ Env) error { return process(s.Process) }},
+		{"rewriting process", func(s *specs.Spec, _ Env) error { return process(s.Process, Privileged(s)) }},
 	}
 	for _, step := range steps {
 		if err := step.run(s, env); err != nil {
@@ -72,7 +73,19 @@ func Container(s *specs.Spec, env Env) error {
 }
 
 // Exec edits the process of an exec in place.
-func Exec(p *specs.Process) error { return process(p) }
+func Exec(p *specs.Process, privileged bool) error { return process(p, privileged) }
+
+// Privileged reports whether a container may use all devices. For micro-VMs, containerd is configured to
+// say so of privileged containers only, and without listing the host's devices. It holds of the guest's
+// spec, too: there the devices are those of the guest.
+func Privileged(s *specs.Spec) bool {
+	if s.Linux == nil || s.Linux.Resources == nil {
+		return false
+	}
+	return slices.ContainsFunc(s.Linux.Resources.Devices, func(d specs.LinuxDeviceCgroup) bool {
+		return d.Allow && (d.Type == "" || d.Type == "a") && d.Major == nil && d.Minor == nil && d.Access == "rwm"
+	})
+}
 
 // Parse decodes a spec.
 func Parse(data []byte) (*specs.Spec, error) {
@@ -229,8 +242,12 @@ func drop(s *specs.Spec, _ Env) error {
 	s.Linux.MountLabel = ""
 	s.Linux.IntelRdt = nil
 	s.Linux.CgroupsPath = ""
+	privileged := Privileged(s)
 	if s.Linux.Resources != nil {
 		Resources(s.Linux.Resources)
+	}
+	if privileged {
+		s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
 	}
 	s.Root.Path = "rootfs"
 	return nil
@@ -250,8 +267,13 @@ func Resources(r *specs.LinuxResources) {
 }
 
 // process drops labels of security modules, which the guest kernel does not have, and makes explicit
-// what would be inherited from guest init.
-func process(p *specs.Process) error {
+// what would be inherited from guest init. containerd gives privileged processes the capabilities that
+// the host has; the guest may have more.
+func process(p *specs.Process, privileged bool) error {
+	if privileged {
+		all := cap.Known()
+		p.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}
+	}
 	if p.OOMScoreAdj == nil {
 		p.OOMScoreAdj = new(int)
 	}

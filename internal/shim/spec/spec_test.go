@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -59,6 +60,11 @@ func TestGolden(t *testing.T) {
 		"shared-pid-readonly": func(s *specs.Spec) {
 			s.Root.Readonly = true
 			s.Linux.Namespaces[0].Path = "/proc/4711/ns/pid"
+		},
+		"privileged": func(s *specs.Spec) {
+			s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+			s.Linux.MaskedPaths, s.Linux.ReadonlyPaths, s.Linux.Seccomp = nil, nil, nil
+			s.Process.Capabilities.Bounding = []string{"CAP_CHOWN"} // all that this host has
 		},
 		"target-pid": func(s *specs.Spec) { s.Linux.Namespaces[0].Path = fmt.Sprintf("/proc/%d/ns/pid", 1<<22+3) },
 	}
@@ -125,6 +131,47 @@ func TestRefused(t *testing.T) {
 	empty.Process.Args = nil
 	if err := Container(empty, env()); err == nil {
 		t.Error("a spec without a command is accepted")
+	}
+}
+
+func TestPrivileged(t *testing.T) {
+	number := int64(1)
+	for name, c := range map[string]struct {
+		rules []specs.LinuxDeviceCgroup
+		want  bool
+	}{
+		"none":       {nil, false},
+		"deny":       {[]specs.LinuxDeviceCgroup{{Access: "rwm"}}, false},
+		"all":        {[]specs.LinuxDeviceCgroup{{Access: "rwm"}, {Allow: true, Access: "rwm"}}, true},
+		"all, typed": {[]specs.LinuxDeviceCgroup{{Allow: true, Type: "a", Access: "rwm"}}, true},
+		"mknod":      {[]specs.LinuxDeviceCgroup{{Allow: true, Access: "m"}}, false},
+		"one kind":   {[]specs.LinuxDeviceCgroup{{Allow: true, Type: "c", Access: "rwm"}}, false},
+		"one":        {[]specs.LinuxDeviceCgroup{{Allow: true, Major: &number, Access: "rwm"}}, false},
+	} {
+		s := read(t)
+		s.Linux.Resources.Devices = c.rules
+		if got := Privileged(s); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+		if err := Container(s, env()); err != nil {
+			t.Fatal(err)
+		}
+		if got := Privileged(s); got != c.want {
+			t.Errorf("%s: the guest is told %v", name, got)
+		}
+	}
+	if Privileged(&specs.Spec{}) {
+		t.Error("an empty spec is privileged")
+	}
+	own := &specs.LinuxCapabilities{Bounding: []string{"CAP_CHOWN"}}
+	for privileged, want := range map[bool]bool{false: false, true: true} {
+		p := &specs.Process{Args: []string{"x"}, Capabilities: own}
+		if err := Exec(p, privileged); err != nil {
+			t.Fatal(err)
+		}
+		if got := slices.Contains(p.Capabilities.Effective, "CAP_SYS_ADMIN"); got != want {
+			t.Errorf("exec, privileged %v: capabilities %v", privileged, p.Capabilities.Effective)
+		}
 	}
 }
 

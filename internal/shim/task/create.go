@@ -181,7 +181,7 @@ func (s *Service) describe(ctx context.Context, pod *Pod, c *container) (*specs.
 	if p := oci.Process; p != nil && p.OOMScoreAdj != nil {
 		pod.Protect(*p.OOMScoreAdj)
 	}
-	c.limits = limitsOf(oci.Linux.Resources)
+	c.limits, c.privileged = limitsOf(oci.Linux.Resources), spec.Privileged(oci)
 	if err := pod.Grow(ctx, s.total(c)); err != nil {
 		return nil, err
 	}

@@ -192,6 +192,7 @@ type pod struct {
 	image    string
 	grown    []Resources
 	scores   []int
+	kept     int // calls of Sustain
 	shutdown int
 }
 
@@ -209,6 +210,7 @@ func newPod(t *testing.T) *pod {
 		Guest: p.guest, Streams: p.guest, PID: 4711,
 		Images: images.New(p.guest, p.guest), Volumes: volumes.New(p.guest, nil, volumes.Roots{}),
 		Protect: func(score int) { p.scores = append(p.scores, score) },
+		Sustain: func() { p.kept++ },
 		Grow: func(_ context.Context, want Resources) error {
 			p.grown = append(p.grown, want)
 			if want.Memory > 1<<40 {

@@ -185,7 +185,7 @@ func (s *Service) exec(ctx context.Context, r *api.ExecProcessRequest) (err erro
 	if err := json.Unmarshal(r.Spec.GetValue(), &oci); err != nil {
 		return fmt.Errorf("decoding process: %w: %w", errdefs.ErrInvalidArgument, err)
 	}
-	if err := spec.Exec(&oci); err != nil {
+	if err := spec.Exec(&oci, c.privileged); err != nil {
 		return fmt.Errorf("%w: %w", errdefs.ErrInvalidArgument, err)
 	}
 	data, err := json.Marshal(&oci)
@@ -362,6 +362,7 @@ func (s *Service) update(ctx context.Context, r *api.UpdateTaskRequest) error {
 		return fmt.Errorf("decoding resources: %w: %w", errdefs.ErrInvalidArgument, err)
 	}
 	spec.Resources(&oci)
+	pod.Sustain()
 	next := limitsOf(&oci)
 	old := s.setLimits(c, next)
 	if err := pod.Grow(ctx, s.total(c)); err != nil {

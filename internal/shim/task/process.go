@@ -22,6 +22,8 @@ type container struct {
 	seccomp program
 	limits  Resources
 
+	privileged bool
+
 	init *process // nil while the container is being created
 
 	mu    sync.Mutex // guards the fields below

@@ -68,6 +68,8 @@ type Pod struct {
 	Grow func(ctx context.Context, want Resources) error
 	// Protect takes a container's oom_score_adj, for QEMU.
 	Protect func(score int)
+	// Sustain is called when the kubelet may have changed the pod's limits on the host.
+	Sustain func()
 }
 
 // Resources is what containers need together; zero means no limit is known.

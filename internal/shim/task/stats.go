@@ -57,6 +57,7 @@ func (s *Service) statistics(ctx context.Context, pod *Pod, c *container) (*stat
 	}
 	c.reportUsage(resp)
 	pod.Volumes.Measure()
+	pod.Sustain() // the kubelet asks every few seconds
 	st := &statistics{metrics: m}
 	c.mu.Lock()
 	defer c.mu.Unlock()

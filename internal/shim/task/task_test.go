@@ -302,6 +302,9 @@ func TestUpdate(t *testing.T) {
 	if _, err := p.Update(t.Context(), &api.UpdateTaskRequest{ID: "b", Resources: &anypb.Any{Value: value}}); err != nil {
 		t.Fatal(err)
 	}
+	if p.kept != 1 {
+		t.Errorf("CPU limit of the pod looked at %d times", p.kept)
+	}
 	want := []Resources{{Memory: 100}, {Memory: 200}, {Memory: 350, CPUs: 1.5}}
 	for i, g := range p.grown {
 		if i >= len(want) || g != want[i] {

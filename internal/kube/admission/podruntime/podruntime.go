@@ -4,7 +4,10 @@
 // Every pod runs in a micro-VM (RuntimeClass atoll) unless it needs the host:
 // its network, process or IPC namespace, its files or its devices. Such pods run
 // under RuntimeClass runc, and only in namespaces that carry the label
-// atoll.dev/host-access=allowed. The rules, where "allowed" means that label:
+// atoll.dev/host-access=allowed. A privileged container does not need the host:
+// in a micro-VM it has the pod's own kernel and devices, and who may make one is
+// for Pod Security to say. Under any other class it counts as need of the host.
+// The rules, where "allowed" means that label:
 //
 //	runtimeClassName  pod needs the host   namespace       outcome
 //	none              no                   any             set to atoll

@@ -68,7 +68,7 @@ func hostPath(p *core.Pod) {
 	p.Spec.Volumes = append(p.Spec.Volumes, core.Volume{Name: "h", VolumeSource: core.VolumeSource{HostPath: &core.HostPathVolumeSource{Path: "/"}}})
 }
 
-func privileged(p *core.Pod) {
+func privilegedMain(p *core.Pod) {
 	yes := true
 	p.Spec.Containers[0].SecurityContext = &core.SecurityContext{Privileged: &yes}
 }
@@ -140,9 +140,18 @@ func TestCreate(t *testing.T) {
 		{"host ipc", plainNS, []change{hostIPC}, "", "spec.hostIPC"},
 		{"host path", plainNS, []change{hostPath}, "", "spec.volumes[0].hostPath"},
 		{"host path, allowed", hostNS, []change{hostPath}, ClassHost, ""},
-		{"privileged", plainNS, []change{privileged}, "", "spec.containers[0].securityContext.privileged"},
-		{"privileged, allowed", hostNS, []change{privileged}, ClassHost, ""},
-		{"privileged init", plainNS, []change{privilegedInit}, "", "spec.initContainers[0].securityContext.privileged"},
+		{"privileged", plainNS, []change{privilegedMain}, ClassMicroVM, ""},
+		{"privileged where the host is allowed", hostNS, []change{privilegedMain}, ClassMicroVM, ""},
+		{"privileged init", plainNS, []change{privilegedInit}, ClassMicroVM, ""},
+		{"privileged, host path", plainNS, []change{privilegedMain, hostPath}, "", "spec.volumes[0].hostPath needs the host"},
+		{"privileged, host path, allowed", hostNS, []change{privilegedMain, hostPath}, ClassHost, ""},
+		{"privileged, device, allowed", hostNS, []change{privilegedMain, device}, ClassHost, ""},
+		{"explicit micro-VM, privileged", plainNS, []change{class(ClassMicroVM), privilegedMain}, ClassMicroVM, ""},
+		{"explicit runc, privileged", plainNS, []change{class(ClassHost), privilegedMain}, "", "spec.runtimeClassName: runc"},
+		{"explicit runc, privileged, allowed", hostNS, []change{class(ClassHost), privilegedMain}, ClassHost, ""},
+		{"other handler, privileged", plainNS, []change{class("other"), privilegedMain}, "", "spec.containers[0].securityContext.privileged"},
+		{"other handler, privileged init", plainNS, []change{class("other"), privilegedInit}, "", "spec.initContainers[0].securityContext.privileged"},
+		{"other handler, privileged, allowed", hostNS, []change{class("other"), privilegedMain}, "other", ""},
 		{"several needs", plainNS, []change{hostPID, hostPath}, "", "spec.hostPID, spec.volumes[0].hostPath"},
 		{"explicit micro-VM", plainNS, []change{class(ClassMicroVM)}, ClassMicroVM, ""},
 		{"explicit micro-VM, host network", plainNS, []change{class(ClassMicroVM), hostNetwork}, "", "cannot use"},
@@ -205,7 +214,8 @@ func TestEphemeralContainers(t *testing.T) {
 		refused bool
 	}{
 		{"plain", plainNS, []change{class(ClassMicroVM), plainDebug}, false},
-		{"privileged", plainNS, []change{class(ClassMicroVM), privilegedDebug}, true},
+		{"privileged", plainNS, []change{class(ClassMicroVM), privilegedDebug}, false},
+		{"privileged on another handler", plainNS, []change{class("other"), privilegedDebug}, true},
 		{"privileged on runc", hostNS, []change{class(ClassHost), privilegedDebug}, false},
 		{"runc, no longer allowed", plainNS, []change{class(ClassHost), plainDebug}, true},
 	} {

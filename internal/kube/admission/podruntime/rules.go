@@ -26,6 +26,9 @@ func choose(pod *core.Pod, namespace string, hostAllowed bool) (string, error) {
 // check says whether a pod may run under the given handler in the namespace.
 func check(pod *core.Pod, namespace, handler string, hostAllowed bool) error {
 	needs := hostNeeds(pod)
+	if handler != ClassMicroVM {
+		needs = append(needs, privileged(pod)...)
+	}
 	switch {
 	case handler == "":
 		return fmt.Errorf("spec.runtimeClassName is empty after admission: a mutating webhook or policy removed it; it must leave the field as it is")
@@ -70,13 +73,20 @@ func hostNeeds(pod *core.Pod) []string {
 			needs = append(needs, spec.Child("volumes").Index(i).Child("hostPath").String())
 		}
 	}
-	podutil.VisitContainersWithPath(&pod.Spec, spec, func(c *core.Container, path *field.Path) bool {
+	return needs
+}
+
+// privileged lists the fields that make containers privileged: with all rights
+// over the kernel they run in. In a micro-VM that is the pod's own.
+func privileged(pod *core.Pod) []string {
+	var list []string
+	podutil.VisitContainersWithPath(&pod.Spec, field.NewPath("spec"), func(c *core.Container, path *field.Path) bool {
 		if sc := c.SecurityContext; sc != nil && sc.Privileged != nil && *sc.Privileged {
-			needs = append(needs, path.Child("securityContext", "privileged").String())
+			list = append(list, path.Child("securityContext", "privileged").String())
 		}
 		return true
 	})
-	return needs
+	return list
 }
 
 // mayNeedDevices reports whether a pod asks for resources a device plugin or a

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -383,6 +384,12 @@ func TestMicroVMPods(t *testing.T) {
 	if err != nil || record.Block == nil || record.Block.Major != int64(unix.Major(st.Rdev)) || record.Block.Minor != int64(unix.Minor(st.Rdev)) {
 		t.Errorf("record of the block volume: %+v, device %x, %v", record, st.Rdev, err)
 	}
+	// What the kubelet does with a device: another loop device over it, which goes before it unpublishes.
+	out, err := exec.Command("losetup", "-f", "--show", b.TargetPath).CombinedOutput()
+	if err != nil {
+		t.Fatalf("losetup: %v: %s", err, out)
+	}
+	must(t, exec.Command("losetup", "-d", strings.TrimSpace(string(out))).Run())
 	h.unpublish(b)
 	cancel()
 	if err := <-served; err != nil {

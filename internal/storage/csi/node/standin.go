@@ -33,7 +33,7 @@ func (s *Service) publishStandIn(t target, bytes int64) error {
 	if err := f.Truncate(bytes); err != nil {
 		return fmt.Errorf("making a device: %w", err)
 	}
-	d, err := s.loopOver(&t, f, true)
+	d, err := s.loopOver(&t, f, false) // the kubelet puts another loop device over it, and tries to open it for writing
 	if err != nil {
 		return err
 	}
