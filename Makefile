@@ -174,7 +174,7 @@ conformance: build $(patsubst guestos/images/%/image.yaml,build/images/%.tar,$(w
 .PHONY: conformance-storage
 conformance-storage: build $(patsubst guestos/images/%/image.yaml,build/images/%.tar,$(wildcard guestos/images/*/image.yaml)) ## upstream's specs for storage drivers against csi.atoll.dev: FOCUS=... SKIP=...
 	@$(ROOT) $(ATOLL) up --detach --data-dir $(DATA_DIR)
-	@$(ROOT) env STORAGE=1 FOCUS='$(FOCUS)' SKIP='$(SKIP)' KUBECONFIG='$(DATA_DIR)/admin.kubeconfig' test/conformance/run.sh
+	@$(ROOT) env STORAGE=1 FOCUS='$(FOCUS)' $(if $(filter undefined,$(origin SKIP)),,SKIP='$(SKIP)') ATOLL_DATA_DIR='$(DATA_DIR)' test/conformance/run.sh
 
 .PHONY: bench
 bench: build images build/images/bench.tar ## measure, print a table, write bench/results/*.json
