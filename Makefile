@@ -28,9 +28,11 @@ LDFLAGS := -s -w -X main.version=$(VERSION) $(KUBE_LDFLAGS) -X github.com/contai
 
 # Debian packages. What the host needs at run time, what the build needs, and
 # what the tests and the demo use.
-RUN_PACKAGES := qemu-system-x86 qemu-system-data seabios runc nftables e2fsprogs kmod mount
+RUN_PACKAGES := qemu-system-x86 qemu-system-data qemu-utils seabios runc nftables e2fsprogs kmod mount
 BUILD_PACKAGES := linux-source-6.1 gcc libc6-dev make flex bison bc libelf-dev libssl-dev xz-utils cpio binutils perl dpkg-dev
 TEST_PACKAGES := curl iproute2 procps bsdutils conntrack erofs-utils protobuf-compiler xfsprogs
+# A Ceph cluster of one, for `make test-ceph` only.
+CEPH_PACKAGES := ceph-mon ceph-mgr ceph-osd ceph-common qemu-block-extra
 
 .PHONY: help
 help: ## list the targets
@@ -118,7 +120,7 @@ HOLDS_KUBERNETES := ^\./(cmd/atoll|internal/(agent|cli|kube|server))(/|$$)
 
 .PHONY: lint
 lint: build/tools/golangci-lint ## linters (.golangci.yml)
-	@packages=$$(go list -tags integration,e2e ./... | sed 's,^atoll.dev/atoll,.,'); status=0; \
+	@packages=$$(go list -tags integration,e2e,ceph ./... | sed 's,^atoll.dev/atoll,.,'); status=0; \
 	build/tools/golangci-lint run --allow-serial-runners $$(grep -vE '$(HOLDS_KUBERNETES)' <<<"$$packages") || status=1; \
 	LINT_FACTS=none build/tools/golangci-lint run --allow-serial-runners $$(grep -E '$(HOLDS_KUBERNETES)' <<<"$$packages") || status=1; \
 	exit $$status
@@ -147,6 +149,11 @@ test-unit: build/tools/gotest ## tests that need neither root nor QEMU
 test-integration: deps assets images build/tools/gotest ## tests of single packages that need root or QEMU
 	@$(ROOT) $(GOTEST) -stage integration -log build/test-integration.log -- -p 1 -timeout 40m -tags integration \
 		$$(git grep -l '^//go:build integration' -- '*_test.go' | xargs -n1 dirname | sort -u | sed 's,^,./,')
+
+.PHONY: test-ceph
+test-ceph: RUN_PACKAGES += $(CEPH_PACKAGES)
+test-ceph: deps build/tools/gotest ## the storage engine on a real Ceph cluster of one, made for the test
+	@$(ROOT) $(GOTEST) -stage ceph -log build/test-ceph.log -- -count=1 -timeout 40m -tags ceph ./internal/storage/datastore/rbd
 
 .PHONY: test-e2e
 test-e2e: build images build/tools/gotest ## a supervisor on this host, used the way a person does

@@ -140,6 +140,7 @@ type Snapshot struct {
 // State of a volume or snapshot.
 type State string
 
+// All states.
 const (
 	StateCreating State = "creating"
 	StateReady    State = "ready"
@@ -150,11 +151,11 @@ const (
 type Mode string
 
 const (
-	// ReadWrite: nobody else may have it.
+	// ReadWrite is for one writer: nobody else may have it.
 	ReadWrite Mode = "rw"
-	// ReadOnly: others may read it as well.
+	// ReadOnly is for any number of readers.
 	ReadOnly Mode = "ro"
-	// ReadWriteMany: others may write it as well; only raw volumes without snapshots, and only as a block
+	// ReadWriteMany is for several writers; only raw volumes without snapshots, and only as a block
 	// device (the caller sees to the latter).
 	ReadWriteMany Mode = "rwx"
 )
@@ -285,23 +286,24 @@ type Problem struct {
 type ProblemKind string
 
 const (
-	// ProblemCorrupt: an image is damaged.
+	// ProblemCorrupt is an image that is damaged.
 	ProblemCorrupt ProblemKind = "corrupt"
-	// ProblemLeak: an image takes more room than it needs; harmless.
+	// ProblemLeak is an image that takes more room than it needs; harmless.
 	ProblemLeak ProblemKind = "leak"
-	// ProblemMissing: a record names an image that is not there.
+	// ProblemMissing is an image that a record names and that is not there.
 	ProblemMissing ProblemKind = "missing"
-	// ProblemForeign: an image refers to a file that its record does not know. It is never opened.
+	// ProblemForeign is an image that refers to a file that its record does not know. It is never opened.
 	ProblemForeign ProblemKind = "foreign-reference"
-	// ProblemRecord: a record cannot be read.
+	// ProblemRecord is a record that cannot be read.
 	ProblemRecord ProblemKind = "record"
-	// ProblemOrphan: a file that no record names. Never removed by the engine.
+	// ProblemOrphan is a file that no record names. The engine never removes it.
 	ProblemOrphan ProblemKind = "orphan"
-	// ProblemUnfinished: an operation was interrupted; calling it again, or Tidy, finishes it.
+	// ProblemUnfinished is an operation that was interrupted; calling it again, or Tidy, finishes it.
 	ProblemUnfinished ProblemKind = "unfinished"
-	// ProblemKeyMissing: an encrypted image cannot be unlocked.
+	// ProblemKeyMissing is an encrypted image that cannot be unlocked.
 	ProblemKeyMissing ProblemKind = "key"
-	// ProblemUnchecked: an image is open for writing, so that only its header was looked at. Not an error.
+	// ProblemUnchecked is an image that is open for writing, of which only the header was looked at. It is no
+	// error.
 	ProblemUnchecked ProblemKind = "in-use"
 )
 

@@ -278,7 +278,7 @@ func split(out, key []byte) error {
 		return fmt.Errorf("making a LUKS slot: %w", err)
 	}
 	sum := make([]byte, len(key))
-	for i := 0; i < stripes-1; i++ {
+	for i := range stripes - 1 {
 		mix(sum, out[i*len(key):][:len(key)])
 	}
 	for i, b := range key {
@@ -290,7 +290,7 @@ func split(out, key []byte) error {
 // merge is the inverse of split.
 func merge(material []byte) []byte {
 	sum := make([]byte, keyBytes)
-	for i := 0; i < stripes-1; i++ {
+	for i := range stripes - 1 {
 		mix(sum, material[i*keyBytes:][:keyBytes])
 	}
 	for i := range sum {

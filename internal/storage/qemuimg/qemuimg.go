@@ -116,7 +116,7 @@ func (t *Tool) Check(ctx context.Context, top handover.Layer, secrets Secrets) (
 	}
 	out, err := t.run(ctx, secrets, nil, "check", "--output=json", name)
 	var exit *exec.ExitError
-	if err != nil && !(errors.As(err, &exit) && (exit.ExitCode() == 2 || exit.ExitCode() == 3)) {
+	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 2 && exit.ExitCode() != 3) {
 		return Check{}, err
 	}
 	var found struct {

@@ -47,7 +47,7 @@ func (o *op) attach(v *record, holder string, mode datastore.Mode) (handover.Dis
 		return handover.Disk{}, v.attached()
 	}
 	for _, a := range v.Attachments {
-		if a.Holder != holder && !(a.Mode == mode && mode != datastore.ReadWrite) {
+		if a.Holder != holder && (a.Mode != mode || mode == datastore.ReadWrite) {
 			return handover.Disk{}, v.attached()
 		}
 	}

@@ -24,8 +24,11 @@ func (o *op) graph(layers []Layer) []handover.Layer {
 	return out
 }
 
-// setBacking names the layer below in a header.
+// setBacking names the layer below in a header that names one.
 func setBacking(f File, below Layer) error {
+	if h, err := qcow2.Read(f); err == nil && h.Backing == "" {
+		return nil
+	}
 	switch err := qcow2.SetBacking(f, ImageName(below), below.Format); {
 	case errors.Is(err, qcow2.ErrFormat), errors.Is(err, qcow2.ErrFeature):
 		return fmt.Errorf("%w: %w", datastore.ErrCorrupt, err)

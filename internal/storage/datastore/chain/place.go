@@ -37,6 +37,12 @@ type Place interface {
 	Images() Images
 }
 
+// Bulk is a place that reads all records of a kind faster than one by one.
+type Bulk interface {
+	// ReadAll returns records by id, and the names of what is among them and is none.
+	ReadAll(k Kind) (records map[string][]byte, strays []string, err error)
+}
+
 // Images is where a place keeps images.
 type Images interface {
 	// Make makes an image unless it is there. It is complete and durable when it is there.

@@ -23,6 +23,7 @@ const maxLayers = 128
 // Kind is what a record describes.
 type Kind string
 
+// All kinds.
 const (
 	Volumes   Kind = "volumes"
 	Snapshots Kind = "snapshots"

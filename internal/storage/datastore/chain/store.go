@@ -13,6 +13,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -228,12 +230,12 @@ func (o *op) readAll() ([]*record, map[string]error, error) {
 		if err := o.step(); err != nil {
 			return nil, nil, err
 		}
-		ids, _, err := o.place.List(k)
+		found, err := o.readKind(k)
 		if err != nil {
 			return nil, nil, err
 		}
-		for _, id := range ids {
-			r, err := o.find(k, id)
+		for _, id := range slices.Sorted(maps.Keys(found)) {
+			r, err := found[id]()
 			switch {
 			case errors.Is(err, datastore.ErrCorrupt):
 				damaged[lockName(k, id)] = err
@@ -245,6 +247,23 @@ func (o *op) readAll() ([]*record, map[string]error, error) {
 		}
 	}
 	return records, damaged, nil
+}
+
+// readKind returns how to read each record of a kind.
+func (o *op) readKind(k Kind) (map[string]func() (*record, error), error) {
+	out := map[string]func() (*record, error){}
+	if bulk, ok := o.place.(Bulk); ok {
+		all, _, err := bulk.ReadAll(k)
+		for id, b := range all {
+			out[id] = func() (*record, error) { return decode(k, id, b) }
+		}
+		return out, err
+	}
+	ids, _, err := o.place.List(k)
+	for _, id := range ids {
+		out[id] = func() (*record, error) { return o.find(k, id) }
+	}
+	return out, err
 }
 
 // checkID refuses ids that are no good as file names.

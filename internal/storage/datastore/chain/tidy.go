@@ -117,7 +117,8 @@ func findPair(records []*record, done map[string]bool) (*pair, []string) {
 	for _, r := range records {
 		for i := 1; i < len(r.Layers); i++ {
 			p := pair{r.Layers[i-1], r.Layers[i]}
-			if done[p.upper.ID] || refs[p.lower.ID] != refs[p.upper.ID] {
+			exposes := p.upper.Key != "" && p.lower.Key == "" // what is encrypted stays so
+			if done[p.upper.ID] || exposes || refs[p.lower.ID] != refs[p.upper.ID] {
 				continue
 			}
 			if users := p.users(records); users != nil {

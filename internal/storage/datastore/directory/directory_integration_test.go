@@ -1,3 +1,5 @@
+//go:build integration
+
 package directory
 
 import (
@@ -37,7 +39,7 @@ func store(t testing.TB, c Config) *chain.Store {
 }
 
 func TestSuite(t *testing.T) {
-	enginetest.Suite(t, func(t *testing.T, k datastore.Keys) enginetest.Store { return store(t, Config{Keys: k}) })
+	enginetest.Suite(t, 0, func(t *testing.T, k datastore.Keys) enginetest.Store { return store(t, Config{Keys: k}) })
 }
 
 // make1 makes a volume of 1 GiB with data in it.
@@ -89,14 +91,6 @@ func kinds(t testing.TB, s *chain.Store) string {
 	}
 	slices.Sort(out)
 	return strings.Join(out, " ")
-}
-
-func TestNew(t *testing.T) {
-	for _, c := range []Config{{}, {Path: "relative"}, {Path: "/"}, {Path: "/x", Limits: datastore.Limits{RefuseAt: 2}}, {Path: "/x", Limits: datastore.Limits{WarnAt: -1}}} {
-		if _, err := New(c); !errors.Is(err, datastore.ErrInvalid) {
-			t.Errorf("%+v: %v", c, err)
-		}
-	}
 }
 
 // TestInit: only an empty directory becomes a datastore, and another one in its place is not taken for it.
@@ -184,18 +178,18 @@ func TestHostileImages(t *testing.T) {
 		want   datastore.ProblemKind
 	}{
 		"backing file": {func(path string) error {
-			return run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", secret, "-F", "raw", path, "1G")
+			return qemuImg("create", "-q", "-f", "qcow2", "-u", "-b", secret, "-F", "raw", path, "1G")
 		}, datastore.ProblemForeign},
 		"backing protocol": {func(path string) error {
-			return run("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", "nbd://192.0.2.1/x", "-F", "raw", path, "1G")
+			return qemuImg("create", "-q", "-f", "qcow2", "-u", "-b", "nbd://192.0.2.1/x", "-F", "raw", path, "1G")
 		}, datastore.ProblemForeign},
 		"data file": {func(path string) error {
-			return run("qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+filepath.Join(dir, "data"), path, "1G")
+			return qemuImg("create", "-q", "-f", "qcow2", "-o", "data_file="+filepath.Join(dir, "data"), path, "1G")
 		}, datastore.ProblemCorrupt},
-		"smaller": {func(path string) error { return run("qemu-img", "create", "-q", "-f", "qcow2", path, "1M") }, datastore.ProblemCorrupt},
-		"raw":     {func(path string) error { return run("qemu-img", "create", "-q", "-f", "raw", path, "1G") }, datastore.ProblemCorrupt},
+		"smaller": {func(path string) error { return qemuImg("create", "-q", "-f", "qcow2", path, "1M") }, datastore.ProblemCorrupt},
+		"raw":     {func(path string) error { return qemuImg("create", "-q", "-f", "raw", path, "1G") }, datastore.ProblemCorrupt},
 		"encrypted": {func(path string) error {
-			return run("qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=k,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10", path, "1G")
+			return qemuImg("create", "-q", "-f", "qcow2", "--object", "secret,id=k,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10", path, "1G")
 		}, datastore.ProblemCorrupt},
 		"cut off": {func(path string) error { return os.Truncate(path, 50) }, datastore.ProblemCorrupt},
 		"zeros":   {func(path string) error { return os.WriteFile(path, make([]byte, 1<<20), 0o600) }, datastore.ProblemCorrupt},
@@ -232,8 +226,9 @@ func TestHostileImages(t *testing.T) {
 	}
 }
 
-func run(name string, args ...string) error {
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+// qemuImg runs qemu-img.
+func qemuImg(args ...string) error {
+	if out, err := exec.Command("qemu-img", args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
 	return nil

@@ -1,3 +1,5 @@
+//go:build integration
+
 package directory
 
 import (
@@ -27,8 +29,8 @@ func operations() []operation {
 			return err
 		}
 	}
-	filled := func(spec datastore.Spec, patterns string) func(*crashBench) {
-		return func(c *crashBench) { c.create(spec); c.fill(spec.ID, patterns) }
+	filled := func(spec datastore.Spec) func(*crashBench) {
+		return func(c *crashBench) { c.create(spec); c.fill(spec.ID, "ab") }
 	}
 	v := datastore.Spec{ID: "v"}
 	secret := datastore.Spec{ID: "v", Encryption: "gold"}
@@ -37,7 +39,7 @@ func operations() []operation {
 			c.create(spec)
 			for n, patterns := range []string{"a", "-b", "--c"} {
 				c.fill("v", patterns)
-				c.snapshot(fmt.Sprintf("s%d", n), "v")
+				c.snapshot(fmt.Sprintf("s%d", n))
 			}
 			c.fill("v", "---d")
 		}
@@ -45,21 +47,21 @@ func operations() []operation {
 	return []operation{
 		{name: "create", setup: func(*crashBench) {}, run: create(datastore.Spec{ID: "v", Size: datastore.SizeUnit, Encryption: "gold"}), done: map[string]string{"v": "00"}},
 		{
-			name: "copy a volume", setup: filled(secret, "ab"), holds: map[string]string{"v": "ab"}, done: map[string]string{"w": "ab"},
+			name: "copy a volume", setup: filled(secret), holds: map[string]string{"v": "ab"}, done: map[string]string{"w": "ab"},
 			run: create(datastore.Spec{ID: "w", Encryption: "gold", Source: &datastore.Source{Volume: "v"}}),
 		},
 		{
 			name: "copy an open volume", running: true, holds: map[string]string{"v": "ab-z"}, done: map[string]string{"w": "ab"},
-			setup: func(c *crashBench) { filled(v, "ab")(c); c.attach("v") },
+			setup: func(c *crashBench) { filled(v)(c); c.attach("v") },
 			run:   create(datastore.Spec{ID: "w", Source: &datastore.Source{Volume: "v", Live: fileLive{}}}),
 		},
 		{
-			name: "restore", setup: func(c *crashBench) { filled(v, "ab")(c); c.snapshot("s", "v"); c.fill("v", "c") },
+			name: "restore", setup: func(c *crashBench) { filled(v)(c); c.snapshot("s"); c.fill("v", "c") },
 			holds: map[string]string{"v": "cb", "s:s": "ab"}, done: map[string]string{"w": "ab"},
 			run: create(datastore.Spec{ID: "w", Source: &datastore.Source{Snapshot: "s"}}),
 		},
 		{
-			name: "snapshot", setup: filled(secret, "ab"), holds: map[string]string{"v": "ab"}, done: map[string]string{"s:s": "ab"},
+			name: "snapshot", setup: filled(secret), holds: map[string]string{"v": "ab"}, done: map[string]string{"s:s": "ab"},
 			run: func(ctx context.Context, s *chain.Store, _ fileLive) error {
 				_, err := s.Snapshot(ctx, "s", "v", nil)
 				return err
@@ -67,7 +69,7 @@ func operations() []operation {
 		},
 		{
 			name: "snapshot of an open volume", running: true, holds: map[string]string{"v": "ab-z"}, done: map[string]string{"s:s": "ab"},
-			setup: func(c *crashBench) { filled(v, "ab")(c); c.attach("v") },
+			setup: func(c *crashBench) { filled(v)(c); c.attach("v") },
 			run: func(ctx context.Context, s *chain.Store, l fileLive) error {
 				_, err := s.Snapshot(ctx, "s", "v", l)
 				return err
@@ -76,8 +78,8 @@ func operations() []operation {
 		{
 			name: "delete a volume", gone: []string{"v"}, holds: map[string]string{"w": "ab", "s:s": "ab"},
 			setup: func(c *crashBench) {
-				filled(v, "ab")(c)
-				c.snapshot("s", "v")
+				filled(v)(c)
+				c.snapshot("s")
 				c.create(datastore.Spec{ID: "w", Source: &datastore.Source{Volume: "v"}})
 				c.fill("v", "c")
 			},
@@ -89,11 +91,11 @@ func operations() []operation {
 		},
 		{
 			name: "delete the last copy", gone: []string{"s:s"},
-			setup: func(c *crashBench) { filled(v, "ab")(c); c.snapshot("s", "v"); c.ok(c.s.Delete(c.Context(), "v")) },
+			setup: func(c *crashBench) { filled(v)(c); c.snapshot("s"); c.ok(c.s.Delete(c.Context(), "v")) },
 			run:   func(ctx context.Context, s *chain.Store, _ fileLive) error { return s.DeleteSnapshot(ctx, "s") },
 		},
 		{
-			name: "grow", setup: filled(secret, "ab"), holds: map[string]string{"v": "ab"}, done: map[string]string{"v": "ab00000000000000" + "00"},
+			name: "grow", setup: filled(secret), holds: map[string]string{"v": "ab"}, done: map[string]string{"v": "ab00000000000000" + "00"},
 			run: func(ctx context.Context, s *chain.Store, _ fileLive) error {
 				_, err := s.Expand(ctx, "v", 2*datastore.SizeUnit, nil)
 				return err
@@ -101,14 +103,14 @@ func operations() []operation {
 		},
 		{
 			name: "grow an open volume", running: true, holds: map[string]string{"v": "ab-z"}, done: map[string]string{"v": "ab-z000000000000" + "00"},
-			setup: func(c *crashBench) { filled(v, "ab")(c); c.attach("v") },
+			setup: func(c *crashBench) { filled(v)(c); c.attach("v") },
 			run: func(ctx context.Context, s *chain.Store, l fileLive) error {
 				_, err := s.Expand(ctx, "v", 2*datastore.SizeUnit, l)
 				return err
 			},
 		},
 		{
-			name: "attach and detach", setup: filled(v, "ab"), holds: map[string]string{"v": "ab"},
+			name: "attach and detach", setup: filled(v), holds: map[string]string{"v": "ab"},
 			run: func(ctx context.Context, s *chain.Store, _ fileLive) error {
 				if _, err := s.Attach(ctx, "v", "h", datastore.ReadWrite); err != nil {
 					return err
@@ -230,7 +232,7 @@ func crashIn(t *testing.T, name, store string, step int) bool {
 	cmd.Env = append(os.Environ(), envStore+"="+store, envOperation+"="+name, fmt.Sprintf("%s=%d", envStep, step))
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
-	if err != nil && !(errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL) {
+	if err != nil && (!errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL) {
 		t.Fatalf("step %d: %v\n%s", step, err, out)
 	}
 	return err == nil

@@ -1,3 +1,5 @@
+//go:build integration
+
 package directory
 
 import (
@@ -38,7 +40,7 @@ func BenchmarkOperations(b *testing.B) {
 			}
 			return err
 		})
-		each("snapshot", func(id string) error {
+		each("snapshot", func(string) error {
 			if _, err := s.Attach(b.Context(), "v1", "w", datastore.ReadWrite); err != nil {
 				return err
 			}
