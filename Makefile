@@ -178,6 +178,11 @@ conformance: build $(patsubst guestos/images/%/image.yaml,build/images/%.tar,$(w
 	@$(ROOT) $(ATOLL) up --detach --data-dir $(DATA_DIR)
 	@$(ROOT) env FOCUS='$(FOCUS)' $(if $(filter undefined,$(origin SKIP)),,SKIP='$(SKIP)') ATOLL_DATA_DIR='$(DATA_DIR)' test/conformance/run.sh
 
+.PHONY: conformance-storage
+conformance-storage: build $(patsubst guestos/images/%/image.yaml,build/images/%.tar,$(wildcard guestos/images/*/image.yaml)) ## upstream's specs for storage drivers against csi.atoll.dev: FOCUS=... SKIP=...
+	@$(ROOT) $(ATOLL) up --detach --data-dir $(DATA_DIR)
+	@$(ROOT) env STORAGE=1 FOCUS='$(FOCUS)' $(if $(filter undefined,$(origin SKIP)),,SKIP='$(SKIP)') ATOLL_DATA_DIR='$(DATA_DIR)' test/conformance/run.sh
+
 .PHONY: bench
 bench: build images build/images/bench.tar ## measure, print a table, write bench/results/*.json
 	@$(ROOT) $(ATOLL) up --detach --data-dir $(DATA_DIR)

@@ -10,8 +10,8 @@ import (
 
 	api "atoll.dev/atoll/api/atoll/v1alpha1"
 	controller "atoll.dev/atoll/internal/controllers/datastore"
+	"atoll.dev/atoll/internal/storage/backends"
 	"atoll.dev/atoll/internal/storage/datastore"
-	"atoll.dev/atoll/internal/storage/datastore/directory"
 	"atoll.dev/atoll/internal/storage/stores"
 )
 
@@ -60,11 +60,24 @@ func (d *datastores) forget(name string) {
 }
 
 func (d *datastores) tryOpen(ctx context.Context, ds *api.Datastore) error {
-	if ds.Spec.Directory == nil {
-		return errors.New("datastores in Ceph (rbd) cannot be opened by this version")
+	config := backends.Config{
+		ID: ds.Status.ID, Keys: d.keys,
+		Limits: datastore.Limits{
+			WarnAt: float64(ds.Spec.WarnPercent) / 100, RefuseAt: float64(ds.Spec.RefusePercent) / 100,
+			Overcommit: float64(ds.Spec.OvercommitPercent) / 100,
+		},
 	}
-	dir := ds.Spec.Directory
-	spec := fmt.Sprint(*dir, ds.Spec.WarnPercent, ds.Spec.RefusePercent, ds.Spec.OvercommitPercent)
+	shared, place := true, ""
+	switch dir, rbd := ds.Spec.Directory, ds.Spec.RBD; {
+	case dir != nil:
+		config.Path, shared, place = dir.Path, dir.Shared, dir.Path
+	case rbd != nil:
+		config.Pool, config.Namespace, config.Conf, config.User = rbd.Pool, rbd.Namespace, rbd.ConfigFile, rbd.User
+		place = "pool " + rbd.Pool
+	default:
+		return errors.New("it says neither directory nor rbd")
+	}
+	spec := fmt.Sprint(config.Path, config.Pool, config.Namespace, config.Conf, config.User, shared, config.Limits)
 	d.mu.Lock()
 	was, ok := d.open[ds.Name]
 	d.mu.Unlock()
@@ -73,28 +86,21 @@ func (d *datastores) tryOpen(ctx context.Context, ds *api.Datastore) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, openWithin)
 	defer cancel()
-	config := directory.Config{
-		Path: dir.Path, ID: ds.Status.ID, Keys: d.keys,
-		Limits: datastore.Limits{
-			WarnAt: float64(ds.Spec.WarnPercent) / 100, RefuseAt: float64(ds.Spec.RefusePercent) / 100,
-			Overcommit: float64(ds.Spec.OvercommitPercent) / 100,
-		},
-	}
-	engine, err := directory.New(config)
+	engine, err := backends.New(config)
 	if err != nil {
 		return err
 	}
 	id := config.ID
 	if id == "" {
 		if id, err = engine.Init(ctx); err != nil {
-			return fmt.Errorf("preparing %s: %w", dir.Path, err)
+			return fmt.Errorf("preparing %s: %w", place, err)
 		}
 		config.ID = id
-		if engine, err = directory.New(config); err != nil {
+		if engine, err = backends.New(config); err != nil {
 			return err
 		}
 	}
-	d.set.Put(stores.Store{Name: ds.Name, Labels: ds.Labels, Shared: dir.Shared, Backend: engine})
+	d.set.Put(stores.Store{Name: ds.Name, Labels: ds.Labels, Shared: shared, Backend: engine})
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.open == nil {

@@ -142,17 +142,19 @@ func (a *app) datastoreCreateCommand() *cobra.Command {
 	var shared bool
 	var warn, refuse, overcommit int32
 	var labels []string
+	var rbd api.RBDDatastore
 	cmd := &cobra.Command{
 		Use:   "create <name>",
-		Short: "Make a directory of a host a datastore",
-		Long: `Makes a datastore of a directory. The directory is made if it is missing (its parent must exist), and
+		Short: "Make a datastore of a directory or of a Ceph pool",
+		Long: `Makes a datastore of a directory or of a Ceph pool. The directory is made if it is missing (its parent must exist), and
 must be empty or have been a datastore before. It should be on a file system that nothing else fills.`,
 		Example: `  atoll datastore create fast --path /mnt/nvme/volumes --label tier=gold
-  atoll datastore create nas --path /mnt/nas/volumes --shared`,
+  atoll datastore create nas --path /mnt/nas/volumes --shared
+  atoll datastore create ceph --pool atoll --user atoll`,
 		Args: exactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if path == "" || !filepath.IsAbs(path) {
-				return usageError{fmt.Errorf("--path %q: give the absolute path of a directory", path)}
+			if (path == "") == (rbd.Pool == "") || path != "" && !filepath.IsAbs(path) {
+				return usageError{errors.New("give either --path, the absolute path of a directory, or --pool")}
 			}
 			if warn > refuse {
 				return usageError{fmt.Errorf("--warn %d%% is beyond --refuse %d%%", warn, refuse)}
@@ -169,14 +171,16 @@ must be empty or have been a datastore before. It should be on a file system tha
 				}
 				d.Labels[k] = v
 			}
-			if node == "" && !shared {
-				if node, err = a.nodeName(); err != nil {
-					return err
+			d.Spec = api.DatastoreSpec{WarnPercent: warn, RefusePercent: refuse, OvercommitPercent: overcommit}
+			if rbd.Pool != "" {
+				d.Spec.RBD = &rbd
+			} else {
+				if node == "" && !shared {
+					if node, err = a.nodeName(); err != nil {
+						return err
+					}
 				}
-			}
-			d.Spec = api.DatastoreSpec{
-				Directory:   &api.DirectoryDatastore{Path: filepath.Clean(path), Node: node, Shared: shared},
-				WarnPercent: warn, RefusePercent: refuse, OvercommitPercent: overcommit,
+				d.Spec.Directory = &api.DirectoryDatastore{Path: filepath.Clean(path), Node: node, Shared: shared}
 			}
 			if err := client.Create(cmd.Context(), d); err != nil {
 				return err
@@ -186,7 +190,11 @@ must be empty or have been a datastore before. It should be on a file system tha
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&path, "path", "", "absolute path of the directory (required)")
+	f.StringVar(&path, "path", "", "absolute path of the directory")
+	f.StringVar(&rbd.Pool, "pool", "", "Ceph pool, instead of a directory")
+	f.StringVar(&rbd.Namespace, "namespace", "", "RBD namespace in the pool")
+	f.StringVar(&rbd.User, "user", "", "Ceph user without \"client.\"")
+	f.StringVar(&rbd.ConfigFile, "ceph-conf", "", "ceph.conf on the hosts (default: Ceph's own)")
 	f.StringVar(&node, "node", "", "host the directory is on (default: this host; with --shared, all)")
 	f.BoolVar(&shared, "shared", false, "the same file system is mounted at the path on several hosts")
 	f.Int32Var(&warn, "warn", 80, "fill level in percent from which on a condition warns")

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -186,6 +187,7 @@ func TestServer(t *testing.T) {
 	client := adminClient(t, cfg)
 
 	t.Run("BootstrapObjects", func(t *testing.T) { checkBootstrap(t, client) })
+	t.Run("Storage", func(t *testing.T) { checkStorage(t, client) })
 	t.Run("Admission", func(t *testing.T) { checkAdmission(t, client) })
 	t.Run("Access", func(t *testing.T) { checkAccess(t, cfg) })
 	t.Run("SecretsAreEncrypted", func(t *testing.T) { checkSecret(t, cfg, client) })
@@ -272,6 +274,50 @@ func checkBootstrap(t *testing.T, client *kubernetes.Clientset) {
 	resources, err := client.Discovery().ServerResourcesForGroupVersion("metrics.k8s.io/v1beta1")
 	if err != nil || len(resources.APIResources) != 2 {
 		t.Errorf("%v, %v", resources, err)
+	}
+}
+
+// checkStorage looks for what storage needs, and that its identities may do that and no more.
+func checkStorage(t *testing.T, client *kubernetes.Clientset) {
+	class, err := client.StorageV1().StorageClasses().Get(t.Context(), "atoll", metav1.GetOptions{})
+	if err != nil || class.Annotations["storageclass.kubernetes.io/is-default-class"] != "true" {
+		t.Errorf("%v, %v", class.Annotations, err)
+	}
+	if _, err := client.StorageV1().CSIDrivers().Get(t.Context(), class.Provisioner, metav1.GetOptions{}); err != nil {
+		t.Error(err)
+	}
+	for _, path := range []string{
+		"/apis/atoll.dev/v1alpha1/datastores/default", "/apis/snapshot.storage.k8s.io/v1/volumesnapshotclasses/atoll",
+		"/apis/snapshot.storage.k8s.io/v1/namespaces/default/volumesnapshots",
+	} {
+		if err := client.RESTClient().Get().AbsPath(path).Do(t.Context()).Error(); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	agent, snapshots := []string{"atoll:storage-agents"}, "atoll:snapshot-controller"
+	for _, c := range []struct {
+		user, verb, group, resource, namespace string
+		groups                                 []string
+		want                                   bool
+	}{
+		{"a", "create", "", "persistentvolumes", "", agent, true},
+		{"a", "patch", "atoll.dev", "datastores/status", "", agent, true},
+		{"a", "get", "", "secrets", "atoll-keys", agent, true},
+		{"a", "list", "", "secrets", "atoll-keys", agent, false},
+		{"a", "get", "", "secrets", "default", agent, false},
+		{"a", "create", "", "pods", "default", agent, false},
+		{snapshots, "create", "snapshot.storage.k8s.io", "volumesnapshotcontents", "", nil, true},
+		{snapshots, "get", "", "secrets", "default", nil, false},
+	} {
+		name, sub, _ := strings.Cut(c.resource, "/")
+		review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+			User: c.user, Groups: c.groups,
+			ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: c.verb, Group: c.group, Resource: name, Subresource: sub, Namespace: c.namespace},
+		}}
+		got, err := client.AuthorizationV1().SubjectAccessReviews().Create(t.Context(), review, metav1.CreateOptions{})
+		if err != nil || got.Status.Allowed != c.want {
+			t.Errorf("%+v: %v, %v", c, got.Status.Allowed, err)
+		}
 	}
 }
 

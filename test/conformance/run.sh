@@ -5,11 +5,18 @@
 #   FOCUS     regular expression of specs (default: [NodeConformance])
 #   SKIP      regular expression of specs left out (default: [Serial] and [Slow]; empty: none)
 #   PROCS     specs at a time (default: 4)
+#   STORAGE   if set, the specs of an external storage driver are run against csi.atoll.dev, which
+#             storage/driver.yaml describes (default FOCUS: all of them)
 #   ATOLL_DATA_DIR  of the supervisor (default: /var/lib/atoll)
 #   KUBECONFIG      (default: the administrator's in there)
 set -euo pipefail
 cd "$(dirname "$0")"
 root=$(cd ../.. && pwd)
+driver=()
+if [ -n "${STORAGE:-}" ]; then
+  FOCUS=${FOCUS:-'External\.Storage'}
+  driver=(-storage.testdriver="$PWD/storage/driver.yaml" --repo-root="$PWD/storage")
+fi
 focus=${FOCUS:-'\[NodeConformance\]'}
 skip=${SKIP-'\[Serial\]|\[Slow\]'}
 procs=${PROCS:-4}
@@ -38,7 +45,7 @@ status=0
   --focus="$focus" --skip="$skip" --output-dir="$out" --json-report=report.json \
   "$out/e2e.test" -- \
   --kubeconfig="$KUBECONFIG" --provider=skeleton --kubectl-path="${KUBECTL:-$out/kubectl}" \
-  --allowed-not-ready-nodes=0 --num-nodes=1 --dump-logs-on-failure=false \
+  "${driver[@]}" --allowed-not-ready-nodes=0 --num-nodes=1 --dump-logs-on-failure=false \
   --disable-log-dump=true >"$out/output.log" 2>&1 || status=$?
 go run ./summary "$out/report.json"
 exit $status

@@ -89,18 +89,12 @@ type RBDDatastore struct {
 	Pool string `json:"pool"`
 	// +optional
 	Namespace string `json:"namespace,omitempty"`
-	// Monitors are addresses host:port.
-	// +optional
-	Monitors []string `json:"monitors,omitempty"`
-	// ConfigFile is a ceph.conf on the hosts, which may replace Monitors.
+	// ConfigFile is a ceph.conf on the hosts; empty is Ceph's default.
 	// +optional
 	ConfigFile string `json:"configFile,omitempty"`
-	// User is the Ceph user without "client.".
+	// User is the Ceph user without "client."; its keyring is where the ceph.conf says.
 	// +optional
 	User string `json:"user,omitempty"`
-	// SecretName names a Secret in kube-system with the user's key in "key".
-	// +optional
-	SecretName string `json:"secretName,omitempty"`
 }
 
 // Types of conditions of a Datastore.

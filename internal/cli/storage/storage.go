@@ -28,8 +28,8 @@ import (
 
 	api "atoll.dev/atoll/api/atoll/v1alpha1"
 	kubekeys "atoll.dev/atoll/internal/kube/keys"
+	"atoll.dev/atoll/internal/storage/backends"
 	"atoll.dev/atoll/internal/storage/datastore"
-	"atoll.dev/atoll/internal/storage/datastore/directory"
 	"atoll.dev/atoll/internal/storage/datastore/keys"
 	"atoll.dev/atoll/internal/storage/stores"
 )
@@ -121,7 +121,7 @@ func (c *Client) ready(ctx context.Context, name string) (*metav1.Condition, err
 	return nil, nil
 }
 
-// ErrNotEmpty: a datastore holds volumes or snapshots.
+// ErrNotEmpty says that a datastore holds volumes or snapshots.
 var ErrNotEmpty = errors.New("is not empty")
 
 // Remove deletes the object of an empty datastore; its directory stays.
@@ -162,14 +162,14 @@ type Store struct {
 // Open opens the datastores of this host that names ask for, or all. Without a client it opens what is below
 // the directory of the data directory.
 func Open(ctx context.Context, c *Client, dir, node string, names ...string) ([]Store, error) {
-	found := map[string]directory.Config{}
+	found := map[string]backends.Config{}
 	if c == nil {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return nil, fmt.Errorf("looking for datastores: %w", err)
 		}
 		for _, e := range entries {
-			found[e.Name()] = directory.Config{Path: filepath.Join(dir, e.Name())}
+			found[e.Name()] = backends.Config{Path: filepath.Join(dir, e.Name())}
 		}
 	} else {
 		all, err := c.List(ctx)
@@ -181,9 +181,16 @@ func Open(ctx context.Context, c *Client, dir, node string, names ...string) ([]
 			return nil, err
 		}
 		for _, d := range all {
-			if p := d.Spec.Directory; p != nil && (p.Node == "" || p.Node == node || node == "") {
-				found[d.Name] = directory.Config{Path: p.Path, ID: d.Status.ID, Keys: keys.Wrapper{Source: secrets}}
+			config := backends.Config{ID: d.Status.ID, Keys: keys.Wrapper{Source: secrets}}
+			switch p, rbd := d.Spec.Directory, d.Spec.RBD; {
+			case p != nil && (p.Node == "" || p.Node == node || node == ""):
+				config.Path = p.Path
+			case rbd != nil:
+				config.Pool, config.Namespace, config.Conf, config.User = rbd.Pool, rbd.Namespace, rbd.ConfigFile, rbd.User
+			default:
+				continue
 			}
+			found[d.Name] = config
 		}
 	}
 	for _, name := range names {
@@ -196,7 +203,7 @@ func Open(ctx context.Context, c *Client, dir, node string, names ...string) ([]
 		if len(names) > 0 && !slices.Contains(names, name) {
 			continue
 		}
-		engine, err := directory.New(config)
+		engine, err := backends.New(config)
 		if err != nil {
 			return nil, fmt.Errorf("datastore %s: %w", name, err)
 		}

@@ -7,10 +7,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/kubernetes-csi/csi-test/v5/pkg/sanity"
+	"golang.org/x/sys/unix"
 
 	"atoll.dev/atoll/internal/storage/csi"
 	"atoll.dev/atoll/internal/storage/csi/export"
@@ -23,17 +25,14 @@ import (
 // TestSanity is csi-sanity in full, on a directory, with the node service of pods on the host: it really
 // attaches, formats and mounts. It needs root, FUSE, loop devices and the tools of QEMU.
 func TestSanity(t *testing.T) {
-	// Short: the path of a socket has at most 107 characters.
-	dir, err := os.MkdirTemp("/tmp", "atoll-sanity-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := t.TempDir()
 	set := &stores.Set{}
 	engine, err := directory.New(directory.Config{Path: filepath.Join(dir, "store"), Limits: datastore.Limits{WarnAt: 0.98, RefuseAt: 0.99}})
 	if err != nil {
 		t.Fatal(err)
 	}
+	exports := export.New(export.Config{Dir: filepath.Join(dir, "run", "exports")})
+	t.Cleanup(func() { tidyUp(t, dir, exports) })
 	if _, err := engine.Init(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +42,7 @@ func TestSanity(t *testing.T) {
 	local, err := node.New(node.Config{
 		Node: "n1", Stores: set, Kubelet: filepath.Join(dir, "kubelet"), RunDir: filepath.Join(dir, "run"),
 		MicroVM: func(context.Context, string, string, string) (bool, error) { return false, nil },
-		Export:  export.New(export.Config{Dir: filepath.Join(dir, "run", "exports")}), Logger: logger,
+		Export:  exports, Logger: logger,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -81,4 +80,24 @@ func TestSanity(t *testing.T) {
 	config.RemoveTargetPathCmd, config.RemoveStagingPathCmd = "", ""
 	config.CheckPathCmdTimeout = 10 * time.Second
 	sanity.Test(t, config)
+}
+
+// tidyUp takes off the host what a test that failed has left mounted.
+func tidyUp(t *testing.T, dir string, exports *export.Set) {
+	table, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(table)) {
+		fields := strings.Fields(line)
+		if strings.HasPrefix(fields[1], dir+"/") && strings.HasPrefix(fields[0], "/dev/loop") {
+			t.Errorf("%s was left mounted", fields[1])
+			if err := unix.Unmount(fields[1], unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := exports.RemoveAll(); err != nil {
+		t.Error(err)
+	}
 }

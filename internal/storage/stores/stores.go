@@ -130,7 +130,7 @@ func (s *Set) Complete() bool {
 // Handle names a volume or snapshot in the whole cluster: the name of its datastore and its id there.
 func Handle(store, id string) string { return store + "/" + id }
 
-// ErrHandle: a text is not a handle, so that it names nothing.
+// ErrHandle says that a text is not a handle, so that it names nothing.
 var ErrHandle = errors.New("not a handle of this driver, want <datastore>/<id>")
 
 // Split is the reverse of Handle.
