@@ -4,7 +4,7 @@
 // is the chain as it is now, and the volume goes on in a new empty layer on top; a clone or a restored
 // volume is a new empty layer over somebody else's chain. All of that takes the same time whatever the size.
 // Which layer is still needed follows from the records (one JSON file per volume and snapshot), and is never
-// stored. docs/decisions/0008-volume-layers.md says why.
+// stored. docs/decisions/0010-volume-layers.md says why.
 //
 // Every call is idempotent and survives kill -9 at any moment: a record names a file before the file exists
 // and until it is gone, so that the next call, or Tidy, finishes what was begun. Files that no record names

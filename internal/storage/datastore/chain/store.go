@@ -3,7 +3,7 @@
 // It holds the order of steps of every operation, the records and who shares what. A Place keeps records and
 // images and is all that differs between a directory (package directory) and Ceph (package rbd). Callers know
 // it as datastore.Engine and datastore.Upkeep, whose documentation says what operations promise; each method
-// here lists its steps. docs/decisions/0008-volume-layers.md says why it is done this way.
+// here lists its steps. docs/decisions/0010-volume-layers.md says why it is done this way.
 //
 // What can go wrong is told by the sentinels of package datastore.
 package chain
