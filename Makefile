@@ -28,7 +28,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) $(KUBE_LDFLAGS) -X github.com/contai
 
 # Debian packages. What the host needs at run time, what the build needs, and
 # what the tests and the demo use.
-RUN_PACKAGES := qemu-system-x86 qemu-system-data seabios runc nftables e2fsprogs kmod mount
+RUN_PACKAGES := qemu-system-x86 qemu-system-data qemu-utils seabios runc nftables e2fsprogs kmod mount
 BUILD_PACKAGES := linux-source-6.1 gcc libc6-dev make flex bison bc libelf-dev libssl-dev xz-utils cpio binutils perl dpkg-dev
 TEST_PACKAGES := curl iproute2 procps bsdutils conntrack erofs-utils protobuf-compiler xfsprogs
 # A Ceph cluster of one, for `make test-ceph` only.
@@ -149,6 +149,8 @@ test-unit: build/tools/gotest ## tests that need neither root nor QEMU
 test-integration: deps assets images build/tools/gotest ## tests of single packages that need root or QEMU
 	@$(ROOT) $(GOTEST) -stage integration -log build/test-integration.log -- -p 1 -timeout 40m -tags integration \
 		$$(git grep -l '^//go:build integration' -- '*_test.go' | xargs -n1 dirname | sort -u | sed 's,^,./,')
+
+CEPH_PACKAGES := ceph-mon ceph-mgr ceph-osd ceph-common qemu-block-extra
 
 .PHONY: test-ceph
 test-ceph: RUN_PACKAGES += $(CEPH_PACKAGES)

@@ -93,7 +93,8 @@ func (c *container) fifos(stdin bool) (in, out, errs string) {
 }
 
 // create makes a container.
-func (p *pod) create(id string, s *specs.Spec, stdin bool) (*container, error) {
+// create takes a container on.
+func (p *pod) create(id string, s *specs.Spec) (*container, error) {
 	p.t.Helper()
 	bundle := filepath.Join(p.dir, "containerd", id)
 	if err := os.MkdirAll(bundle, 0o700); err != nil {
@@ -107,7 +108,7 @@ func (p *pod) create(id string, s *specs.Spec, stdin bool) (*container, error) {
 		p.t.Fatal(err)
 	}
 	c := &container{pod: p, id: id}
-	in, out, errs := c.fifos(stdin)
+	in, out, errs := c.fifos(false)
 	_, err = p.task.Create(p.t.Context(), &taskapi.CreateTaskRequest{
 		ID: id, Bundle: bundle, Stdin: in, Stdout: out, Stderr: errs,
 		Rootfs: []*types.Mount{{Type: "bind", Source: filepath.Join(bundle, "meta"), Options: []string{"rbind", "ro", handover.ImageOption + p.image}}},
@@ -117,11 +118,20 @@ func (p *pod) create(id string, s *specs.Spec, stdin bool) (*container, error) {
 
 func (p *pod) mustCreate(id string, s *specs.Spec) *container {
 	p.t.Helper()
-	c, err := p.create(id, s, false)
+	c, err := p.create(id, s)
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	return c
+}
+
+// refusal is the error of a container that cannot be started; nothing of it is left.
+func (p *pod) refusal(id string, s *specs.Spec) error {
+	p.t.Helper()
+	c := p.mustCreate(id, s)
+	_, err := c.task.Start(p.t.Context(), &taskapi.StartRequest{ID: id})
+	c.delete()
+	return err
 }
 
 func (c *container) start() {

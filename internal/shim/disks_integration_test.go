@@ -259,7 +259,7 @@ func testDiskBlock(t *testing.T, a *agent) {
 	}
 	s = p.spec("/bin/true")
 	s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/volume", Type: "b", Major: stand.Major, Minor: stand.Minor + 1}}
-	if _, err := p.create("block-b", s, false); err == nil || !strings.Contains(err.Error(), "not possible in a micro-VM") {
+	if err := p.refusal("block-b", s); err == nil || !strings.Contains(err.Error(), "not possible in a micro-VM") {
 		t.Errorf("a device of the host: %v", err)
 	}
 	p.stop()
@@ -324,7 +324,7 @@ func testDiskRefused(t *testing.T, a *agent) {
 	} {
 		s := q.spec("/bin/true")
 		s.Mounts = append(s.Mounts, test.mount)
-		if _, err := q.create("refused-"+strings.ReplaceAll(what, " ", "-"), s, false); err == nil || !strings.Contains(err.Error(), test.want) {
+		if err := q.refusal("refused-"+strings.ReplaceAll(what, " ", "-"), s); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

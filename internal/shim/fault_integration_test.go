@@ -104,7 +104,7 @@ func testQEMUKilled(t *testing.T, h *host) {
 	if resp, err := p.sandbox.SandboxStatus(t.Context(), &sandboxapi.SandboxStatusRequest{SandboxID: p.id}); err != nil || resp.State != "SANDBOX_NOTREADY" {
 		t.Errorf("state: %v, %v", resp, err)
 	}
-	if _, err := p.create("too-late", p.spec("/bin/true"), false); err == nil {
+	if _, err := p.create("too-late", p.spec("/bin/true")); err == nil {
 		t.Error("a container was created in a dead micro-VM")
 	}
 	c.metrics()
