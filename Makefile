@@ -150,6 +150,8 @@ test-integration: deps assets images build/tools/gotest ## tests of single packa
 	@$(ROOT) $(GOTEST) -stage integration -log build/test-integration.log -- -p 1 -timeout 40m -tags integration \
 		$$(git grep -l '^//go:build integration' -- '*_test.go' | xargs -n1 dirname | sort -u | sed 's,^,./,')
 
+CEPH_PACKAGES := ceph-mon ceph-mgr ceph-osd ceph-common qemu-block-extra
+
 .PHONY: test-ceph
 test-ceph: RUN_PACKAGES += $(CEPH_PACKAGES)
 test-ceph: deps build/tools/gotest ## the storage engine on a real Ceph cluster of one, made for the test
