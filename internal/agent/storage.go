@@ -65,6 +65,7 @@ func (a *Agent) runStorage(ctx context.Context) error {
 	}
 	driver, err := csi.New(csi.Config{
 		Version: a.cfg.Version, Node: a.cfg.NodeName, Stores: set, Open: local, NodeService: local, Socket: socket, Logger: a.cfg.Logger,
+		OnChange: objects.Touch,
 	})
 	if err != nil {
 		return fmt.Errorf("configuring storage: %w", err)

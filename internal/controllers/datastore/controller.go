@@ -66,6 +66,8 @@ const (
 	// lookEvery is how often the status is looked at, and a datastore that failed is tried again.
 	lookEvery = 15 * time.Second
 	tidyEvery = time.Hour
+	// touchAfter collects changes that come in quick succession.
+	touchAfter = time.Second
 )
 
 // Controller keeps the datastores of one host.
@@ -161,6 +163,13 @@ func (c *Controller) Run(ctx context.Context) error {
 			}
 		}
 		c.queue.Done(name)
+	}
+}
+
+// Touch says that volumes have changed, so that the status is looked at soon.
+func (c *Controller) Touch() {
+	for _, name := range c.informer.GetStore().ListKeys() {
+		c.queue.AddAfter(name, touchAfter)
 	}
 }
 

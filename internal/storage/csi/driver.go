@@ -50,6 +50,8 @@ type Config struct {
 	// Socket is the absolute path of the unix socket to serve at.
 	Socket string
 	Logger *slog.Logger
+	// OnChange, if set, is called after each call that has changed volumes or snapshots.
+	OnChange func()
 	// OnReady, if set, is called when the socket accepts calls.
 	OnReady func()
 }
@@ -129,6 +131,9 @@ func (d *Driver) intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 	answer, err := handler(ctx, req)
 	err = Status(err)
 	method := info.FullMethod[strings.LastIndexByte(info.FullMethod, '/')+1:]
+	if err == nil && d.cfg.OnChange != nil && changes(method) {
+		d.cfg.OnChange()
+	}
 	switch took := time.Since(begin).Round(time.Millisecond); {
 	case err != nil:
 		d.cfg.Logger.Warn("storage call failed", "method", method, "took", took, "error", err)
@@ -138,6 +143,15 @@ func (d *Driver) intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 		d.cfg.Logger.Debug("storage call", "method", method, "took", took)
 	}
 	return answer, err
+}
+
+// changes tells whether a method changes what a datastore holds.
+func changes(method string) bool {
+	switch method {
+	case "CreateVolume", "DeleteVolume", "ControllerExpandVolume", "CreateSnapshot", "DeleteSnapshot", "NodePublishVolume", "NodeUnpublishVolume":
+		return true
+	}
+	return false
 }
 
 // Holder names one use of a volume on a node: the text that the engine keeps as the holder.
