@@ -61,7 +61,7 @@ func TestSmallCPULimit(t *testing.T) {
 	n.kubectl("patch", "pod", "box", "--subresource", "resize", "--type", "strategic", "-p",
 		`{"spec":{"containers":[{"name":"box","resources":{"limits":{"cpu":"20m"}}}]}}`)
 	eventually(t, "the new limit", func() error {
-		if got := n.exec("box", "cat", "/sys/fs/cgroup/cpu.max"); got != "2000 100000" {
+		if got := strings.TrimSpace(n.exec("box", "cat", "/sys/fs/cgroup/cpu.max")); got != "2000 100000" {
 			return fmt.Errorf("cpu.max %s", got)
 		}
 		return nil
