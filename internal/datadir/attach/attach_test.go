@@ -134,6 +134,9 @@ func TestRecords(t *testing.T) {
 	if got, err := r.Find("v"); len(got) != 0 || err != nil {
 		t.Errorf("of another process: %+v, %v", got, err)
 	}
+	if left, _ := filepath.Glob(filepath.Join(run, "attached/*")); len(left) != len(files) {
+		t.Errorf("of %v these are left: %v; the next shim may be replacing them", files, left)
+	}
 	if err := os.WriteFile(filepath.Join(run, "attached", filepath.Base(files[0])), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}

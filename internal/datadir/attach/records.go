@@ -82,7 +82,8 @@ func (r Records) Remove(volume, pod string) error {
 	return nil
 }
 
-// Find returns who has a volume open. Records of processes that have ended are removed.
+// Find returns who has a volume open. Records of processes that have ended do not count, and stay: the next
+// shim of the pod may be replacing its one at this moment.
 func (r Records) Find(volume string) ([]Record, error) {
 	entries, err := os.ReadDir(r.dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -96,15 +97,13 @@ func (r Records) Find(volume string) ([]Record, error) {
 		if !strings.HasPrefix(e.Name(), prefix(volume)) || strings.HasSuffix(e.Name(), ".new") {
 			continue
 		}
-		file := filepath.Join(r.dir, e.Name())
-		rec, err := read(file)
+		rec, err := read(filepath.Join(r.dir, e.Name()))
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			continue
 		case err != nil:
 			return nil, fmt.Errorf("looking for open volume: %w", err)
 		case !alive(rec):
-			_ = os.Remove(file)
 			continue
 		}
 		out = append(out, rec)

@@ -162,34 +162,34 @@ func (c *controller) create(ctx context.Context, p plan) (created, error) {
 			return created{store: s, volume: v}, nil
 		}
 		failed = fmt.Errorf("datastore %q: %w", s.Name, err)
-		if !errors.Is(err, datastore.ErrFull) && !errors.Is(err, datastore.ErrUnavailable) {
+		if !errors.Is(err, datastore.ErrFull) { // one that gives no answer may still make the volume
 			break
 		}
 	}
 	return created{}, failed
 }
 
-// madeBefore returns the datastore that an earlier call has made the volume on, or all that can be reached.
+// madeBefore returns the datastore that an earlier call has made the volume on, or else all, with those first
+// where one has begun to. Where that cannot be found out there may be a second volume: Unavailable.
 func madeBefore(ctx context.Context, candidates []stores.Store, id string) ([]stores.Store, error) {
 	if len(candidates) == 1 {
 		return candidates, nil
 	}
-	var reached []stores.Store
+	var begun, others []stores.Store
 	var failed error
 	for _, s := range candidates {
-		switch _, err := s.Volume(ctx, id); {
-		case err == nil:
+		switch v, err := s.Volume(ctx, id); {
+		case err == nil && v.State == datastore.StateReady:
 			return []stores.Store{s}, nil
+		case err == nil:
+			begun = append(begun, s)
 		case errors.Is(err, datastore.ErrNotFound):
-			reached = append(reached, s)
+			others = append(others, s)
 		default:
-			failed = fmt.Errorf("datastore %q: %w", s.Name, err)
+			failed = status.Errorf(codes.Unavailable, "datastore %q may have the volume already: %v", s.Name, err)
 		}
 	}
-	if len(reached) == 0 {
-		return nil, failed
-	}
-	return reached, nil
+	return append(begun, others...), failed
 }
 
 // candidates are the datastores a volume may be on, the best one first.

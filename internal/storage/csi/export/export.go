@@ -173,7 +173,7 @@ func show(ctx context.Context, c *qmp.Client, o attach.Opened) error {
 	top := o.Disk.Layers[len(o.Disk.Layers)-1]
 	if !o.Disk.ReadOnly {
 		// It may have been decided to grow the volume while nobody had it open.
-		if err := resize(ctx, c, top, o.Disk.Size); err != nil {
+		if err := grow(ctx, c, node(top), o.Disk.Size); err != nil {
 			return err
 		}
 	}
@@ -257,8 +257,34 @@ func addLayer(ctx context.Context, c *qmp.Client, l handover.Layer, keys map[str
 	return nil
 }
 
-func resize(ctx context.Context, c *qmp.Client, top handover.Layer, bytes int64) error {
-	return c.Execute(ctx, "block_resize", map[string]any{"node-name": node(top), "size": bytes}, nil)
+// grow makes a node that large. One that is larger stays: the size at hand is an old one then, for example after
+// a crash while the volume grew.
+func grow(ctx context.Context, c *qmp.Client, name string, bytes int64) error {
+	all, err := nodes(ctx, c)
+	if err != nil {
+		return err
+	}
+	for _, n := range all {
+		if n.Name == name && n.Image.Size >= bytes {
+			return nil
+		}
+	}
+	return c.Execute(ctx, "block_resize", map[string]any{"node-name": name, "size": bytes}, nil)
+}
+
+// blockNode is what a daemon says about a node.
+type blockNode struct {
+	Name  string `json:"node-name"`
+	Depth int    `json:"backing_file_depth"`
+	Image struct {
+		Size int64 `json:"virtual-size"`
+	} `json:"image"`
+}
+
+func nodes(ctx context.Context, c *qmp.Client) ([]blockNode, error) {
+	var out []blockNode
+	err := c.Execute(ctx, "query-named-block-nodes", map[string]any{"flat": true}, &out)
+	return out, err
 }
 
 func limits(l attach.Limits) map[string]any {
@@ -289,15 +315,12 @@ func (s *Set) dial(ctx context.Context, name string) (*qmp.Client, error) {
 
 // top finds the layer that is written to: the one with the most layers below it.
 func top(ctx context.Context, c *qmp.Client) (string, error) {
-	var nodes []struct {
-		Name  string `json:"node-name"`
-		Depth int    `json:"backing_file_depth"`
-	}
-	if err := c.Execute(ctx, "query-named-block-nodes", map[string]any{"flat": true}, &nodes); err != nil {
+	all, err := nodes(ctx, c)
+	if err != nil {
 		return "", err
 	}
 	name, depth := "", -1
-	for _, n := range nodes {
+	for _, n := range all {
 		if strings.HasPrefix(n.Name, "l-") && !strings.HasSuffix(n.Name, "-f") && n.Depth > depth {
 			name, depth = n.Name, n.Depth
 		}
@@ -357,11 +380,11 @@ func (s *Set) Snapshot(ctx context.Context, name string, overlay handover.Layer,
 	})
 }
 
-// Resize makes an exported volume that large.
+// Resize makes an exported volume at least that large.
 func (s *Set) Resize(ctx context.Context, name string, bytes int64) error {
 	return s.change(ctx, name, func(ctx context.Context, c *qmp.Client) error {
 		// Through the throttle, which would not notice otherwise.
-		return c.Execute(ctx, "block_resize", map[string]any{"node-name": throttleNode, "size": bytes}, nil)
+		return grow(ctx, c, throttleNode, bytes)
 	})
 }
 

@@ -136,6 +136,28 @@ func (h *host) unpublish(r *csispec.NodePublishVolumeRequest) {
 	}
 }
 
+// TestFailedPublish: nothing stays of it, since the kubelet does not unpublish what was never published.
+func TestFailedPublish(t *testing.T) {
+	h := newHost(t)
+	r := h.request(h.volume("v", nil), "host")
+	r.VolumeCapability.GetMount().MountFlags = []string{"no_such_option"}
+	if _, err := h.NodePublishVolume(t.Context(), r); err == nil {
+		t.Fatal("mounted with an unknown option")
+	}
+	_, v, err := h.set.Volume(t.Context(), r.VolumeId)
+	must(t, err)
+	targets, err := os.ReadDir(filepath.Join(h.kubelet, "plugins", handover.Driver, "targets"))
+	must(t, err)
+	exports, err := os.ReadDir(filepath.Join(h.run, "exports"))
+	must(t, err)
+	if len(v.Attachments)+len(targets)+len(exports) > 0 {
+		t.Errorf("still there: %v %v %v", v.Attachments, targets, exports)
+	}
+	r.VolumeCapability.GetMount().MountFlags = nil
+	h.publish(r)
+	h.unpublish(r)
+}
+
 // TestHostPods: pods of the host write, snapshot, growth, a second pod on the same host, agent restart.
 func TestHostPods(t *testing.T) {
 	for name, edit := range map[string]func(*datastore.Spec){

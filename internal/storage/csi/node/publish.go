@@ -132,6 +132,11 @@ func (s *Service) publish(ctx context.Context, t target) error {
 	if err := s.targets.put(t); err != nil {
 		return err
 	}
+	return s.orUndo(ctx, t, s.publishRecorded(ctx, t, disk))
+}
+
+// publishRecorded does what the record says.
+func (s *Service) publishRecorded(ctx context.Context, t target, disk handover.Disk) error {
 	switch {
 	case t.MicroVM && t.Block:
 		return s.publishStandIn(t, disk.Size)
@@ -142,6 +147,28 @@ func (s *Service) publish(ctx context.Context, t target) error {
 		return makeDir(t.Path)
 	}
 	return s.publishHere(ctx, t, disk)
+}
+
+// orUndo undoes what has failed, unless the target has something mounted from before: the kubelet unpublishes
+// nothing after an error that it takes for final.
+func (s *Service) orUndo(ctx context.Context, t target, err error) error {
+	if err == nil || isMounted(t.Path) {
+		return err
+	}
+	if failed := s.unpublish(context.WithoutCancel(ctx), t.Volume, t.Path); failed != nil {
+		return errors.Join(err, failed)
+	}
+	return err
+}
+
+// isMounted tells whether something is mounted at a path; if it cannot be found out, there is.
+func isMounted(path string) bool {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, 0, &st)
+	if errors.Is(err, unix.ENOENT) {
+		return false
+	}
+	return err != nil || st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 || st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }
 
 // alone refuses a volume that is for one pod only (ReadWriteOncePod) and is published already.

@@ -60,7 +60,7 @@ func (s *Store) Check(ctx context.Context, progress func(done, total int)) (data
 			}
 			reportRecords(&report, records, damaged)
 			todo = imagesOf(records)
-			return o.orphans(&report, records)
+			return o.orphans(&report, records, len(damaged) == 0)
 		})
 	})
 	if err != nil {
@@ -214,17 +214,14 @@ func (o *op) needed(c *checked) bool {
 	})
 }
 
-// orphans reports what no record names. With a record that cannot be read, nothing can be said to be an orphan.
-func (o *op) orphans(report *datastore.Report, records []*record) error {
-	known := map[string]Layer{}
-	for _, r := range records {
-		for _, l := range r.images() {
-			known[l.ID] = l
+// orphans reports what no record names. With a record that cannot be read, no image can be said to be an orphan.
+func (o *op) orphans(report *datastore.Report, records []*record, complete bool) error {
+	strays := map[string]int64{}
+	if complete {
+		var err error
+		if strays, err = o.strays(records); err != nil {
+			return err
 		}
-	}
-	strays, err := o.place.Images().Strays(known)
-	if err != nil {
-		return err
 	}
 	for _, k := range Kinds() {
 		_, among, err := o.place.List(k)
@@ -239,4 +236,33 @@ func (o *op) orphans(report *datastore.Report, records []*record) error {
 		report.Problems = append(report.Problems, datastore.Problem{Kind: datastore.ProblemOrphan, Path: path, Text: "no record names this", Bytes: strays[path]})
 	}
 	return nil
+}
+
+// strays returns images that none of the records names, and none that was written since they were read.
+func (o *op) strays(records []*record) (map[string]int64, error) {
+	found, err := o.place.Images().Strays(known(records))
+	if err != nil || len(found) == 0 {
+		return found, err
+	}
+	now, damaged, err := o.readAll()
+	if err != nil || len(damaged) > 0 {
+		return map[string]int64{}, err
+	}
+	still, err := o.place.Images().Strays(known(now))
+	if err != nil {
+		return nil, err
+	}
+	maps.DeleteFunc(found, func(path string, _ int64) bool { _, stray := still[path]; return !stray })
+	return found, nil
+}
+
+// known are all images that records name, by id.
+func known(records []*record) map[string]Layer {
+	out := map[string]Layer{}
+	for _, r := range records {
+		for _, l := range r.images() {
+			out[l.ID] = l
+		}
+	}
+	return out
 }

@@ -97,7 +97,7 @@ func (o *op) freeze(v *record, id string, live datastore.Live) ([]Layer, error) 
 	if err := o.room(0, 0, false); err != nil {
 		return nil, err
 	}
-	v.Pending = &pending{Layer: Layer{ID: newName("l"), Format: handover.FormatQCOW2, Size: v.Size, Key: v.Key}, Snapshot: id}
+	v.Pending = &pending{Layer: Layer{ID: newName("l"), Format: handover.FormatQCOW2, Size: v.Size, Key: v.Key}, Snapshot: id, unwritten: !open}
 	if err := o.put(v); err != nil {
 		return nil, err
 	}
@@ -107,7 +107,7 @@ func (o *op) freeze(v *record, id string, live datastore.Live) ([]Layer, error) 
 	return v.below(), nil
 }
 
-// thaw finishes a freeze.
+// thaw finishes a freeze. The layer of one that was found in the record may have been written to already.
 func (o *op) thaw(v *record, live datastore.Live) error {
 	p := v.Pending
 	i := Image{Layer: p.Layer, Below: &v.Layers[len(v.Layers)-1], Provisioning: datastore.Thin}
@@ -141,7 +141,7 @@ func (o *op) thaw(v *record, live datastore.Live) error {
 			return err
 		}
 	}
-	v.Layers, v.Dirty, v.Pending = append(slices.Clone(v.Layers), p.Layer), live != nil, nil
+	v.Layers, v.Dirty, v.Pending = append(slices.Clone(v.Layers), p.Layer), !p.unwritten, nil
 	return o.put(v)
 }
 

@@ -83,6 +83,8 @@ type Layer struct {
 type pending struct {
 	Layer    Layer  `json:"layer"`
 	Snapshot string `json:"snapshot,omitempty"`
+	// unwritten: this operation has begun the freeze, and nobody can have the volume open for writing.
+	unwritten bool
 }
 
 // Valid names. A layer's id is part of file and QEMU node names.

@@ -238,6 +238,39 @@ func crashIn(t *testing.T, name, store string, step int) bool {
 	return err == nil
 }
 
+// TestCopyAfterCrash: QEMU goes on with the layer that a snapshot cut off has added, and what it writes there is in
+// copies and snapshots that are made later.
+func TestCopyAfterCrash(t *testing.T) {
+	for step, ended := 1, false; !ended; step++ {
+		t.Run(strconv.Itoa(step), func(t *testing.T) {
+			for _, o := range operations() {
+				if o.name != "snapshot of an open volume" {
+					continue
+				}
+				c := at(t, filepath.Join(t.TempDir(), "store"))
+				_, err := c.s.Init(t.Context())
+				c.ok(err)
+				o.setup(c)
+				ended = crashIn(t, o.name, c.path, step)
+				d, err := c.live.disk()
+				c.ok(err)
+				c.ok(qemuIO(t, c.s, d, "write -P 122 192k 64k")) // 'z'
+				c.ok(c.s.Detach(t.Context(), "v", "live"))
+				c.create(datastore.Spec{ID: "w", Source: &datastore.Source{Volume: "v"}})
+				c.snapshot("later")
+				for _, id := range []string{"v", "w", "s:later"} {
+					c.holds(id, "ab-z")
+				}
+				return
+			}
+			t.Fatal("there is no such operation")
+		})
+		if t.Failed() {
+			return
+		}
+	}
+}
+
 // afterCrash looks at what a crash left.
 func afterCrash(t *testing.T, o operation, store string, repeat, ended bool) {
 	t.Helper()
