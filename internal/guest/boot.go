@@ -53,8 +53,9 @@ const monitorSlack = 2 * time.Millisecond
 
 // slowMonitor makes that thread, which wakes up every 20 microseconds while there is something to do, less
 // busy: under emulation it took a third of the time of each call. It is the first thread after the main one
-// (runtime.main starts it before anything else). What suffers is only how soon another goroutine goes on when
-// one blocks in a system call.
+// (runtime.main starts it before anything else). What suffers is how soon another goroutine goes on when one
+// blocks in a system call. Threads and processes that come of it inherit the slack; the exec helper takes it
+// back for the containers.
 func slowMonitor(*machine) error {
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -182,15 +183,16 @@ func (s *server) ReleaseVolumes(ctx context.Context, req *guestv1.ReleaseVolumes
 	if err != nil {
 		return nil, err
 	}
+	// One that fails or takes its time is no reason not to write out the others.
+	ids := req.GetIds()
+	errs := make([]error, len(ids)+1)
 	if req.GetKill() {
-		if err := s.m.tree.Pod().Kill(); err != nil {
-			return nil, status(err)
-		}
+		errs[len(ids)] = s.m.tree.Pod().Kill()
 	}
-	for _, id := range req.GetIds() {
-		if err := p.volumes.ReleaseDisk(ctx, id); err != nil {
-			return nil, status(err)
-		}
+	var wg sync.WaitGroup
+	for i, id := range ids {
+		wg.Go(func() { errs[i] = p.volumes.ReleaseDisk(ctx, id) })
 	}
-	return &guestv1.Empty{}, nil
+	wg.Wait()
+	return &guestv1.Empty{}, status(errors.Join(errs...))
 }

@@ -55,6 +55,9 @@ func vmView(v *vm, t *testing.T) *vm {
 }
 
 func testBasic(t *testing.T, v *vm) {
+	if got := v.must(sh("cat /proc/self/timerslack_ns")); got != "50000" {
+		t.Errorf("timers of a container may be %s ns late", got)
+	}
 	got := v.must(sh("echo hello; uname -n; cat /proc/self/oom_score_adj; echo $$; pwd; echo $HOME $A; id; umask; cat /proc/1/cgroup"))
 	if want := "hello\npod\n1000\n1\n/\n/root b\nuid=0(root) gid=0(root)\n0022\n0::/"; got != want {
 		t.Errorf("got %q, want %q", got, want)

@@ -109,7 +109,8 @@ func (m *Machine) Depth(serial string) (int, error) {
 	return len(v.layers), nil
 }
 
-// ResizeVolume makes a volume that size, in bytes. The guest is told and has to look.
+// ResizeVolume makes a volume at least that size, in bytes. The guest is told and has to look. A volume that
+// is larger, because growing it was interrupted before it was written down, stays as it is.
 func (m *Machine) ResizeVolume(ctx context.Context, serial string, bytes int64) error {
 	doing := fmt.Sprintf("resizing volume %q", serial)
 	m.devices.Lock()
@@ -123,7 +124,30 @@ func (m *Machine) ResizeVolume(ctx context.Context, serial string, bytes int64) 
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
 	defer cancel()
+	if size, err := m.nodeSize(ctx, v.top()); err != nil || size >= bytes {
+		return err
+	}
 	return m.run(ctx, doing, qmp.Command{Name: "block_resize", Args: map[string]any{"node-name": v.top(), "size": bytes}})
+}
+
+// nodeSize is the size of what a block node shows, in bytes.
+func (m *Machine) nodeSize(ctx context.Context, node string) (int64, error) {
+	var nodes []struct {
+		Node  string `json:"node-name"`
+		Image struct {
+			Size int64 `json:"virtual-size"`
+		} `json:"image"`
+	}
+	query := qmp.Command{Name: "query-named-block-nodes", Args: map[string]any{"flat": true}, Result: &nodes}
+	if err := m.run(ctx, "asking for the size of a volume", query); err != nil {
+		return 0, err
+	}
+	for _, n := range nodes {
+		if n.Node == node {
+			return n.Image.Size, nil
+		}
+	}
+	return 0, fmt.Errorf("asking for the size of a volume: no block node %q", node)
 }
 
 // LimitVolume changes what a volume may do per second.

@@ -42,7 +42,10 @@ const (
 	// guestTimeout bounds calls to the guest; giving many files to a group takes long.
 	guestTimeout = 90 * time.Second
 	// releaseTimeout bounds how long the guest may take to write out and unmount at the pod's end.
-	releaseTimeout = 20 * time.Second
+	// (the kubelet gives a sandbox two minutes to stop), stalledTimeout the same when a datastore is full and
+	// nothing can be written.
+	releaseTimeout = 80 * time.Second
+	stalledTimeout = 20 * time.Second
 )
 
 // ErrUnpublished is wrapped when there is no record of a volume: it is not one of ours.
@@ -340,8 +343,8 @@ func limits(l attach.Limits) vm.Limits {
 	}
 }
 
-// Release takes all volumes away; no more can come. When it returns they are closed, also after an error. The
-// containers must have ended.
+// Release takes all volumes away; no more can come. When it returns without an error they are closed. The
+// containers must have ended. It is called again when QEMU has ended, which closes what is left.
 func (s *Set) Release(ctx context.Context) error {
 	s.end()
 	s.attaching.Lock()
@@ -353,18 +356,27 @@ func (s *Set) Release(ctx context.Context) error {
 	}
 	ctx = context.WithoutCancel(ctx)
 	req := &guestv1.ReleaseVolumesRequest{Kill: true}
+	timeout := releaseTimeout
+	if s.machine.Stalled() {
+		timeout = stalledTimeout
+	}
+	gctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
 	for _, d := range s.disks {
 		req.Ids = append(req.Ids, d.id)
+		// What is written now is the last of it, and the pod waits.
+		if err := s.machine.LimitVolume(gctx, d.serial, vm.Limits{}); err != nil && !errors.Is(err, vm.ErrExited) {
+			slog.Warn("lifting limits of a volume that is released", "volume", d.volume.ID, "error", err)
+		}
 	}
-	gctx, cancel := context.WithTimeout(ctx, releaseTimeout)
-	defer cancel()
 	var errs []error
 	if _, err := s.guest.ReleaseVolumes(gctx, req); err != nil {
 		errs = append(errs, fmt.Errorf("unmounting volumes in the guest: %w", err))
 	}
 	for name, d := range s.disks {
 		if err := s.machine.RemoveVolume(ctx, d.serial); err != nil && !errors.Is(err, vm.ErrExited) {
-			errs = append(errs, err)
+			errs = append(errs, err) // QEMU may have it open still, and the record says so until it has ended
+			continue
 		}
 		delete(s.disks, name)
 		s.forget(d.volume.ID)

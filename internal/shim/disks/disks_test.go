@@ -127,7 +127,7 @@ func TestMountOnce(t *testing.T) {
 	if got := f.said(); got != "add resize probe create:DISK" {
 		t.Errorf("did %q", got)
 	}
-	if err := s.Release(t.Context()); err != nil || f.said() != "release remove" {
+	if err := s.Release(t.Context()); err != nil || f.said() != "limit release remove" {
 		t.Error(err)
 	}
 	if _, err := s.Mount(t.Context(), "pvc"); err == nil {

@@ -362,6 +362,8 @@ func (s *Service) ended() bool {
 // watch waits for the end of QEMU.
 func (s *Service) watch(m *VM) {
 	<-m.Machine.Done()
+	// The kubelet does not stop a sandbox that has ended by itself, and its volumes are wanted elsewhere.
+	s.releaseDisks(context.Background())
 	s.mu.Lock()
 	asked := s.stop
 	s.mu.Unlock()

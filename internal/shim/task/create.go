@@ -86,19 +86,21 @@ func (s *Service) create(ctx context.Context, r *api.CreateTaskRequest) (_ *cont
 		p.io.Close()
 		return nil
 	})
+	preparing, giveUp := context.WithTimeout(context.WithoutCancel(ctx), prepareTimeout)
+	c.giveUp = giveUp
 	if err := s.enter(c, p); err != nil {
+		giveUp()
 		return nil, err
 	}
 	stack.Release()
 	steps.Done("host")
-	go s.prepare(context.WithoutCancel(ctx), pod, c, oci, rootfs.image, steps)
+	go s.prepare(preparing, pod, c, oci, rootfs.image, steps)
 	return c, nil
 }
 
 // prepare does what is to be done in the guest before the container can be started.
 func (s *Service) prepare(ctx context.Context, pod *Pod, c *container, oci *specs.Spec, image string, steps *timing.Phase) {
-	ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
-	defer cancel()
+	defer c.giveUp()
 	defer close(c.prepared)
 	if c.failed = s.prepareGuest(ctx, pod, c, oci, image, steps); c.failed != nil {
 		c.failed = fmt.Errorf("creating container in micro-VM: %w", c.failed)

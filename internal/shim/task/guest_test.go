@@ -196,11 +196,12 @@ type pod struct {
 	scores   []int
 	kept     int // calls of Sustain
 	shutdown int
+	ready    func(context.Context) error
 }
 
 func newPod(t *testing.T) *pod {
 	t.Helper()
-	p := &pod{t: t, guest: newGuest(), events: make(journal, 100), image: filepath.Join(t.TempDir(), "a.erofs")}
+	p := &pod{t: t, ready: func(context.Context) error { return nil }, guest: newGuest(), events: make(journal, 100), image: filepath.Join(t.TempDir(), "a.erofs")}
 	if err := os.WriteFile(p.image, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +212,7 @@ func newPod(t *testing.T) *pod {
 	p.Attach(&Pod{
 		Guest: p.guest, Streams: p.guest, PID: 4711,
 		Images: images.New(p.guest, p.guest), Volumes: volumes.New(p.guest, nil, volumes.Roots{}),
-		Ready:   func(context.Context) error { return nil },
+		Ready:   func(ctx context.Context) error { return p.ready(ctx) },
 		Protect: func(score int) { p.scores = append(p.scores, score) },
 		Sustain: func() { p.kept++ },
 		Grow: func(_ context.Context, want Resources) error {

@@ -237,6 +237,12 @@ func (s *Service) Kill(ctx context.Context, r *api.KillRequest) (*emptypb.Empty,
 	if s.neverStarted(c, p, r.Signal) {
 		return &emptypb.Empty{}, nil
 	}
+	if !c.isPrepared() && (r.Signal == uint32(unix.SIGKILL) || r.Signal == uint32(unix.SIGTERM)) {
+		c.giveUp() // whoever waits to start it gets the error, and the process has ended with that
+	}
+	if err := c.wait(ctx); err != nil && ctx.Err() != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
 	pod, err := s.guestOf(ctx, c)
 	if err != nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("%w: %w", errdefs.ErrNotFound, err))
@@ -289,10 +295,11 @@ func (s *Service) delete(ctx context.Context, c *container, p *process) error {
 	if p.begin() != nil && !p.hasEnded() {
 		return fmt.Errorf("process is running: %w", errdefs.ErrFailedPrecondition)
 	}
-	// A container that the guest refused leaves nothing there.
-	select {
+	c.giveUp()
+	select { // A container that the guest refused leaves nothing there.
 	case <-c.prepared:
 	case <-ctx.Done():
+		p.unbegin()
 		return ctx.Err()
 	}
 	pod, err := s.running()

@@ -29,6 +29,7 @@ type container struct {
 
 	prepared chan struct{} // closed when the guest has the container, or will not have it
 	failed   error         // why not; to be read after that
+	giveUp   func()        // ends the preparation, if it is not done yet
 
 	mu    sync.Mutex // guards the fields below
 	execs map[string]*process
@@ -65,6 +66,16 @@ type process struct {
 
 func newProcess(exec string, pid uint32, cfg stdio.Config) *process {
 	return &process{exec: exec, pid: pid, config: cfg, ended: make(chan struct{})}
+}
+
+// isPrepared reports whether the guest has the container, without waiting for it.
+func (c *container) isPrepared() bool {
+	select {
+	case <-c.prepared:
+		return c.failed == nil
+	default:
+		return false
+	}
 }
 
 // wait waits until the guest has the container.
@@ -131,6 +142,13 @@ func (p *process) begin() error {
 	}
 	p.starting = true
 	return nil
+}
+
+// unbegin takes back the reservation of a start that did not take place.
+func (p *process) unbegin() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.starting = false
 }
 
 // started notes the pid in the guest.

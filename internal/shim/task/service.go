@@ -124,6 +124,9 @@ func (s *Service) Gone(at time.Time) {
 	}
 	s.mu.Unlock()
 	for _, c := range all {
+		if c.giveUp != nil {
+			c.giveUp()
+		}
 		for _, p := range c.processes() {
 			s.exited(c, p, exit{status: 137, at: at})
 		}
@@ -237,8 +240,8 @@ func (s *Service) Pids(ctx context.Context, r *api.PidsRequest) (*api.PidsRespon
 		return nil, errgrpc.ToGRPC(err)
 	}
 	self := &api.PidsResponse{Processes: []*tasktypes.ProcessInfo{{Pid: c.init.pid}}}
-	pod, err := s.guestOf(ctx, c)
-	if err != nil {
+	pod, err := s.running()
+	if err != nil || !c.isPrepared() {
 		return self, nil //nolint:nilerr // see above
 	}
 	ctx, cancel := call(ctx)

@@ -31,7 +31,7 @@ func (s *Service) Stats(ctx context.Context, r *api.StatsRequest) (*api.StatsRes
 		return nil, errgrpc.ToGRPC(err)
 	}
 	st := c.lastStatistics()
-	if pod, perr := s.guestOf(ctx, c); perr == nil && !c.init.hasEnded() {
+	if pod, perr := s.running(); perr == nil && c.isPrepared() && !c.init.hasEnded() {
 		ctx, cancel := call(ctx)
 		defer cancel()
 		if st, err = s.statistics(ctx, pod, c); err != nil {

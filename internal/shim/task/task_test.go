@@ -1,6 +1,7 @@
 package task
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -106,6 +107,58 @@ func TestCreateUnwinds(t *testing.T) {
 		s.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}
 	})
 	if len(p.containers) != 1 || p.guest.images != 1 {
+		t.Errorf("left: %d containers, %d images", len(p.containers), p.guest.images)
+	}
+}
+
+// TestKillWhilePreparing: a container whose guest is not ready can be given up, whether or not somebody waits
+// to start it.
+func TestKillWhilePreparing(t *testing.T) {
+	p := newPod(t)
+	p.ready = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	for _, id := range []string{"waited", "alone"} {
+		if _, err := p.Create(t.Context(), p.request(id, nil)); err != nil {
+			t.Fatal(err)
+		}
+		next[*apievents.TaskCreate](t, p.events)
+	}
+	started := make(chan error, 1)
+	go func() {
+		_, err := p.Start(t.Context(), &api.StartRequest{ID: "waited"})
+		started <- err
+	}()
+	_, process, err := p.process("waited", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	waits := func() bool {
+		process.mu.Lock()
+		defer process.mu.Unlock()
+		return process.starting
+	}
+	for range 5000 {
+		if waits() {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	// Statistics do not wait.
+	if _, err := p.Pids(t.Context(), &api.PidsRequest{ID: "waited"}); err != nil {
+		t.Error(err)
+	}
+	if _, err := p.Kill(t.Context(), &api.KillRequest{ID: "waited", Signal: 9}); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+		t.Errorf("kill: %v", err)
+	}
+	if err := <-started; err == nil {
+		t.Error("started")
+	}
+	next[*apievents.TaskExit](t, p.events)
+	for _, id := range []string{"waited", "alone"} {
+		if _, err := p.Service.Delete(t.Context(), &api.DeleteRequest{ID: id}); err != nil {
+			t.Errorf("deleting %s: %v", id, err)
+		}
+	}
+	if len(p.containers) != 0 || p.guest.images != 0 {
 		t.Errorf("left: %d containers, %d images", len(p.containers), p.guest.images)
 	}
 }
