@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -103,6 +104,18 @@ func (a *agent) free(files ...string) {
 	for _, f := range files {
 		command(a.t, "qemu-io", "-f", "qcow2", "-c", "read 0 512", f) // takes the lock for writing
 		command(a.t, "qemu-img", "check", "-q", f)
+	}
+}
+
+// survived is free for an image whose QEMU was killed: clusters may be allocated that nothing refers to, which
+// qemu-img reports with status 3 and which costs room only.
+func (a *agent) survived(file string) {
+	a.t.Helper()
+	command(a.t, "qemu-io", "-f", "qcow2", "-c", "read 0 512", file)
+	out, err := exec.Command("qemu-img", "check", "-q", file).CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && (!errors.As(err, &exit) || exit.ExitCode() != 3) {
+		a.t.Errorf("qemu-img check: %v\n%s", err, out)
 	}
 }
 
@@ -381,7 +394,7 @@ func killed(t *testing.T, a *agent, id string, kill func(*pod)) {
 		eventually(t, "QEMU ends", func() bool { return !alive(int(p.pid)) })
 		c.output.Wait()
 		acknowledged = last(t, c.stdout.String(), acknowledged)
-		a.free(d.Disk.Layers[1].File)
+		a.survived(d.Disk.Layers[1].File)
 		if alive(pid) {
 			p.stop()
 		} else {
