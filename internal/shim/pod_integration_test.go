@@ -280,14 +280,14 @@ func testTerminal(t *testing.T, p *pod) {
 // testStats: usage is counted, memory limits kill, and the kill is seen after the end.
 func testStats(t *testing.T, p *pod) {
 	limit := int64(32 << 20)
-	s := p.spec("/bin/sh", "-c", "dd if=/dev/zero of=/dev/null bs=100M count=1")
+	s := p.spec("/bin/sh", "-c", "sleep 1; dd if=/dev/zero of=/dev/null bs=100M count=1")
 	s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit}
 	c := p.mustCreate("oom", s)
+	c.start()
 	m := c.metrics()
 	if m.Memory.UsageLimit != uint64(limit) {
 		t.Errorf("limit %d", m.Memory.UsageLimit)
 	}
-	c.start()
 	if status := c.wait(); status != 137 {
 		t.Errorf("status %d: %s", status, c.stderr.String())
 	}
