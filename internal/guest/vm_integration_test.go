@@ -26,6 +26,7 @@ import (
 	guestv1 "atoll.dev/atoll/api/guest/v1"
 	"atoll.dev/atoll/internal/guest/channel"
 	"atoll.dev/atoll/internal/guest/flatspec"
+	"atoll.dev/atoll/internal/vm/qemu"
 )
 
 // vm is a micro-VM with a client of its init.
@@ -64,7 +65,7 @@ func boot(t testing.TB) *vm {
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=c,path=" + sock,
 		"-device", "virtserialport,chardev=c,name=" + channel.PortName,
 		"-drive", "if=none,id=s,format=raw,cache=unsafe,file=" + scratch, "-device", "virtio-blk-pci,drive=s,serial=scratch",
-		"-netdev", "user,id=n,restrict=on", "-device", "virtio-net-pci,netdev=n,ctrl_vq=off,ctrl_rx=off,ctrl_rx_extra=off,ctrl_vlan=off,ctrl_mac_addr=off,ctrl_guest_offloads=off,guest_announce=off,mq=off",
+		"-netdev", "user,id=n,restrict=on", "-device", "virtio-net-pci,netdev=n" + qemu.NoControlQueue,
 	}
 	for i, image := range []string{a.image, a.image, a.warm} {
 		argv = append(argv, "-drive", fmt.Sprintf("if=none,id=i%d,format=raw,readonly=on,file=%s", i, image),

@@ -41,9 +41,9 @@ const (
 	openRetry   = 100 * time.Millisecond
 	// guestTimeout bounds calls to the guest; giving many files to a group takes long.
 	guestTimeout = 90 * time.Second
-	// releaseTimeout bounds how long the guest may take to write out and unmount at the pod's end.
-	// (the kubelet gives a sandbox two minutes to stop), stalledTimeout the same when a datastore is full and
-	// nothing can be written.
+	// releaseTimeout bounds how long the guest may take to write out and unmount at the pod's end: the kubelet
+	// gives a sandbox two minutes to stop. stalledTimeout is for when a datastore is full and nothing can be
+	// written.
 	releaseTimeout = 80 * time.Second
 	stalledTimeout = 20 * time.Second
 )

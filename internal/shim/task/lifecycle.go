@@ -240,11 +240,11 @@ func (s *Service) Kill(ctx context.Context, r *api.KillRequest) (*emptypb.Empty,
 	if !c.isPrepared() && (r.Signal == uint32(unix.SIGKILL) || r.Signal == uint32(unix.SIGTERM)) {
 		c.giveUp() // whoever waits to start it gets the error, and the process has ended with that
 	}
-	if err := c.wait(ctx); err != nil && ctx.Err() != nil {
-		return nil, errgrpc.ToGRPC(err)
-	}
 	pod, err := s.guestOf(ctx, c)
-	if err != nil {
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, errgrpc.ToGRPC(err)
+	case err != nil:
 		return nil, errgrpc.ToGRPC(fmt.Errorf("%w: %w", errdefs.ErrNotFound, err))
 	}
 	ctx, cancel := call(ctx)

@@ -152,16 +152,16 @@ func (c *Config) args() []string {
 	if c.Tap != nil {
 		a = append(a,
 			"-netdev", fmt.Sprintf("tap,id=net,fd=%d", fdTap),
-			"-device", "virtio-net-pci,netdev=net,mac=02:00:00:00:00:01,romfile=,disable-legacy=on,bus=pcie.0,addr=0x3"+noControlQueue,
+			"-device", "virtio-net-pci,netdev=net,mac=02:00:00:00:00:01,romfile=,disable-legacy=on,bus=pcie.0,addr=0x3"+NoControlQueue,
 		)
 	}
 	return append(a, c.diskArgs()...)
 }
 
-// noControlQueue leaves out the control queue of the network device and all that needs it. A driver
+// NoControlQueue leaves out the control queue of the network device and all that needs it. A driver
 // spins while such a command is carried out, which was half of what a guest did to be set up. All it could
 // ask for is a receive filter, and the tap carries nothing but the pod's own frames.
-const noControlQueue = ",ctrl_vq=off,ctrl_rx=off,ctrl_rx_extra=off,ctrl_vlan=off,ctrl_mac_addr=off," +
+const NoControlQueue = ",ctrl_vq=off,ctrl_rx=off,ctrl_rx_extra=off,ctrl_vlan=off,ctrl_mac_addr=off," +
 	"ctrl_guest_offloads=off,guest_announce=off,mq=off"
 
 // accelArgs chooses accelerator and processor. Nested virtualisation is off: it is attack surface
