@@ -117,6 +117,10 @@ func configuration(cfg Config, groups cgroups, limits hostLimits) *kubeletv1beta
 		EventBurst:                2 * eventQPS,
 		RegisterNode:              &yes,
 		NodeStatusUpdateFrequency: metav1.Duration{Duration: 10 * time.Second},
+		// A container that waits for its restart shows CrashLoopBackOff only once its
+		// pod is synced a second time, which upstream's minute may put off to the
+		// fifth crash.
+		SyncFrequency: metav1.Duration{Duration: 30 * time.Second},
 		Logging:                   logsapi.LoggingConfiguration{Format: "text"},
 	}
 	if limits.openFiles < upstreamOpenFiles {
