@@ -45,19 +45,19 @@ func TestWrongCommands(t *testing.T) {
 func TestUpRefuses(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
-		hide     string // a file that is not to be there
+		prepare  string // a command of the shell, run in a mount namespace of its own, so that nobody else misses anything
 		messages []string
 	}{
 		// The suite's own supervisor holds the ports.
-		"busy port": {"", []string{"port 6443/tcp", "in use", "by process", "atoll down --data-dir " + suite.dataDir}},
-		"no qemu":   {"/usr/bin/qemu-system-x86_64", []string{"qemu-system-x86_64 is missing", "apt-get install -y qemu-system-x86"}},
-		"no kmod":   {"/sbin/modprobe", []string{"modprobe is missing", "apt-get install -y kmod"}},
+		"busy port": {"true", []string{"port 6443/tcp", "in use", "by process", "atoll down --data-dir " + suite.dataDir}},
+		"no qemu":   {"mount --bind /dev/null /usr/bin/qemu-system-x86_64", []string{"qemu-system-x86_64 is missing", "apt-get install -y qemu-system-x86"}},
+		"no kmod":   {"mount --bind /dev/null /sbin/modprobe", []string{"modprobe is missing", "apt-get install -y kmod"}},
+		"full disk": {`mount -t tmpfs -o size=64m tmpfs "${2%/*}"`, []string{"0.1 GiB free for", "free at least", "or choose another --data-dir"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "data")
-			// In a mount namespace of its own, so that nobody else misses the file.
-			script := `[ -z "$1" ] || mount --bind /dev/null "$1"; exec "$2" up --detach --data-dir "$3"`
-			out := atoll(t, 1, "unshare", "-m", "--propagation", "private", "sh", "-ec", script, "sh", tc.hide, suite.atoll, dir)
+			script := tc.prepare + `; exec "$1" up --detach --data-dir "$2"`
+			out := atoll(t, 1, "unshare", "-m", "--propagation", "private", "sh", "-ec", script, "sh", suite.atoll, dir)
 			for _, want := range append(tc.messages, "nothing was changed") {
 				contains(t, out, want)
 			}

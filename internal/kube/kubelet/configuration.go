@@ -121,7 +121,7 @@ func configuration(cfg Config, groups cgroups, limits hostLimits) *kubeletv1beta
 		// pod is synced a second time, which upstream's minute may put off to the
 		// fifth crash.
 		SyncFrequency: metav1.Duration{Duration: 30 * time.Second},
-		Logging:                   logsapi.LoggingConfiguration{Format: "text"},
+		Logging:       logsapi.LoggingConfiguration{Format: "text"},
 	}
 	if limits.openFiles < upstreamOpenFiles {
 		kc.MaxOpenFiles = int64(limits.openFiles)
