@@ -193,6 +193,7 @@ func TestServer(t *testing.T) {
 	t.Run("SecretsAreEncrypted", func(t *testing.T) { checkSecret(t, cfg, client) })
 	t.Run("Audit", func(t *testing.T) { checkAudit(t, cfg) })
 	t.Run("Controllers", func(t *testing.T) { checkControllers(t, client) })
+	t.Run("RenewedCertificates", func(t *testing.T) { checkCertificates(t, cfg) })
 
 	t.Run("DataSurvivesAKill", func(t *testing.T) {
 		p.stop(syscall.SIGKILL)
