@@ -11,7 +11,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -84,6 +86,28 @@ func Backing(path string) (dev, inode uint64, ok bool) {
 		return 0, 0, false
 	}
 	return info.Device, info.Inode, true
+}
+
+// Over lists the devices that were made of a file of this name, which may be gone by now.
+func Over(file string) ([]string, error) {
+	all, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return nil, fmt.Errorf("looking for loop devices: %w", err)
+	}
+	var out []string
+	for _, name := range all {
+		data, err := os.ReadFile(name)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
+			continue // gone since
+		}
+		if err != nil {
+			return nil, fmt.Errorf("looking for loop devices: %w", err)
+		}
+		if strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), " (deleted)") == file {
+			out = append(out, "/dev/"+filepath.Base(filepath.Dir(filepath.Dir(name))))
+		}
+	}
+	return out, nil
 }
 
 // Resize makes the device as large as its file has become.

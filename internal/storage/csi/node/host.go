@@ -86,9 +86,6 @@ func (s *Service) publishHere(ctx context.Context, t target, disk handover.Disk)
 	if err != nil {
 		return err
 	}
-	if err := s.targets.put(t); err != nil {
-		return err
-	}
 	if t.Block {
 		return bindDevice(d.Path, t.Path)
 	}
@@ -205,7 +202,7 @@ func (s *Service) unpublishHere(ctx context.Context, t target) (last bool, err e
 	if len(all) > 1 {
 		return false, nil
 	}
-	if t.Loop != "" {
+	if t.Backing != "" {
 		if err := s.closeHere(ctx, t); err != nil {
 			return false, err
 		}
