@@ -96,18 +96,35 @@ func Over(file string) ([]string, error) {
 	}
 	var out []string
 	for _, name := range all {
-		data, err := os.ReadFile(name)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
-			continue // gone since
-		}
+		device := "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(name)))
+		text, err := backingName(device)
 		if err != nil {
-			return nil, fmt.Errorf("looking for loop devices: %w", err)
+			return nil, err
 		}
-		if strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), " (deleted)") == file {
-			out = append(out, "/dev/"+filepath.Base(filepath.Dir(filepath.Dir(name))))
+		if text == file {
+			out = append(out, device)
 		}
 	}
 	return out, nil
+}
+
+// Orphan tells whether a device is made of a file that was a mount point and is not mounted any more, which has no
+// name.
+func Orphan(path string) bool {
+	text, err := backingName(path)
+	return err == nil && text == "/"
+}
+
+// backingName is the name of the file that a device is made of, "" if it is none.
+func backingName(device string) (string, error) {
+	data, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), "loop/backing_file"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("looking at loop device: %w", err)
+	}
+	return strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), " (deleted)"), nil
 }
 
 // Resize makes the device as large as its file has become.

@@ -63,15 +63,6 @@ func (s *Service) publishHere(ctx context.Context, t target, disk handover.Disk)
 	if err != nil {
 		return err
 	}
-	others, err := s.here(t.Volume)
-	if err != nil {
-		return err
-	}
-	for _, o := range others { // the device that another target uses already
-		if o.Loop != "" && isOver(o.Loop, file) {
-			t.Loop = o.Loop
-		}
-	}
 	readOnly := t.Mode == datastore.ReadOnly
 	flags := os.O_RDWR
 	if readOnly {

@@ -6,18 +6,53 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
 
 	"atoll.dev/atoll/internal/datadir/handover"
+	"atoll.dev/atoll/internal/linux/loop"
 )
+
+// TestStorageDaemonKilled: a volume whose daemon has died is put back by the next call.
+func TestStorageDaemonKilled(t *testing.T) {
+	h := newHost(t)
+	r := h.request(h.volume("killed", nil), "runc-1")
+	h.publish(r)
+	f, err := os.Create(filepath.Join(r.TargetPath, "file"))
+	must(t, err)
+	_, err = f.WriteString("synchronized")
+	must(t, errors.Join(err, f.Sync(), f.Close()))
+	pids, err := filepath.Glob(filepath.Join(h.run, "exports/*/pid"))
+	if err != nil || len(pids) != 1 {
+		t.Fatal(pids, err)
+	}
+	pid, err := os.ReadFile(pids[0])
+	must(t, err)
+	p, err := os.FindProcess(atoi(string(pid)))
+	must(t, err)
+	device, _ := h.record(r)["loop"].(string)
+	must(t, p.Kill())
+	for i := 0; unix.Kill(p.Pid, 0) == nil && i < 1000; i++ {
+		time.Sleep(5 * time.Millisecond)
+	}
+	h.publish(r)
+	if data, err := os.ReadFile(filepath.Join(r.TargetPath, "file")); err != nil || string(data) != "synchronized" {
+		t.Errorf("after the daemon's end: %q, %v", data, err)
+	}
+	if loop.Orphan(device) {
+		t.Errorf("%s is left of the daemon that has died", device)
+	}
+	h.unpublish(r)
+}
 
 // TestLoopNotRecorded: a device that was made by an agent that died before it could note it is used, or given back.
 func TestLoopNotRecorded(t *testing.T) {
@@ -44,21 +79,30 @@ func TestLoopNotRecorded(t *testing.T) {
 // returns the devices there are.
 func (h *host) unrecord(r *csispec.NodePublishVolumeRequest) []string {
 	h.t.Helper()
-	sum := sha256.Sum256([]byte(r.TargetPath))
-	file := filepath.Join(h.kubelet, "plugins", handover.Driver, "targets", hex.EncodeToString(sum[:])+".json")
-	data, err := os.ReadFile(file)
-	must(h.t, err)
-	var record map[string]any
-	must(h.t, json.Unmarshal(data, &record))
+	record := h.record(r)
 	if record["loop"] == nil {
-		h.t.Fatalf("no device in %s", data)
+		h.t.Fatalf("no device in %v", record)
 	}
 	delete(record, "loop")
-	data, err = json.Marshal(record)
+	data, err := json.Marshal(record)
 	must(h.t, err)
-	must(h.t, os.WriteFile(file, data, 0o600))
+	must(h.t, os.WriteFile(h.recordFile(r), data, 0o600))
 	must(h.t, unix.Unmount(r.TargetPath, 0))
 	return h.devices()
+}
+
+func (h *host) recordFile(r *csispec.NodePublishVolumeRequest) string {
+	sum := sha256.Sum256([]byte(r.TargetPath))
+	return filepath.Join(h.kubelet, "plugins", handover.Driver, "targets", hex.EncodeToString(sum[:])+".json")
+}
+
+// record is what the service has noted about a target.
+func (h *host) record(r *csispec.NodePublishVolumeRequest) (record map[string]any) {
+	h.t.Helper()
+	data, err := os.ReadFile(h.recordFile(r))
+	must(h.t, err)
+	must(h.t, json.Unmarshal(data, &record))
+	return record
 }
 
 // devices are the loop devices over files of this host.

@@ -65,17 +65,25 @@ func (s *Service) loopOver(t *target, f *os.File, readOnly bool) (loop.Device, e
 			return loop.Device{}, err
 		}
 	}
-	made, err := loop.Over(f.Name())
+	made, err := devicesOf(*t)
 	if err != nil {
 		return loop.Device{}, err
 	}
-	for _, device := range append([]string{t.Loop}, made...) {
-		var st unix.Stat_t
-		if device == "" || !isOver(device, f.Name()) || unix.Stat(device, &st) != nil {
+	found := ""
+	for _, device := range made {
+		if isOver(device, f.Name()) {
+			found = device
 			continue
 		}
-		t.Loop = device
-		return loop.Device{Path: device, Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}, s.targets.put(*t)
+		// Another file was there, for example that of a storage daemon that has died.
+		if err := loop.Detach(device); err != nil {
+			return loop.Device{}, err
+		}
+	}
+	var st unix.Stat_t
+	if found != "" && unix.Stat(found, &st) == nil {
+		t.Loop = found
+		return loop.Device{Path: found, Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}, s.targets.put(*t)
 	}
 	d, err := loop.Attach(f, readOnly)
 	if err != nil {
@@ -96,13 +104,22 @@ func isOver(device, file string) bool {
 	return ok && unix.Stat(file, &st) == nil && st.Ino == inode && st.Dev == dev
 }
 
+// devicesOf are the loop devices that were made for a target.
+func devicesOf(t target) ([]string, error) {
+	devices, err := loop.Over(t.Backing)
+	if err == nil && t.Loop != "" && loop.Orphan(t.Loop) { // the file was of a storage daemon that has died
+		devices = append(devices, t.Loop)
+	}
+	return devices, err
+}
+
 // dropLoop gives the loop devices of a target's file back. It goes by the name of the file, since what was there
 // may be gone.
 func (s *Service) dropLoop(t target) error {
 	if t.Backing == "" {
 		return nil
 	}
-	devices, err := loop.Over(t.Backing)
+	devices, err := devicesOf(t)
 	if err != nil {
 		return err
 	}
