@@ -3,6 +3,7 @@
 package node_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -52,6 +53,39 @@ func TestStorageDaemonKilled(t *testing.T) {
 		t.Errorf("%s is left of the daemon that has died", device)
 	}
 	h.unpublish(r)
+}
+
+// TestSweptAtStart: a storage daemon that no target needs ends when the service runs, and others go on.
+func TestSweptAtStart(t *testing.T) {
+	h := newHost(t)
+	kept, lost := h.request(h.volume("kept", nil), "runc-1"), block(h.request(h.volume("lost", nil), "runc-2"), h.kubelet)
+	h.publish(kept)
+	exports := func() int {
+		all, err := os.ReadDir(filepath.Join(h.run, "exports"))
+		must(t, err)
+		return len(all)
+	}
+	h.publish(lost)
+	for _, device := range h.unrecord(lost) {
+		if device != h.record(kept)["loop"] {
+			must(t, loop.Detach(device))
+		}
+	}
+	must(t, os.Remove(h.recordFile(lost)))
+	h.restart()
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- h.Run(ctx) }()
+	for deadline := time.Now().Add(20 * time.Second); exports() > 1 && time.Now().Before(deadline); {
+		time.Sleep(5 * time.Millisecond)
+	}
+	if n := exports(); n != 1 {
+		t.Errorf("%d exports, want one", n)
+	}
+	must(t, os.WriteFile(filepath.Join(kept.TargetPath, "file"), []byte("kept"), 0o600))
+	cancel()
+	must(t, <-ran)
+	h.unpublish(kept)
 }
 
 // TestLoopNotRecorded: a device that was made by an agent that died before it could note it is used, or given back.
