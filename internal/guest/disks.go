@@ -71,7 +71,10 @@ func (s *server) writeDisk(ctx context.Context, req *guestv1.WriteDiskRequest) (
 	}()
 	if req.GetFirst() {
 		if f != nil {
-			return fmt.Errorf("disk %s is being formatted: %w", req.GetSerial(), errInvalid)
+			// The host has given up on that attempt, perhaps with the disk that it was for.
+			_ = f.Close()
+			delete(s.formats.open, req.GetSerial())
+			f = nil
 		}
 		device, err := s.m.disks.Find(ctx, req.GetSerial())
 		if err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,12 +20,13 @@ import (
 
 // Machine is a running micro-VM. Its methods may be called from several goroutines.
 type Machine struct {
-	meta    Meta
-	proc    *qemu.Process
-	qmp     *qmp.Client
-	channel *net.UnixConn
-	console *ring
-	done    chan struct{} // closed when exit is set
+	meta     Meta
+	proc     *qemu.Process
+	qmp      *qmp.Client
+	channel  *net.UnixConn
+	console  *ring
+	done     chan struct{} // closed when exit is set
+	patience time.Duration // for a change of volumes: changeTimeout, but in tests
 
 	devices sync.Mutex // held over each change of devices; guards the next fields
 	slots   [ImageSlots]bool
@@ -84,7 +86,7 @@ type launchConfig struct {
 // launch starts QEMU and everything that watches it.
 func launch(q qemu.Config, l launchConfig) (_ *Machine, err error) {
 	m := &Machine{
-		console: newRing(consoleBytes), done: make(chan struct{}),
+		console: newRing(consoleBytes), done: make(chan struct{}), patience: changeTimeout,
 		disks: make(map[string]int), volumes: make(map[string]*volume), nextSet: volumeFDSet,
 	}
 	var undo []func() error

@@ -65,6 +65,7 @@ type volume struct {
 	readOnly bool
 	layers   []layer // lowest first
 	next     int     // number for the next layer
+	unsure   *layer  // of a snapshot whose end was not waited for, see settle
 }
 
 // layer is the nodes of one layer.
@@ -73,6 +74,7 @@ type layer struct {
 	set        int   // of descriptors
 	fds        []int // in it, as QEMU numbers them
 	secret     string
+	image      image
 }
 
 // AddVolume adds a volume as a SCSI disk. Everything that reaches a disk and is flushed by the guest is
@@ -93,7 +95,7 @@ func (m *Machine) AddVolume(ctx context.Context, v Volume) (lun int, err error) 
 	if lun, err = m.takeLUN(); err != nil {
 		return 0, fmt.Errorf("%s: %w", doing, err)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.patience)
 	defer cancel()
 	vol := &volume{lun: lun, readOnly: v.ReadOnly}
 	for i, l := range v.Layers {
@@ -215,7 +217,7 @@ func formatNode(n layer, l Layer, backing string, writable bool) map[string]any 
 // addLayer puts a layer on the nodes of a volume. The layer is noted as soon as there is anything to undo.
 func (m *Machine) addLayer(ctx context.Context, v *volume, l Layer, backing string, writable bool) error {
 	name := fmt.Sprintf("v%d.%d", v.lun, v.next)
-	n := layer{node: name, file: name + "f", set: m.nextSet}
+	n := layer{node: name, file: name + "f", set: m.nextSet, image: imageOf(l.File)}
 	v.next++
 	m.nextSet++
 	var added struct {
@@ -243,7 +245,11 @@ func (m *Machine) addLayer(ctx context.Context, v *volume, l Layer, backing stri
 // dropVolume closes all layers, highest first. Whatever of a layer is not there is fine.
 func (m *Machine) dropVolume(ctx context.Context, v *volume) error {
 	var first error
-	for _, l := range slices.Backward(v.layers) {
+	all := v.layers
+	if v.unsure != nil { // on top if it is anywhere
+		all = append(slices.Clip(all), *v.unsure)
+	}
+	for _, l := range slices.Backward(all) {
 		if err := m.dropLayer(ctx, l); err != nil && first == nil {
 			first = err
 		}
@@ -281,7 +287,7 @@ func (m *Machine) RemoveVolume(ctx context.Context, serial string) error {
 	if v == nil {
 		return fmt.Errorf("%s: %w", doing, ErrNoVolume)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.patience)
 	defer cancel()
 	if err := m.unplug(ctx, v.lun); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)

@@ -108,7 +108,7 @@ func TestVolume(t *testing.T) {
 	// After a snapshot writes go to the new layer, and QEMU holds the old one for reading only.
 	overlay := qcow2(t, "overlay", top)
 	must(t, m.SnapshotVolume(ctx, "vol-1", open(t, top, os.O_RDONLY), layers(t, os.O_RDWR, overlay)[0]))
-	if n, err := m.Depth("vol-1"); n != 3 || err != nil {
+	if n, err := m.Depth(ctx, "vol-1"); n != 3 || err != nil {
 		t.Errorf("%d layers, %v", n, err)
 	}
 	before, err := os.ReadFile(top)
@@ -165,6 +165,43 @@ func TestVolume(t *testing.T) {
 	g.Want(t, "abcd", "lun %d 4096 2", next)
 	if got := g.Ask(t, "write %d 0 22", next); !strings.HasPrefix(got, "error") {
 		t.Errorf("writing to a read-only volume: %s", got)
+	}
+}
+
+// TestSnapshotOfBusyQEMU: a snapshot for whose end nobody waited can be taken again.
+func TestSnapshotOfBusyQEMU(t *testing.T) {
+	ctx := t.Context()
+	m := vmtest.Clone(t, build(t), vm.CloneConfig{})
+	g := vmtest.NewGuest(m)
+	base := qcow2(t, "base", "")
+	lun, err := m.AddVolume(ctx, vm.Volume{Serial: "v", Layers: layers(t, os.O_RDWR, base)})
+	must(t, err)
+	overlay := qcow2(t, "overlay", base)
+	snapshot := func() error {
+		return m.SnapshotVolume(ctx, "v", open(t, base, os.O_RDONLY), layers(t, os.O_RDWR, overlay)[0])
+	}
+	must(t, unix.Kill(m.PID(), unix.SIGSTOP))
+	m.SetPatience(time.Second)
+	if err := snapshot(); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("of a QEMU that stands still: %v", err)
+	}
+	must(t, unix.Kill(m.PID(), unix.SIGCONT))
+	m.SetPatience(time.Minute)
+	for range 2 {
+		must(t, snapshot())
+	}
+	if n, err := m.Depth(ctx, "v"); n != 2 || err != nil {
+		t.Errorf("%d layers, %v", n, err)
+	}
+	before, err := os.ReadFile(base)
+	must(t, err)
+	g.Want(t, "ok", "write %d 8192 ef01", lun)
+	if after, err := os.ReadFile(base); err != nil || string(after) != string(before) {
+		t.Errorf("the frozen layer changed: %v", err)
+	}
+	must(t, m.RemoveVolume(ctx, "v"))
+	if out := qemuImg(t, "check", overlay); !strings.Contains(out, "No errors") {
+		t.Errorf("check: %s", out)
 	}
 }
 

@@ -25,8 +25,8 @@ const retryStalled = 2 * time.Second
 // the volume, from one moment to the next. frozen is the file of what was the top layer, opened anew for
 // reading only: from then on QEMU cannot write to it.
 //
-// After an error the volume is as before, unless the error wraps ErrExited or is a timeout; Depth then tells
-// whether it has grown.
+// After an error the volume is as before, unless the error wraps ErrExited or is a timeout. What became of it
+// after a timeout is found out with the next change of the volume; the same snapshot again goes on from there.
 func (m *Machine) SnapshotVolume(ctx context.Context, serial string, frozen *os.File, overlay Layer) error {
 	doing := fmt.Sprintf("taking a snapshot of volume %q", serial)
 	if overlay.Format != QCOW2 {
@@ -41,12 +41,19 @@ func (m *Machine) SnapshotVolume(ctx context.Context, serial string, frozen *os.
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.patience)
+	defer cancel()
+	if err := m.settle(ctx, v); err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	old := len(v.layers) - 1
+	if old > 0 && v.layers[old].image == imageOf(overlay.File) {
+		m.freezeOrWarn(ctx, serial, &v.layers[old-1], frozen)
+		return nil
+	}
 	if len(v.layers) >= maxLayers {
 		return fmt.Errorf("%s: %w: %d layers", doing, ErrLimit, maxLayers)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
-	defer cancel()
-	old := len(v.layers) - 1
 	err = m.addLayer(ctx, v, overlay, "", true)
 	if err == nil {
 		err = m.run(ctx, doing, qmp.Command{Name: "blockdev-snapshot", Args: map[string]any{
@@ -56,13 +63,22 @@ func (m *Machine) SnapshotVolume(ctx context.Context, serial string, frozen *os.
 	if err != nil {
 		failed := v.layers[old+1]
 		v.layers = v.layers[:old+1]
+		if ctx.Err() != nil {
+			v.unsure = &failed
+			return fmt.Errorf("%s: %w", doing, err)
+		}
 		return fmt.Errorf("%s: %w", doing, errors.Join(locked(err), m.dropLayer(ctx, failed)))
 	}
-	// The snapshot is taken. That QEMU could still write below it is no reason to call it failed.
-	if err := m.freeze(ctx, &v.layers[old], frozen); err != nil {
+	m.freezeOrWarn(ctx, serial, &v.layers[old], frozen)
+	return nil
+}
+
+// freezeOrWarn freezes what is below a snapshot that is taken. That QEMU could still write there is no reason to
+// call the snapshot failed.
+func (m *Machine) freezeOrWarn(ctx context.Context, serial string, l *layer, frozen *os.File) {
+	if err := m.freeze(ctx, l, frozen); err != nil {
 		slog.Warn("opening a frozen layer for reading only", "volume", serial, "error", err)
 	}
-	return nil
 }
 
 // freeze makes QEMU reopen a file for reading only and give up the descriptor it could write with.
@@ -99,12 +115,15 @@ func (m *Machine) writable(serial string) (*volume, error) {
 }
 
 // Depth is how many layers a volume has.
-func (m *Machine) Depth(serial string) (int, error) {
+func (m *Machine) Depth(ctx context.Context, serial string) (int, error) {
 	m.devices.Lock()
 	defer m.devices.Unlock()
 	v := m.volumes[serial]
 	if v == nil {
 		return 0, fmt.Errorf("looking at volume %q: %w", serial, ErrNoVolume)
+	}
+	if err := m.settle(ctx, v); err != nil {
+		return 0, fmt.Errorf("looking at volume %q: %w", serial, err)
 	}
 	return len(v.layers), nil
 }
@@ -122,32 +141,15 @@ func (m *Machine) ResizeVolume(ctx context.Context, serial string, bytes int64) 
 	if bytes <= 0 || bytes%512 != 0 {
 		return fmt.Errorf("%s: a disk cannot have %d bytes", doing, bytes)
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.patience)
 	defer cancel()
-	if size, err := m.nodeSize(ctx, v.top()); err != nil || size >= bytes {
+	if err := m.settle(ctx, v); err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	if n, err := m.blockNode(ctx, v.top()); err != nil || n.Image.Size >= bytes {
 		return err
 	}
 	return m.run(ctx, doing, qmp.Command{Name: "block_resize", Args: map[string]any{"node-name": v.top(), "size": bytes}})
-}
-
-// nodeSize is the size of what a block node shows, in bytes.
-func (m *Machine) nodeSize(ctx context.Context, node string) (int64, error) {
-	var nodes []struct {
-		Node  string `json:"node-name"`
-		Image struct {
-			Size int64 `json:"virtual-size"`
-		} `json:"image"`
-	}
-	query := qmp.Command{Name: "query-named-block-nodes", Args: map[string]any{"flat": true}, Result: &nodes}
-	if err := m.run(ctx, "asking for the size of a volume", query); err != nil {
-		return 0, err
-	}
-	for _, n := range nodes {
-		if n.Node == node {
-			return n.Image.Size, nil
-		}
-	}
-	return 0, fmt.Errorf("asking for the size of a volume: no block node %q", node)
 }
 
 // LimitVolume changes what a volume may do per second.

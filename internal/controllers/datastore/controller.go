@@ -39,7 +39,7 @@ type Host interface {
 	Listed()
 	// Look tells how an open datastore is.
 	Look(ctx context.Context, name string) State
-	// Tidy finishes what a crash left half done.
+	// Tidy finishes what a crash left half done, and merges layers, which takes as long as copying them.
 	Tidy(ctx context.Context, name string) error
 }
 
@@ -78,8 +78,7 @@ type Controller struct {
 	queue    workqueue.TypedRateLimitingInterface[string]
 	events   record.EventRecorder
 	sink     record.EventBroadcaster
-	// tidied is when each datastore was tidied; only the worker uses it.
-	tidied map[string]time.Time
+	tidying  *tidying
 }
 
 // New makes a controller. It does not talk to the API server.
@@ -104,7 +103,7 @@ func New(cfg Config) (*Controller, error) {
 		queue:    workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, lookEvery)),
 		sink:     sink,
 		events:   sink.NewRecorder(scheme, corev1.EventSource{Component: "atoll-datastore", Host: cfg.Node}),
-		tidied:   map[string]time.Time{},
+		tidying:  &tidying{host: cfg.Host, log: cfg.Logger, last: map[string]time.Time{}, running: map[string]context.CancelFunc{}},
 	}
 	sink.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: core.CoreV1().Events("")})
 	add := func(obj any) {
@@ -134,6 +133,7 @@ func addIfChanged(old, obj any, add func(any)) {
 func (c *Controller) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	defer c.tidying.wait()
 	defer c.sink.Shutdown()
 	wg.Go(func() { c.informer.Run(ctx.Done()) })
 	defer context.AfterFunc(ctx, c.queue.ShutDown)()
@@ -199,12 +199,7 @@ func (c *Controller) sync(ctx context.Context, name string) (again bool, err err
 	}
 	state := State{Err: c.cfg.Host.Open(ctx, d)}
 	if state.Err == nil {
-		if now := time.Now(); now.Sub(c.tidied[name]) > tidyEvery {
-			state.Err = c.cfg.Host.Tidy(ctx, name)
-			c.tidied[name] = now
-		}
-	}
-	if state.Err == nil {
+		c.tidying.begin(ctx, name)
 		state = c.cfg.Host.Look(ctx, name)
 	}
 	if d.DeletionTimestamp != nil && state.Err == nil && len(state.Volumes) == 0 && state.Snapshots == 0 {
@@ -220,8 +215,8 @@ func (c *Controller) ours(d *api.Datastore) bool {
 }
 
 func (c *Controller) forget(name string) {
+	c.tidying.forget(name)
 	c.cfg.Host.Close(name)
-	delete(c.tidied, name)
 }
 
 // ignoreGone: the object has been deleted, and the informer will say so.

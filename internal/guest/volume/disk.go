@@ -18,19 +18,26 @@ type Disk struct {
 	FSType string // "" for Block
 }
 
-// CreateDisk makes a volume that mount mounts on its directory, or with nil one that is only a device.
+// CreateDisk makes a volume that mount mounts on its directory, or with nil one that is only a device. It takes
+// the place of one of CreateDisk with the same id: the host has given up on that one before it came to be, and
+// may have taken its disk away.
 func (s *Store) CreateDisk(id string, d Disk, mount func(dir string) error) error {
 	s.mu.Lock()
-	_, taken := s.volumes[id]
-	if !taken {
+	old, taken := s.volumes[id]
+	free := !taken || old != nil && (old.Kind == OnDisk || old.Kind == Block)
+	if free {
 		s.volumes[id] = nil // mounting takes time
 	}
 	s.mu.Unlock()
-	if taken {
+	if !free {
 		return fmt.Errorf("volume %s: %w", id, ErrExists)
 	}
 	v := &Volume{ID: id, Kind: Block, Disk: d}
 	var err error
+	if old != nil && old.Kind == OnDisk {
+		_ = unix.Unmount(old.Root, unix.MNT_DETACH)
+		_ = os.Remove(old.Root)
+	}
 	if mount != nil {
 		v.Kind, v.Root = OnDisk, filepath.Join(s.cfg.Dir, id)
 		err = mountAt(v.Root, mount)

@@ -282,3 +282,39 @@ func FuzzPath(f *testing.F) {
 		}
 	})
 }
+
+// TestDiskAgain: an attempt that failed, or that the host gave up on, is no obstacle to the next one.
+func TestDiskAgain(t *testing.T) {
+	s := store(t)
+	d := Disk{Device: "/dev/sda", FSType: "ext4"}
+	bad := errors.New("bad")
+	if err := s.CreateDisk("d", d, func(string) error { return bad }); !errors.Is(err, bad) {
+		t.Fatal(err)
+	}
+	for _, device := range []string{"/dev/sda", "/dev/sdb"} {
+		d.Device = device
+		if err := s.CreateDisk("d", d, func(string) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if v, err := s.Get("d"); err != nil || v.Disk.Device != device {
+			t.Errorf("%+v, %v", v, err)
+		}
+	}
+	started, hold := make(chan struct{}), make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		done <- s.CreateDisk("d", d, func(string) error { close(started); <-hold; return nil })
+	}()
+	<-started
+	if err := s.CreateDisk("d", d, nil); !errors.Is(err, ErrExists) {
+		t.Errorf("while it is being mounted: %v", err)
+	}
+	close(hold)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	create(t, s, "other", Pushed)
+	if err := s.CreateDisk("other", d, nil); !errors.Is(err, ErrExists) {
+		t.Errorf("in the place of a volume without a disk: %v", err)
+	}
+}

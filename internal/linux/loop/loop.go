@@ -11,7 +11,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -84,6 +86,45 @@ func Backing(path string) (dev, inode uint64, ok bool) {
 		return 0, 0, false
 	}
 	return info.Device, info.Inode, true
+}
+
+// Over lists the devices that were made of a file of this name, which may be gone by now.
+func Over(file string) ([]string, error) {
+	all, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return nil, fmt.Errorf("looking for loop devices: %w", err)
+	}
+	var out []string
+	for _, name := range all {
+		device := "/dev/" + filepath.Base(filepath.Dir(filepath.Dir(name)))
+		text, err := backingName(device)
+		if err != nil {
+			return nil, err
+		}
+		if text == file {
+			out = append(out, device)
+		}
+	}
+	return out, nil
+}
+
+// Orphan tells whether a device is made of a file that was a mount point and is not mounted any more, which has no
+// name.
+func Orphan(path string) bool {
+	text, err := backingName(path)
+	return err == nil && text == "/"
+}
+
+// backingName is the name of the file that a device is made of, "" if it is none.
+func backingName(device string) (string, error) {
+	data, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), "loop/backing_file"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("looking at loop device: %w", err)
+	}
+	return strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), " (deleted)"), nil
 }
 
 // Resize makes the device as large as its file has become.

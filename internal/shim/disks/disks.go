@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"sync"
 	"time"
@@ -92,7 +93,7 @@ type Set struct {
 	attaching sync.Mutex // held over the attaching of a volume; comes before mu
 	serving   bool       // guarded by attaching
 
-	mu    sync.Mutex       // held over each change of what is attached; guards the field below
+	mu    sync.Mutex       // guards the field below, not held over calls
 	disks map[string]*disk // by name
 }
 
@@ -103,6 +104,7 @@ type disk struct {
 	volume handover.Volume
 	device handover.Device // in the guest
 
+	mu     sync.Mutex       // held over each change of the disk, not over calls to the guest; guards the fields below
 	layers []handover.Layer // lowest first
 	size   int64
 }
@@ -157,13 +159,17 @@ func (s *Set) Device(ctx context.Context, host handover.Device) (handover.Device
 // ensure attaches a volume once. While the agent is asked how, mu is free and the volume is not known yet: the
 // agent may be about to change the volume, and wait for an answer from here.
 func (s *Set) ensure(ctx context.Context, name string, v handover.Volume) (*disk, error) {
+	ending := errors.New("the pod is ending")
+	if s.life.Err() != nil { // Release may hold attaching for long
+		return nil, ending
+	}
 	s.attaching.Lock()
 	defer s.attaching.Unlock()
+	if s.life.Err() != nil {
+		return nil, ending
+	}
 	if d := s.find(name); d != nil {
 		return d, nil
-	}
-	if s.life.Err() != nil {
-		return nil, errors.New("the pod is ending")
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -350,38 +356,50 @@ func (s *Set) Release(ctx context.Context) error {
 	s.attaching.Lock()
 	defer s.attaching.Unlock()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.disks) == 0 {
+	all := maps.Clone(s.disks) // no more can come
+	s.mu.Unlock()
+	if len(all) == 0 {
 		return nil
 	}
 	ctx = context.WithoutCancel(ctx)
-	req := &guestv1.ReleaseVolumesRequest{Kill: true}
+	var errs []error
+	if err := s.unmount(ctx, all); err != nil {
+		errs = append(errs, fmt.Errorf("unmounting volumes in the guest: %w", err))
+	}
+	for name, d := range all {
+		d.mu.Lock() // for a change that is under way
+		err := s.machine.RemoveVolume(ctx, d.serial)
+		d.mu.Unlock()
+		if err != nil && !errors.Is(err, vm.ErrExited) {
+			errs = append(errs, err) // QEMU may have it open still, and the record says so until it has ended
+			continue
+		}
+		s.mu.Lock()
+		delete(s.disks, name)
+		s.mu.Unlock()
+		s.forget(d.volume.ID)
+	}
+	return errors.Join(errs...)
+}
+
+// unmount has the guest write everything out and let go of the volumes.
+func (s *Set) unmount(ctx context.Context, all map[string]*disk) error {
 	timeout := releaseTimeout
 	if s.machine.Stalled() {
 		timeout = stalledTimeout
 	}
-	gctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	for _, d := range s.disks {
+	req := &guestv1.ReleaseVolumesRequest{Kill: true}
+	for _, d := range all {
 		req.Ids = append(req.Ids, d.id)
 		// What is written now is the last of it, and the pod waits.
-		if err := s.machine.LimitVolume(gctx, d.serial, vm.Limits{}); err != nil && !errors.Is(err, vm.ErrExited) {
+		if err := s.machine.LimitVolume(ctx, d.serial, vm.Limits{}); err != nil && !errors.Is(err, vm.ErrExited) {
 			slog.Warn("lifting limits of a volume that is released", "volume", d.volume.ID, "error", err)
 		}
 	}
-	var errs []error
-	if _, err := s.guest.ReleaseVolumes(gctx, req); err != nil {
-		errs = append(errs, fmt.Errorf("unmounting volumes in the guest: %w", err))
-	}
-	for name, d := range s.disks {
-		if err := s.machine.RemoveVolume(ctx, d.serial); err != nil && !errors.Is(err, vm.ErrExited) {
-			errs = append(errs, err) // QEMU may have it open still, and the record says so until it has ended
-			continue
-		}
-		delete(s.disks, name)
-		s.forget(d.volume.ID)
-	}
-	return errors.Join(errs...)
+	_, err := s.guest.ReleaseVolumes(ctx, req)
+	return err
 }
 
 func (s *Set) forget(volume string) {

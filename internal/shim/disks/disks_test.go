@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
 	"atoll.dev/atoll/internal/datadir/attach"
@@ -23,6 +24,7 @@ type fake struct {
 	blank   bool
 	stalled bool
 	hold    chan struct{} // CreateVolume waits for it
+	writing chan struct{} // ReleaseVolumes waits for it
 }
 
 func (f *fake) call(name string) error {
@@ -76,7 +78,11 @@ func (f *fake) ReleaseVolumes(_ context.Context, r *guestv1.ReleaseVolumesReques
 	if !r.GetKill() {
 		return nil, errors.New("without kill")
 	}
-	return nil, f.call("release")
+	err := f.call("release")
+	if f.writing != nil {
+		<-f.writing
+	}
+	return nil, err
 }
 
 // newSet makes a pod with one published volume, "pvc" ("store/v"), and an agent that opens it.
@@ -222,5 +228,40 @@ func TestBusy(t *testing.T) {
 	var st attach.Stats
 	if err := attach.Call(t.Context(), s.cfg.Socket, attach.MethodStats, attach.VolumeRequest{Volume: "store/v"}, &st); err != nil || st.Capacity != 100 || st.Bytes > 1<<50 {
 		t.Errorf("%+v, %v", st, err)
+	}
+}
+
+// TestReleaseIsSlow: while the guest writes out, whoever else wants something learns that the volume is going.
+func TestReleaseIsSlow(t *testing.T) {
+	f := &fake{writing: make(chan struct{})}
+	s := newSet(t, f, handover.Volume{ID: "store/v", FSType: "ext4"})
+	if _, err := s.Mount(t.Context(), "pvc"); err != nil {
+		t.Fatal(err)
+	}
+	released := make(chan error, 1)
+	go func() { released <- s.Release(context.Background()) }()
+	for said := ""; !strings.Contains(said, "release"); {
+		said += f.said()
+	}
+	others := make(chan error, 2)
+	go func() {
+		_, err := s.status(context.Background(), attach.VolumeRequest{Volume: "store/v"})
+		others <- err
+		_, err = s.Mount(context.Background(), "pvc")
+		others <- err
+	}()
+	for _, want := range []string{"not known", "ending"} {
+		select {
+		case err := <-others:
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v, want %q", err, want)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("waits for the guest; want %q", want)
+		}
+	}
+	close(f.writing)
+	if err := <-released; err != nil || f.said() != "remove" {
+		t.Error(err)
 	}
 }

@@ -41,17 +41,34 @@ func (s *Set) serve() error {
 	return nil
 }
 
-// with calls f for a volume while nothing else changes it.
+// with calls f for a volume while nothing else changes it. A volume that is just being closed is not known.
 func with[T any](s *Set, volume string, f func(*disk) (T, error)) (T, error) {
+	var none T
+	d := s.byVolume(volume)
+	if d == nil {
+		return none, fmt.Errorf("%s: %w", volume, attach.ErrNotFound)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if s.life.Err() != nil {
+		return none, fmt.Errorf("%s is being closed: %w", volume, attach.ErrNotFound)
+	}
+	return f(d)
+}
+
+// byVolume finds an attached volume, or nil.
+func (s *Set) byVolume(volume string) *disk {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.life.Err() != nil {
+		return nil
+	}
 	for _, d := range s.disks {
 		if d.volume.ID == volume {
-			return f(d)
+			return d
 		}
 	}
-	var none T
-	return none, fmt.Errorf("%s: %w", volume, attach.ErrNotFound)
+	return nil
 }
 
 func (s *Set) status(_ context.Context, r attach.VolumeRequest) (attach.Status, error) {
@@ -66,11 +83,14 @@ func (s *Set) status(_ context.Context, r attach.VolumeRequest) (attach.Status, 
 
 // stats asks the guest, whose numbers are only its own.
 func (s *Set) stats(ctx context.Context, r attach.VolumeRequest) (attach.Stats, error) {
-	d, err := with(s, r.Volume, func(d *disk) (disk, error) { return *d, nil })
+	st := attach.Stats{Stalled: s.machine.Stalled()}
+	d, err := with(s, r.Volume, func(d *disk) (*disk, error) {
+		st.Capacity = d.size
+		return d, nil
+	})
 	if err != nil {
 		return attach.Stats{}, err
 	}
-	st := attach.Stats{Capacity: d.size, Stalled: s.machine.Stalled()}
 	if d.volume.Block != nil || st.Stalled { // the guest of a machine that stands still does not answer
 		return st, nil
 	}
@@ -136,18 +156,22 @@ func (s *Set) resize(ctx context.Context, r attach.ResizeRequest) (nothing, erro
 
 // grow makes the file system as large as the disk.
 func (s *Set) grow(ctx context.Context, r attach.ResizeRequest) (nothing, error) {
-	return with(s, r.Volume, func(d *disk) (nothing, error) {
-		if r.Bytes > d.size {
-			return nothing{}, fmt.Errorf("the disk has only %d bytes", d.size)
+	var bytes int64
+	d, err := with(s, r.Volume, func(d *disk) (*disk, error) {
+		if bytes = d.size; r.Bytes > bytes {
+			return nil, fmt.Errorf("the disk has only %d bytes", bytes)
 		}
-		ctx, cancel := context.WithTimeout(ctx, guestTimeout)
-		defer cancel()
-		_, err := s.guest.GrowVolume(ctx, &guestv1.GrowVolumeRequest{Id: d.id, Bytes: uint64(d.size)})
-		if err != nil {
-			return nothing{}, fmt.Errorf("growing the file system in the guest: %w", err)
-		}
-		return nothing{}, nil
+		return d, nil
 	})
+	if err != nil {
+		return nothing{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, guestTimeout)
+	defer cancel()
+	if _, err := s.guest.GrowVolume(ctx, &guestv1.GrowVolumeRequest{Id: d.id, Bytes: uint64(bytes)}); err != nil {
+		return nothing{}, fmt.Errorf("growing the file system in the guest: %w", err)
+	}
+	return nothing{}, nil
 }
 
 func (s *Set) limit(ctx context.Context, r attach.LimitRequest) (nothing, error) {

@@ -85,7 +85,9 @@ func (s *Store) Acquire(ctx context.Context, path string) (string, error) {
 		select {
 		case <-img.ready:
 		case <-ctx.Done():
-			return "", fmt.Errorf("attaching image %s: %w", path, ctx.Err())
+			// The others may be gone by now: then this one takes the image away.
+			err := s.Release(context.WithoutCancel(ctx), img.id)
+			return "", errors.Join(fmt.Errorf("attaching image %s: %w", path, ctx.Err()), err)
 		}
 		switch {
 		case img.err == nil:

@@ -24,6 +24,7 @@ type fake struct {
 	mounted map[string]string // serial by image id
 	fail    error             // of the next mounts
 	stuck   bool              // unmounts fail
+	hold    chan struct{}     // mounts wait for it
 	adds    int
 }
 
@@ -70,6 +71,9 @@ func (f *fake) HotAddDisk(_ context.Context, d vm.Disk) (int, error) {
 }
 
 func (f *fake) MountImage(_ context.Context, r *guestv1.MountImageRequest) (*guestv1.Empty, error) {
+	if f.hold != nil {
+		<-f.hold
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.fail != nil {
@@ -204,5 +208,38 @@ func TestFailures(t *testing.T) {
 	}
 	if err := s.Release(t.Context(), "unknown"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestWaiterGivesUp: one that did not wait for the end of another's attempt is no user of the image.
+func TestWaiterGivesUp(t *testing.T) {
+	f := newFake(t)
+	f.hold = make(chan struct{})
+	s := New(f, f)
+	path := file(t, "a.erofs")
+	first := make(chan string, 1)
+	go func() {
+		id, err := s.Acquire(context.Background(), path)
+		if err != nil {
+			t.Error(err)
+		}
+		first <- id
+	}()
+	for users := 0; users == 0; {
+		s.mu.Lock()
+		users = len(s.images)
+		s.mu.Unlock()
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := s.Acquire(ctx, path); !errors.Is(err, context.Canceled) {
+		t.Errorf("gave up: %v", err)
+	}
+	close(f.hold)
+	if err := s.Release(t.Context(), <-first); err != nil {
+		t.Error(err)
+	}
+	if len(f.mounted) != 0 || len(f.disks) != 0 {
+		t.Errorf("left: %v, %v", f.mounted, f.disks)
 	}
 }

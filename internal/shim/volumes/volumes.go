@@ -128,14 +128,31 @@ func (s *Set) Prepare(ctx context.Context, id string, mounts []specs.Mount) (*Co
 	if err := s.wait(ctx); err != nil {
 		return nil, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, m := range mounts {
-		loc, err := s.roots.Locate(m.Source)
+	locs := make([]Location, len(mounts))
+	for i, m := range mounts {
+		var err error
+		if locs[i], err = s.roots.Locate(m.Source); err != nil {
+			return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
+		}
+	}
+	// Before the others, which must not wait for the minutes that this can take.
+	for i, m := range mounts {
+		if locs[i].Kind != KindDisk {
+			continue
+		}
+		guest, err := s.mount(ctx, locs[i])
 		if err != nil {
 			return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
-		guest, err := s.prepare(ctx, c, m, loc)
+		c.binds[m.Source] = guest
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, m := range mounts {
+		if locs[i].Kind == KindDisk {
+			continue
+		}
+		guest, err := s.prepare(ctx, c, m, locs[i])
 		if err != nil {
 			return nil, fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
@@ -178,6 +195,16 @@ func (c *Container) Bind(m specs.Mount) (string, error) {
 	return guest, nil
 }
 
+// mount makes sure that the guest has a persistent volume.
+func (s *Set) mount(ctx context.Context, loc Location) (string, error) {
+	id, err := s.disks.Mount(ctx, loc.ID)
+	if errors.Is(err, disks.ErrUnpublished) {
+		return "", fmt.Errorf("%w: volume %q of another CSI driver; %s", spec.ErrUnsupported, loc.ID, spec.Instead)
+	}
+	return guestPath(id, loc.Sub), err
+}
+
+// prepare makes sure that the guest has a volume that is not a disk. Callers hold mu.
 func (s *Set) prepare(ctx context.Context, c *Container, m specs.Mount, loc Location) (string, error) {
 	switch loc.Kind {
 	case KindEmptyDir:
@@ -187,12 +214,6 @@ func (s *Set) prepare(ctx context.Context, c *Container, m specs.Mount, loc Loca
 	case KindImage:
 		c.Filled = append(c.Filled, &guestv1.ImageVolume{Volume: loc.ID, ImagePath: m.Destination})
 		return guestPath(loc.ID, ""), s.create(ctx, loc, &guestv1.CreateVolumeRequest{Kind: guestv1.CreateVolumeRequest_IMAGE})
-	case KindDisk:
-		id, err := s.disks.Mount(ctx, loc.ID)
-		if errors.Is(err, disks.ErrUnpublished) {
-			return "", fmt.Errorf("%w: volume %q of another CSI driver; %s", spec.ErrUnsupported, loc.ID, spec.Instead)
-		}
-		return guestPath(id, loc.Sub), err
 	case KindHosts:
 		c.files = append(c.files, podFile{loc.Host, "hosts"})
 		return guestPath(PodVolume, "hosts"), nil

@@ -394,3 +394,51 @@ func FuzzInotify(f *testing.F) {
 		(&inotify{dirs: map[int32]string{1: "d"}}).switched(b)
 	})
 }
+
+// slowDisks takes its time to mount a volume.
+type slowDisks struct {
+	Disks
+
+	called, hold chan struct{}
+}
+
+func (d slowDisks) Mount(context.Context, string) (string, error) {
+	close(d.called)
+	<-d.hold
+	return "d-pvc", nil
+}
+
+// TestSlowDisk: while a disk is being attached, other containers start and ConfigMaps follow changes.
+func TestSlowDisk(t *testing.T) {
+	h, g := newHost(t), newGuest()
+	d := slowDisks{called: make(chan struct{}), hold: make(chan struct{})}
+	s := New(g, d, Roots{Kubelet: h.root, Containerd: "/c"})
+	pvc := specs.Mount{Destination: "/pvc", Source: filepath.Join(h.pod, "volumes/kubernetes.io~csi/pvc/mount")}
+	done := make(chan error, 1)
+	go func() {
+		c, err := s.Prepare(context.Background(), "c2", append(h.mounts(), pvc))
+		if err == nil {
+			_, err = c.Bind(pvc)
+		}
+		done <- err
+	}()
+	<-d.called
+	others := make(chan error, 1)
+	go func() {
+		_, err := s.Prepare(context.Background(), "c1", h.mounts())
+		h.publish("cm", "..2", map[string]string{"key": "two"})
+		others <- errors.Join(err, s.refresh(context.Background(), h.mounts()[3].Source))
+	}()
+	select {
+	case err := <-others:
+		if err != nil || g.data("v-cm", "..2/key") != "two" {
+			t.Errorf("%v, %q", err, g.data("v-cm", "..2/key"))
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("others wait for the disk")
+	}
+	close(d.hold)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

@@ -9,19 +9,17 @@
 //
 //	<dir>/<name>/volume      the file (a FUSE mount)
 //	<dir>/<name>/qmp.sock    control socket
-//	<dir>/<name>/pid         of the daemon
+//	<dir>/<name>/pid         of the daemon, once the volume is exported
 //
 // The CSI node service calls it; it knows neither pods nor the engine. What can go wrong: no FUSE or no
 // qemu-storage-daemon on this host (ErrMissing), a layer that cannot be opened or is locked by somebody else.
 package export
 
 import (
-	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -66,7 +64,41 @@ type Config struct {
 // Set is the exported volumes of this host.
 type Set struct {
 	cfg Config
-	mu  sync.Mutex // held over each change
+
+	mu    sync.Mutex // guards the field below
+	locks map[string]*lock
+}
+
+// lock is held over each change of one volume: a daemon that does not answer holds up nobody else.
+type lock struct {
+	held  chan struct{} // has room for one
+	users int           // that hold it or wait
+}
+
+// lock keeps others from a volume until the function it returns is called.
+func (s *Set) lock(ctx context.Context, name string) (unlock func(), err error) {
+	s.mu.Lock()
+	l := s.locks[name]
+	if l == nil {
+		l = &lock{held: make(chan struct{}, 1)}
+		s.locks[name] = l
+	}
+	l.users++
+	s.mu.Unlock()
+	leave := func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if l.users--; l.users == 0 {
+			delete(s.locks, name)
+		}
+	}
+	select {
+	case l.held <- struct{}{}:
+		return func() { <-l.held; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, fmt.Errorf("waiting for another change of the volume: %w", ctx.Err())
+	}
 }
 
 // New makes the set, which may have volumes from before.
@@ -77,7 +109,7 @@ func New(cfg Config) *Set {
 	if cfg.UID == 0 {
 		cfg.UID = DefaultUID
 	}
-	return &Set{cfg: cfg}
+	return &Set{cfg: cfg, locks: map[string]*lock{}}
 }
 
 func (s *Set) dir(name string) string    { return filepath.Join(s.cfg.Dir, name) }
@@ -88,9 +120,12 @@ func (s *Set) pid(name string) string    { return filepath.Join(s.cfg.Dir, name,
 // Export makes a volume a file and returns its path. One that is exported already stays as it is. name must be
 // fit for a file name.
 func (s *Set) Export(ctx context.Context, name string, o attach.Opened) (string, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.alive(name) && s.isMounted(name) {
+	unlock, err := s.lock(ctx, name)
+	if err != nil {
+		return "", fmt.Errorf("exporting volume: %w", err)
+	}
+	defer unlock()
+	if _, ok := s.exported(name); ok && s.isMounted(name) {
 		return s.file(name), nil
 	}
 	if err := s.remove(name); err != nil { // what is left of a daemon that has died
@@ -131,7 +166,8 @@ func (s *Set) export(ctx context.Context, name string, o attach.Opened) error {
 	if err != nil {
 		return err
 	}
-	if err := s.start(name, dirs); err != nil {
+	pid, err := s.start(name, dirs)
+	if err != nil {
 		return err
 	}
 	c, err := s.dial(ctx, name)
@@ -139,7 +175,10 @@ func (s *Set) export(ctx context.Context, name string, o attach.Opened) error {
 		return unclear(err)
 	}
 	defer c.Close()
-	return unclear(show(ctx, c, o))
+	if err := show(ctx, c, o); err != nil {
+		return unclear(err)
+	}
+	return os.WriteFile(s.pid(name), []byte(strconv.Itoa(pid)), 0o600)
 }
 
 // directories are those with the layers of a disk, which are all fit to be opened.
@@ -336,9 +375,12 @@ var ErrNotExported = errors.New("volume is not exported")
 
 // change runs f with a connection to the daemon of a volume.
 func (s *Set) change(ctx context.Context, name string, f func(context.Context, *qmp.Client) error) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.alive(name) {
+	unlock, err := s.lock(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, ok := s.exported(name); !ok {
 		return ErrNotExported
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -397,9 +439,12 @@ func (s *Set) Limit(ctx context.Context, name string, l attach.Limits) error {
 
 // Remove ends the daemon of a volume, which nobody must use any more: everything that was written is in its
 // files then. A volume that is not exported is fine.
-func (s *Set) Remove(_ context.Context, name string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (s *Set) Remove(ctx context.Context, name string) error {
+	unlock, err := s.lock(ctx, name)
+	if err != nil {
+		return fmt.Errorf("removing exported volume: %w", err)
+	}
+	defer unlock()
 	if err := s.remove(name); err != nil {
 		return fmt.Errorf("removing exported volume: %w", err)
 	}
@@ -438,47 +483,4 @@ func (s *Set) end(name string) error {
 		}
 	}
 	return errors.New("the storage daemon does not end")
-}
-
-// alive tells whether the daemon of a volume runs.
-func (s *Set) alive(name string) bool {
-	_, ok := s.running(name)
-	return ok
-}
-
-// running finds the daemon of a volume: a process counts only if it has the volume's name as its argument.
-func (s *Set) running(name string) (pid int, ok bool) {
-	data, err := os.ReadFile(s.pid(name))
-	if err != nil {
-		return 0, false
-	}
-	if pid, err = strconv.Atoi(strings.TrimSpace(string(data))); err != nil || pid <= 1 {
-		return 0, false
-	}
-	args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil || !bytes.HasPrefix(args, []byte(argument(name)+"\x00")) {
-		return 0, false
-	}
-	return pid, true
-}
-
-func (s *Set) isMounted(name string) bool {
-	var file, dir unix.Stat_t
-	return unix.Stat(s.file(name), &file) == nil && unix.Stat(s.dir(name), &dir) == nil && file.Dev != dir.Dev
-}
-
-// RemoveAll ends what is exported, with whoever still uses it.
-func (s *Set) RemoveAll() error {
-	entries, err := os.ReadDir(s.cfg.Dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("removing exported volumes: %w", err)
-	}
-	var errs []error
-	for _, e := range entries {
-		errs = append(errs, s.Remove(context.Background(), e.Name()))
-	}
-	return errors.Join(errs...)
 }

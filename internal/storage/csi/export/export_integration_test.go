@@ -4,6 +4,7 @@ package export_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -137,4 +138,98 @@ func atoi(t *testing.T, b []byte) int {
 	n, err := strconv.Atoi(string(b))
 	must(t, err)
 	return n
+}
+
+// TestStuckDaemon: one that does not answer holds up no other volume.
+func TestStuckDaemon(t *testing.T) {
+	ctx, dir, images := t.Context(), t.TempDir(), t.TempDir()
+	s := export.New(export.Config{Dir: dir})
+	t.Cleanup(func() { _ = s.RemoveAll() })
+	opened := func(id string) attach.Opened {
+		return attach.Opened{Disk: handover.Disk{Volume: id, Size: bytesOf, Layers: []handover.Layer{layer(t, images, id)}}}
+	}
+	_, err := s.Export(ctx, "v", opened("v"))
+	must(t, err)
+	pid, err := os.ReadFile(filepath.Join(dir, "v", "pid"))
+	must(t, err)
+	must(t, unix.Kill(atoi(t, pid), unix.SIGSTOP))
+	stuck, giveUp := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- s.Limit(stuck, "v", attach.Limits{IOPS: 1}) }()
+	exported := make(chan error, 1)
+	go func() {
+		time.Sleep(100 * time.Millisecond) // for Limit to be on its way; nothing fails if it is not
+		_, err := s.Export(ctx, "w", opened("w"))
+		exported <- err
+	}()
+	select {
+	case err := <-exported:
+		must(t, err)
+	case err := <-done:
+		t.Errorf("the stuck daemon answered: %v", err)
+	case <-time.After(20 * time.Second):
+		t.Error("another volume waits for the stuck daemon")
+	}
+	waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	if err := s.Remove(waiting, "v"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("removing while a change is under way: %v", err)
+	}
+	giveUp()
+	if err := <-done; err == nil {
+		t.Error("a change through a stuck daemon succeeded")
+	}
+	must(t, unix.Kill(atoi(t, pid), unix.SIGCONT))
+}
+
+// TestSweep: whatever whoever started a daemon died in the middle of.
+func TestSweep(t *testing.T) {
+	ctx, dir, images := t.Context(), t.TempDir(), t.TempDir()
+	s := export.New(export.Config{Dir: dir})
+	t.Cleanup(func() { _ = s.RemoveAll() })
+	pids := map[string]int{}
+	for _, name := range []string{"needed", "noted", "not-noted", "no-directory", "unmounted"} {
+		o := attach.Opened{Disk: handover.Disk{Volume: name, Size: bytesOf, Layers: []handover.Layer{layer(t, images, name)}}}
+		_, err := s.Export(ctx, name, o)
+		must(t, err)
+		pid, err := os.ReadFile(filepath.Join(dir, name, "pid"))
+		must(t, err)
+		pids[name] = atoi(t, pid)
+	}
+	must(t, os.Remove(filepath.Join(dir, "not-noted", "pid")))
+	for _, name := range []string{"no-directory", "unmounted"} {
+		must(t, unix.Unmount(filepath.Join(dir, name, "volume"), unix.MNT_DETACH))
+	}
+	must(t, os.RemoveAll(filepath.Join(dir, "no-directory")))
+	must(t, os.Mkdir(filepath.Join(dir, "no-daemon"), 0o700))
+	s = export.New(export.Config{Dir: dir})
+	other := export.New(export.Config{Dir: t.TempDir()}) // has nothing to do with them
+	must(t, other.RemoveAll())
+	must(t, s.Sweep(ctx, func(name string, mounted bool) bool { return mounted && (name == "needed" || name == "unmounted") }))
+	for name, pid := range pids {
+		status, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
+		if lives := len(status) > 0 && !strings.Contains(string(status), "State:\tZ"); lives != (name == "needed") {
+			t.Errorf("%s: the daemon lives: %t", name, lives)
+		}
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 1 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if err := s.Limit(ctx, "needed", attach.Limits{}); err != nil {
+		t.Error(err)
+	}
+	// One that is not noted may have nothing open yet: it is started anew.
+	must(t, os.Remove(filepath.Join(dir, "needed", "pid")))
+	if err := s.Limit(ctx, "needed", attach.Limits{}); !errors.Is(err, export.ErrNotExported) {
+		t.Errorf("changing one that is not noted: %v", err)
+	}
+	o := attach.Opened{Disk: handover.Disk{Volume: "needed", Size: bytesOf, Layers: []handover.Layer{{
+		ID: "needed", File: filepath.Join(images, "needed"), Format: handover.FormatQCOW2, Size: bytesOf,
+	}}}}
+	_, err = s.Export(ctx, "needed", o)
+	must(t, err)
+	if pid, err := os.ReadFile(filepath.Join(dir, "needed", "pid")); err != nil || atoi(t, pid) == pids["needed"] {
+		t.Errorf("daemon %s, %v", pid, err)
+	}
 }

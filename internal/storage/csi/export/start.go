@@ -24,45 +24,47 @@ const (
 // ready is the file that a daemon makes in its tree when it serves.
 const ready = "/run/pid"
 
-// argument is how a daemon calls itself, by which it is found again.
-func argument(name string) string { return "atoll-volume-" + name }
+// argumentPrefix begins what a daemon calls itself, by which it is found again.
+const argumentPrefix = "atoll-volume:"
 
-// start starts a daemon that has nothing open yet.
-func (s *Set) start(name string, dirs []string) error {
+func (s *Set) argument(name string) string { return argumentPrefix + s.dir(name) }
+
+// start starts a daemon that has nothing open yet, and returns its id.
+func (s *Set) start(name string, dirs []string) (pid int, err error) {
 	if _, err := os.Stat(s.cfg.Binary); err != nil {
-		return fmt.Errorf("qemu-storage-daemon: %w: %w; install the package qemu-system-common, or qemu-utils", ErrMissing, err)
+		return 0, fmt.Errorf("qemu-storage-daemon: %w: %w; install the package qemu-system-common, or qemu-utils", ErrMissing, err)
 	}
 	if err := os.MkdirAll(s.dir(name), 0o700); err != nil {
-		return fmt.Errorf("starting storage daemon: %w", err)
+		return 0, fmt.Errorf("starting storage daemon: %w", err)
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.socket(name), Net: "unix"})
 	if err != nil {
-		return fmt.Errorf("starting storage daemon: %w", err)
+		return 0, fmt.Errorf("starting storage daemon: %w", err)
 	}
 	l.SetUnlinkOnClose(false)
 	defer l.Close()
 	sock, err := l.File()
 	if err != nil {
-		return fmt.Errorf("starting storage daemon: %w", err)
+		return 0, fmt.Errorf("starting storage daemon: %w", err)
 	}
 	defer sock.Close()
 	fuse, err := s.mountFUSE(name)
 	if err != nil {
-		return fmt.Errorf("starting storage daemon: %w", err)
+		return 0, fmt.Errorf("starting storage daemon: %w", err)
 	}
 	defer fuse.Close()
 	log, err := os.OpenFile(filepath.Join(s.dir(name), "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return fmt.Errorf("starting storage daemon: %w", err)
+		return 0, fmt.Errorf("starting storage daemon: %w", err)
 	}
 	defer log.Close()
 	root := filepath.Join(s.dir(name), "root")
 	if err := os.MkdirAll(root, 0o700); err != nil {
-		return fmt.Errorf("starting storage daemon: %w", err)
+		return 0, fmt.Errorf("starting storage daemon: %w", err)
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		return fmt.Errorf("starting storage daemon: %w", err)
+		return 0, fmt.Errorf("starting storage daemon: %w", err)
 	}
 	defer null.Close()
 	var p *os.Process
@@ -73,7 +75,7 @@ func (s *Set) start(name string, dirs []string) error {
 	}()
 	<-done
 	if err != nil {
-		return fmt.Errorf("starting storage daemon: %w", err)
+		return 0, fmt.Errorf("starting storage daemon: %w", err)
 	}
 	go func() { _, _ = p.Wait() }() // reaps it, for as long as this process lives
 	// Nobody may connect before the daemon has set itself up.
@@ -82,10 +84,7 @@ func (s *Set) start(name string, dirs []string) error {
 			break
 		}
 	}
-	if err := os.WriteFile(s.pid(name), []byte(strconv.Itoa(p.Pid)), 0o600); err != nil {
-		return errors.Join(fmt.Errorf("starting storage daemon: %w", err), p.Kill())
-	}
-	return nil
+	return p.Pid, nil
 }
 
 // mountFUSE mounts a file system of one file, whose other end the daemon gets.
@@ -122,7 +121,7 @@ func (s *Set) spawn(name, root string, dirs []string, files []*os.File) (*os.Pro
 		return nil, fmt.Errorf("setting no_new_privs: %w", err)
 	}
 	return os.StartProcess(s.cfg.Binary, []string{
-		argument(name), "--chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", fdQMP), "--monitor", "chardev=qmp",
+		s.argument(name), "--chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", fdQMP), "--monitor", "chardev=qmp",
 		"--pidfile", ready,
 	}, &os.ProcAttr{
 		Dir: "/", Env: []string{"PATH=/usr/bin", "MALLOC_ARENA_MAX=1"}, Files: files,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +16,7 @@ import (
 	"atoll.dev/atoll/internal/datadir/attach"
 	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/linux/filesystem"
+	"atoll.dev/atoll/internal/linux/loop"
 	"atoll.dev/atoll/internal/linux/mkfs"
 	"atoll.dev/atoll/internal/storage/datastore"
 )
@@ -28,7 +30,8 @@ type Exporter interface {
 	Limit(ctx context.Context, name string, l attach.Limits) error
 	// Remove closes a volume, which nobody uses any more.
 	Remove(ctx context.Context, name string) error
-	RemoveAll() error
+	// Sweep removes all for which needed is false; mounted is false for one that nobody finds at its path.
+	Sweep(ctx context.Context, needed func(name string, mounted bool) bool) error
 }
 
 const (
@@ -63,15 +66,6 @@ func (s *Service) publishHere(ctx context.Context, t target, disk handover.Disk)
 	if err != nil {
 		return err
 	}
-	others, err := s.here(t.Volume)
-	if err != nil {
-		return err
-	}
-	for _, o := range others { // the device that another target uses already
-		if o.Loop != "" && isOver(o.Loop, file) {
-			t.Loop = o.Loop
-		}
-	}
 	readOnly := t.Mode == datastore.ReadOnly
 	flags := os.O_RDWR
 	if readOnly {
@@ -84,9 +78,6 @@ func (s *Service) publishHere(ctx context.Context, t target, disk handover.Disk)
 	defer f.Close()
 	d, err := s.loopOver(&t, f, readOnly)
 	if err != nil {
-		return err
-	}
-	if err := s.targets.put(t); err != nil {
 		return err
 	}
 	if t.Block {
@@ -205,7 +196,7 @@ func (s *Service) unpublishHere(ctx context.Context, t target) (last bool, err e
 	if len(all) > 1 {
 		return false, nil
 	}
-	if t.Loop != "" {
+	if t.Backing != "" {
 		if err := s.closeHere(ctx, t); err != nil {
 			return false, err
 		}
@@ -261,5 +252,20 @@ func CleanUp(kubelet string, exports Exporter) (int, error) {
 		}
 		errs = append(errs, s.dropLoop(t))
 	}
-	return n, errors.Join(append(errs, exports.RemoveAll())...)
+	none := func(string, bool) bool { return false }
+	return n, errors.Join(append(errs, exports.Sweep(context.Background(), none))...)
+}
+
+// sweep ends exports that nobody needs, of an agent that died in the middle of something.
+func (s *Service) sweep(ctx context.Context) error {
+	if s.cfg.Export == nil {
+		return nil
+	}
+	// An export has a target on record before it is there, so this is asked each time.
+	return s.cfg.Export.Sweep(ctx, func(name string, mounted bool) bool {
+		all, err := s.targets.of("")
+		return err != nil || slices.ContainsFunc(all, func(t target) bool {
+			return !t.MicroVM && exportName(t.Volume) == name && (mounted || t.Loop != "" && loop.Orphan(t.Loop))
+		})
+	})
 }

@@ -419,34 +419,6 @@ func TestMicroVMPods(t *testing.T) {
 	}
 }
 
-// TestStorageDaemonKilled: a volume whose daemon has died is put back by the next call.
-func TestStorageDaemonKilled(t *testing.T) {
-	h := newHost(t)
-	r := h.request(h.volume("killed", nil), "runc-1")
-	h.publish(r)
-	f, err := os.Create(filepath.Join(r.TargetPath, "file"))
-	must(t, err)
-	_, err = f.WriteString("synchronized")
-	must(t, errors.Join(err, f.Sync(), f.Close()))
-	pids, err := filepath.Glob(filepath.Join(h.run, "exports/*/pid"))
-	if err != nil || len(pids) != 1 {
-		t.Fatal(pids, err)
-	}
-	pid, err := os.ReadFile(pids[0])
-	must(t, err)
-	p, err := os.FindProcess(atoi(string(pid)))
-	must(t, err)
-	must(t, p.Kill())
-	for i := 0; unix.Kill(p.Pid, 0) == nil && i < 1000; i++ {
-		time.Sleep(5 * time.Millisecond)
-	}
-	h.publish(r)
-	if data, err := os.ReadFile(filepath.Join(r.TargetPath, "file")); err != nil || string(data) != "synchronized" {
-		t.Errorf("after the daemon's end: %q, %v", data, err)
-	}
-	h.unpublish(r)
-}
-
 // TestCleanUp: "atoll down" takes everything away, and the kubelet's next call brings it back.
 func TestCleanUp(t *testing.T) {
 	h := newHost(t)

@@ -213,7 +213,7 @@ func (l *live) call(ctx context.Context, method string, params any) error {
 		return datastore.ErrNotOpen // it was closed meanwhile
 	}
 	if errors.Is(err, attach.ErrNotFound) {
-		return fmt.Errorf("%w: the volume is just being opened", datastore.ErrBusy)
+		return fmt.Errorf("%w: the volume is just being opened or closed", datastore.ErrBusy)
 	}
 	if _, refused := errors.AsType[*attach.Error](err); refused {
 		return err

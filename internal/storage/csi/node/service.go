@@ -79,8 +79,16 @@ func New(cfg Config) (*Service, error) {
 	}, nil
 }
 
-// Run answers shims until ctx ends. Volumes on the host that were published before are taken over.
+// Run answers shims until ctx ends. Volumes on the host that were published before are taken over, and what an
+// agent has left that died in the middle of publishing one is ended.
 func (s *Service) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		if err := s.sweep(ctx); err != nil && ctx.Err() == nil {
+			s.cfg.Logger.Warn("ending exports of volumes that nobody needs", "error", err)
+		}
+	})
 	l, err := attach.Listen(attach.AgentSocket(s.cfg.RunDir))
 	if err != nil {
 		return err

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -57,21 +56,40 @@ func (s *Service) removeStandIn(t target) error {
 	return nil
 }
 
-// loopOver makes a loop device of a file, or finds the one that was made before, and notes it.
+// loopOver makes a loop device of a file, or finds the one that was made before, and notes it. The file is noted
+// first, so that a device that was made by a process that died before it could note it is found again.
 func (s *Service) loopOver(t *target, f *os.File, readOnly bool) (loop.Device, error) {
-	if t.Loop != "" && isOver(t.Loop, f.Name()) {
+	if t.Backing != f.Name() {
 		t.Backing = f.Name()
-		var st unix.Stat_t
-		if err := unix.Stat(t.Loop, &st); err != nil {
-			return loop.Device{}, fmt.Errorf("looking at %s: %w", t.Loop, err)
+		if err := s.targets.put(*t); err != nil {
+			return loop.Device{}, err
 		}
-		return loop.Device{Path: t.Loop, Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}, nil
+	}
+	made, err := devicesOf(*t)
+	if err != nil {
+		return loop.Device{}, err
+	}
+	found := ""
+	for _, device := range made {
+		if isOver(device, f.Name()) {
+			found = device
+			continue
+		}
+		// Another file was there, for example that of a storage daemon that has died.
+		if err := loop.Detach(device); err != nil {
+			return loop.Device{}, err
+		}
+	}
+	var st unix.Stat_t
+	if found != "" && unix.Stat(found, &st) == nil {
+		t.Loop = found
+		return loop.Device{Path: found, Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev)}, s.targets.put(*t)
 	}
 	d, err := loop.Attach(f, readOnly)
 	if err != nil {
 		return loop.Device{}, err
 	}
-	t.Loop, t.Backing = d.Path, f.Name()
+	t.Loop = d.Path
 	if err := s.targets.put(*t); err != nil {
 		return loop.Device{}, errors.Join(err, loop.Detach(d.Path))
 	}
@@ -86,24 +104,31 @@ func isOver(device, file string) bool {
 	return ok && unix.Stat(file, &st) == nil && st.Ino == inode && st.Dev == dev
 }
 
-// dropLoop gives a target's loop device back, if it is one still: the file that it was made of is told by its
-// name, since what was there may be gone.
+// devicesOf are the loop devices that were made for a target.
+func devicesOf(t target) ([]string, error) {
+	devices, err := loop.Over(t.Backing)
+	if err == nil && t.Loop != "" && loop.Orphan(t.Loop) { // the file was of a storage daemon that has died
+		devices = append(devices, t.Loop)
+	}
+	return devices, err
+}
+
+// dropLoop gives the loop devices of a target's file back. It goes by the name of the file, since what was there
+// may be gone.
 func (s *Service) dropLoop(t target) error {
-	if t.Loop == "" {
+	if t.Backing == "" {
 		return nil
 	}
-	backing, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(t.Loop), "loop/backing_file"))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
+	devices, err := devicesOf(t)
 	if err != nil {
-		return fmt.Errorf("looking at %s: %w", t.Loop, err)
+		return err
 	}
-	name := strings.TrimSuffix(strings.TrimSuffix(string(backing), "\n"), " (deleted)")
-	if name != t.Backing {
-		return nil
+	for _, d := range devices {
+		if err := loop.Detach(d); err != nil {
+			return err
+		}
 	}
-	return loop.Detach(t.Loop)
+	return nil
 }
 
 // bindDevice makes a device visible at a path, which is on a file system that may not allow devices.

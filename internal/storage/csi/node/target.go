@@ -33,7 +33,8 @@ type target struct {
 	Group   *uint32  `json:"group,omitempty"`
 	// Alone: no other target may have the volume (ReadWriteOncePod).
 	Alone bool `json:"alone,omitempty"`
-	// Loop is the device that stands for the volume, or is it, on this host; Backing its file.
+	// Loop is the device that stands for the volume, or is it, on this host; Backing its file, which is noted
+	// before there is a device.
 	Loop    string `json:"loop,omitempty"`
 	Backing string `json:"backing,omitempty"`
 }

@@ -244,6 +244,10 @@ func (o *op) expand(v *record, size int64, live datastore.Live) error {
 		if err := o.place.Images().Grow(o.ctx, top, size, thick, o.secrets(v)); err != nil {
 			return err
 		}
+	} else if thick {
+		if err := o.place.Images().Reserve(top, size); err != nil {
+			return err
+		}
 	}
 	if live != nil {
 		o.away()

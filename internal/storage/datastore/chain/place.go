@@ -54,6 +54,9 @@ type Images interface {
 	// Grow makes an image larger that nobody has open, unless it is as large; a raw one may be open. Thick
 	// ones get their room at once.
 	Grow(ctx context.Context, l Layer, bytes int64, thick bool, unlock func() (qemuimg.Secrets, error)) error
+	// Reserve takes the room that an image of that size needs when it is full, where that can be done. It may
+	// be open.
+	Reserve(l Layer, bytes int64) error
 	// Used is what an image takes, in bytes.
 	Used(l Layer) (int64, error)
 	// Locate says how to open an image, read-only.

@@ -83,6 +83,11 @@ func (i crashImages) Grow(ctx context.Context, l chain.Layer, bytes int64, thick
 	return i.Images.Grow(ctx, l, bytes, thick, unlock)
 }
 
+func (i crashImages) Reserve(l chain.Layer, bytes int64) error {
+	i.crash.step()
+	return i.Images.Reserve(l, bytes)
+}
+
 func (i crashImages) Open(l chain.Layer, write bool) (chain.File, error) {
 	f, err := i.Images.Open(l, write)
 	if err != nil || !write {

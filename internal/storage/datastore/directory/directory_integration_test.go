@@ -17,9 +17,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/storage/datastore"
 	"atoll.dev/atoll/internal/storage/datastore/chain"
 	"atoll.dev/atoll/internal/storage/datastore/enginetest"
+	"atoll.dev/atoll/internal/storage/datastore/keys"
+	"atoll.dev/atoll/internal/storage/qcow2"
 )
 
 // store makes an empty store.
@@ -361,6 +364,45 @@ func TestLimits(t *testing.T) {
 	promised := store(t, Config{Limits: datastore.Limits{Overcommit: 1e-12 + 1e-6}})
 	if _, err := promised.Create(t.Context(), datastore.Spec{ID: "v", Size: 64 << 40}); !errors.Is(err, datastore.ErrFull) {
 		t.Errorf("promising: %v", err)
+	}
+}
+
+// growing is a QEMU that has a volume open.
+type growing struct{ file string }
+
+func (g growing) Snapshot(context.Context, handover.Layer, *handover.WrappedKey) error { return nil }
+func (g growing) Resize(_ context.Context, bytes int64) error {
+	f, err := os.OpenFile(g.file, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = qcow2.Grow(f, bytes)
+	return err
+}
+
+// TestThickGrowsThick: also while it is open, and encrypted.
+func TestThickGrowsThick(t *testing.T) {
+	const size, grown = 16 << 20, 64 << 20
+	for _, spec := range []datastore.Spec{
+		{ID: "qcow2", Format: handover.FormatQCOW2}, {ID: "luks", Encryption: "gold"},
+	} {
+		s := store(t, Config{Keys: keys.Wrapper{Source: keys.Static{"gold": {bytes.Repeat([]byte("g"), keys.Size)}}}})
+		spec.Size, spec.Provisioning = size, datastore.Thick
+		if _, err := s.Create(t.Context(), spec); err != nil {
+			t.Fatal(err)
+		}
+		disk, err := s.Attach(t.Context(), spec.ID, "h", datastore.ReadWrite)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Expand(t.Context(), spec.ID, grown, growing{disk.Layers[0].File}); err != nil {
+			t.Fatal(err)
+		}
+		v, err := s.Volume(t.Context(), spec.ID)
+		if err != nil || v.Used < grown {
+			t.Errorf("%s: %d of %d bytes are reserved, %v", spec.ID, v.Used, grown, err)
+		}
 	}
 }
 

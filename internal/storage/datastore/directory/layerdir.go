@@ -14,6 +14,7 @@ import (
 	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/storage/datastore"
 	"atoll.dev/atoll/internal/storage/datastore/chain"
+	"atoll.dev/atoll/internal/storage/luks"
 	"atoll.dev/atoll/internal/storage/qcow2"
 	"atoll.dev/atoll/internal/storage/qemuimg"
 )
@@ -214,7 +215,7 @@ func (d *layerDir) Grow(ctx context.Context, l chain.Layer, bytes int64, thick b
 		return chain.NoSpace(f.Sync())
 	}
 	if thick {
-		if err := reserve(f, 0, qcow2.Room(bytes, 0), true); err != nil {
+		if err := reserve(f, 0, roomOf(l, bytes), true); err != nil {
 			return err
 		}
 	}
@@ -236,6 +237,27 @@ func (d *layerDir) Grow(ctx context.Context, l chain.Layer, bytes int64, thick b
 		return err
 	}
 	return chain.FromTool(d.qemu.Resize(ctx, d.Locate(l), secrets, bytes))
+}
+
+// roomOf is what a full qcow2 image takes.
+func roomOf(l chain.Layer, bytes int64) int64 {
+	if l.Key != "" {
+		return qcow2.Room(bytes, luks.Size)
+	}
+	return qcow2.Room(bytes, 0)
+}
+
+// Reserve takes room without a change of what is in the image, or of its length.
+func (d *layerDir) Reserve(l chain.Layer, bytes int64) error {
+	f, err := os.OpenFile(d.file(l), os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return chain.Unavailable(err)
+	}
+	defer f.Close()
+	if l.Format == handover.FormatQCOW2 {
+		bytes = roomOf(l, bytes)
+	}
+	return reserve(f, 0, bytes, true)
 }
 
 func (d *layerDir) Used(l chain.Layer) (int64, error) {

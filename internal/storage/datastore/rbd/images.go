@@ -289,6 +289,9 @@ func (s *imageStore) Grow(ctx context.Context, l chain.Layer, bytes int64, _ boo
 	return chain.FromTool(s.qemu.Resize(ctx, s.Locate(l), secrets, bytes))
 }
 
+// Reserve does nothing: Ceph cannot reserve room.
+func (s *imageStore) Reserve(chain.Layer, int64) error { return nil }
+
 // Used is what an image takes, in whole objects of 4 MiB, as of a moment ago.
 func (s *imageStore) Used(l chain.Layer) (int64, error) {
 	s.mu.Lock()
