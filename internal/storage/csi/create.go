@@ -325,11 +325,11 @@ func volumeSize(r *csi.CapacityRange, fsType string, copied bool) (size, limit i
 	case size < 0 || limit < 0:
 		return 0, 0, invalid("a size cannot be negative")
 	case limit > 0 && size > limit:
-		return 0, 0, invalid("the size is %d bytes, more than the limit of %d", size, limit)
+		return 0, 0, invalid("resources.requests.storage is %d bytes, more than resources.limits.storage, %d", size, limit)
 	case size > datastore.MaxSize:
-		return 0, 0, status.Errorf(codes.OutOfRange, "the size is %d bytes; a volume has at most %d (64Ti)", size, int64(datastore.MaxSize))
+		return 0, 0, status.Errorf(codes.OutOfRange, "resources.requests.storage is %d bytes; a volume has at most %d (64Ti)", size, int64(datastore.MaxSize))
 	case limit > 0 && limit < smallest:
-		return 0, 0, status.Errorf(codes.OutOfRange, "the limit is %d bytes; such a volume has at least %d (%dMi)", limit, smallest, smallest>>20)
+		return 0, 0, status.Errorf(codes.OutOfRange, "resources.limits.storage is %d bytes; such a volume has at least %d (%dMi)", limit, smallest, smallest>>20)
 	case size == 0 && copied:
 		return 0, limit, nil
 	case size == 0:
