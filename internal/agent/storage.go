@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	controller "atoll.dev/atoll/internal/controllers/datastore"
+	encryptioncontroller "atoll.dev/atoll/internal/controllers/encryption"
 	"atoll.dev/atoll/internal/datadir/pki"
 	sidecars "atoll.dev/atoll/internal/kube/csi"
 	kubekeys "atoll.dev/atoll/internal/kube/keys"
@@ -39,10 +40,16 @@ func (a *Agent) runStorage(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("configuring storage: %w", err)
 	}
-	set := &stores.Set{}
+	set, wrapper := &stores.Set{}, keys.Wrapper{Source: secrets}
 	objects, err := controller.New(controller.Config{
 		Client: client, Node: a.cfg.NodeName, Logger: a.cfg.Logger,
-		Host: &datastores{set: set, keys: keys.Wrapper{Source: secrets}},
+		Host: &datastores{set: set, keys: wrapper},
+	})
+	if err != nil {
+		return fmt.Errorf("configuring storage: %w", err)
+	}
+	classes, err := encryptioncontroller.New(encryptioncontroller.Config{
+		Client: client, Node: a.cfg.NodeName, Logger: a.cfg.Logger, Host: &encryption{set: set, keys: wrapper},
 	})
 	if err != nil {
 		return fmt.Errorf("configuring storage: %w", err)
@@ -65,13 +72,18 @@ func (a *Agent) runStorage(ctx context.Context) error {
 	}
 	driver, err := csi.New(csi.Config{
 		Version: a.cfg.Version, Node: a.cfg.NodeName, Stores: set, Open: local, NodeService: local, Socket: socket, Logger: a.cfg.Logger,
-		OnChange: objects.Touch,
+		Encryption: secrets.Claim,
+		OnChange: func() {
+			objects.Touch()
+			classes.Touch()
+		},
 	})
 	if err != nil {
 		return fmt.Errorf("configuring storage: %w", err)
 	}
 	return together(ctx,
 		objects.Run,
+		classes.Run,
 		local.Run,
 		driver.Run,
 		func(ctx context.Context) error {

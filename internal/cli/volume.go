@@ -22,7 +22,7 @@ func (a *app) volumeCommand() *cobra.Command {
 	return a.group("volume", "Look at the volumes on this host's datastores", `  atoll volume ls
   atoll volume check default/pvc-3c3c5c26-5406-4ec3-9cf5-2d4e89931a3c`,
 		a.volumeListCommand(), a.checkCommand("check [volume]...", "Verify the images of volumes", `  atoll volume check
-  atoll volume check default/pvc-3c3c5c26-5406-4ec3-9cf5-2d4e89931a3c`))
+  atoll volume check default/pvc-3c3c5c26-5406-4ec3-9cf5-2d4e89931a3c`), a.volumeRotateCommand())
 }
 
 func (a *app) storageCommand() *cobra.Command {
@@ -74,6 +74,7 @@ type volumeEntry struct {
 	Used         int64     `json:"used"`
 	Provisioning string    `json:"provisioning"`
 	Encryption   string    `json:"encryption,omitempty"`
+	Keys         []string  `json:"keys,omitempty"`
 	Layers       int       `json:"layers"`
 	State        string    `json:"state"`
 	HeldBy       []string  `json:"heldBy,omitempty"`
@@ -126,6 +127,9 @@ func volumeEntries(ctx context.Context, list []storage.Store) ([]volumeEntry, er
 				Volume: stores.Handle(s.Name, v.ID), Claim: stores.Claim(v), Size: v.Size, Used: v.Used, Provisioning: string(v.Provisioning),
 				Encryption: v.Encryption, Layers: v.Layers, State: string(v.State), Created: v.Created,
 			}
+			for _, k := range v.KEKs {
+				e.Keys = append(e.Keys, k.Provider+"/"+or(k.ID, k.Fingerprint))
+			}
 			for _, h := range v.Attachments {
 				e.HeldBy = append(e.HeldBy, h.Holder+" ("+string(h.Mode)+")")
 			}
@@ -138,13 +142,13 @@ func volumeEntries(ctx context.Context, list []storage.Store) ([]volumeEntry, er
 func (a *app) printVolumes(all []volumeEntry, wide bool) {
 	head := []string{"VOLUME", "CLAIM", "SIZE", "USED", "STATE", "AGE"}
 	if wide {
-		head = append(head, "PROVISIONING", "ENCRYPTION", "LAYERS", "HELD BY")
+		head = append(head, "PROVISIONING", "ENCRYPTION", "WRAPPED BY", "LAYERS", "HELD BY")
 	}
 	rows := [][]string{head}
 	for _, v := range all {
 		row := []string{v.Volume, or(v.Claim, "-"), size(v.Size), size(v.Used), v.State, age(v.Created)}
 		if wide {
-			row = append(row, v.Provisioning, or(v.Encryption, "-"), strconv.Itoa(v.Layers), or(strings.Join(v.HeldBy, ", "), "-"))
+			row = append(row, v.Provisioning, or(v.Encryption, "-"), or(strings.Join(v.Keys, ","), "-"), strconv.Itoa(v.Layers), or(strings.Join(v.HeldBy, ", "), "-"))
 		}
 		rows = append(rows, row)
 	}

@@ -290,6 +290,7 @@ func checkStorage(t *testing.T, client *kubernetes.Clientset) {
 	for _, path := range []string{
 		"/apis/atoll.dev/v1alpha1/datastores/default", "/apis/snapshot.storage.k8s.io/v1/volumesnapshotclasses/atoll",
 		"/apis/snapshot.storage.k8s.io/v1/namespaces/default/volumesnapshots",
+		"/apis/encryption.vmware.com/v1alpha1/namespaces/default/encryptionclasses",
 	} {
 		if err := client.RESTClient().Get().AbsPath(path).Do(t.Context()).Error(); err != nil {
 			t.Errorf("%s: %v", path, err)
@@ -303,6 +304,8 @@ func checkStorage(t *testing.T, client *kubernetes.Clientset) {
 	}{
 		{"a", "create", "", "persistentvolumes", "", agent, true},
 		{"a", "patch", "atoll.dev", "datastores/status", "", agent, true},
+		{"a", "update", "encryption.vmware.com", "encryptionclasses/status", "default", agent, true},
+		{"a", "update", "encryption.vmware.com", "encryptionclasses", "default", agent, false},
 		{"a", "get", "", "secrets", "atoll-keys", agent, true},
 		{"a", "list", "", "secrets", "atoll-keys", agent, false},
 		{"a", "get", "", "secrets", "default", agent, false},

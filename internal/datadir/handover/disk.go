@@ -59,9 +59,13 @@ type RBD struct {
 // WrappedKey is the key of an encrypted layer, encrypted with a key-encryption key. Its plain text is the
 // LUKS passphrase, 44 printable characters.
 type WrappedKey struct {
-	// Class says whose key-encryption key it is: the name that the engine's caller gave.
+	// Class is what the engine's caller gave, and what chose the key-encryption key.
 	Class string `json:"class"`
-	// KEK names the key-encryption key, so that a missing one can be named in an error.
+	// Provider keeps the key-encryption key; empty is the one that has the name of the class. KeyID is what
+	// the key was called there.
+	Provider string `json:"provider,omitempty"`
+	KeyID    string `json:"keyID,omitempty"`
+	// KEK is a fingerprint of the key-encryption key, so that another one under its name is noticed.
 	KEK string `json:"kek"`
 	// Data is nonce and ciphertext.
 	Data []byte `json:"data"`

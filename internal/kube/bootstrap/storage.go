@@ -7,6 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	encryption "atoll.dev/atoll/api/encryption/v1alpha1"
 	"atoll.dev/atoll/internal/datadir/pki"
 	"atoll.dev/atoll/internal/kube/keys"
 	"atoll.dev/atoll/internal/kube/snapshots"
@@ -22,7 +23,7 @@ const DefaultClass = "atoll"
 func definitions() []manifest {
 	crds := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 	var out []manifest
-	for _, file := range [][]byte{atoll.CRDs, snapshots.CRDs} {
+	for _, file := range [][]byte{atoll.CRDs, encryption.CRDs, snapshots.CRDs} {
 		for doc := range bytes.SplitSeq(file, []byte("---\n")) {
 			if len(bytes.TrimSpace(doc)) > 0 {
 				out = append(out, manifest{resource: crds, text: "\n" + string(doc)})
@@ -115,9 +116,9 @@ rules:
 		{resource: rbac("rolebindings"), text: roleBinding("kube-system", "atoll:storage-agent", pki.StorageGroup)},
 		{resource: rbac("clusterroles"), text: snapshotControllerRole},
 		{resource: rbac("clusterrolebindings"), text: clusterRoleBinding("atoll:snapshot-controller", "atoll:snapshot-controller", "User", pki.SnapshotControllerUser)},
-		// Who may edit a namespace may take snapshots in it; everybody who may look at it sees them, and the
-		// datastores.
-		{resource: rbac("clusterroles"), text: snapshotEditorRole},
+		// Who may edit a namespace may take snapshots and choose keys in it; everybody who may look at it sees
+		// both, and the datastores.
+		{resource: rbac("clusterroles"), text: storageEditorRole},
 		{resource: rbac("clusterroles"), text: storageReaderRole},
 	}
 }
@@ -190,6 +191,12 @@ rules:
 - apiGroups: [atoll.dev]
   resources: [datastores/status]
   verbs: [update, patch]
+- apiGroups: [encryption.vmware.com]
+  resources: [encryptionclasses]
+  verbs: [get, list, watch]
+- apiGroups: [encryption.vmware.com]
+  resources: [encryptionclasses/status]
+  verbs: [update, patch]
 `
 
 const storageCapacityRole = `
@@ -236,17 +243,20 @@ rules:
   verbs: [update, patch]
 `
 
-const snapshotEditorRole = `
+const storageEditorRole = `
 apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata:
-  name: atoll:snapshot-editor
+  name: atoll:storage-editor
   labels:
     rbac.authorization.k8s.io/aggregate-to-edit: "true"
     rbac.authorization.k8s.io/aggregate-to-admin: "true"
 rules:
 - apiGroups: [snapshot.storage.k8s.io]
   resources: [volumesnapshots]
+  verbs: [create, update, patch, delete, deletecollection]
+- apiGroups: [encryption.vmware.com]
+  resources: [encryptionclasses]
   verbs: [create, update, patch, delete, deletecollection]
 `
 
@@ -268,5 +278,8 @@ rules:
   verbs: [get, list, watch]
 - apiGroups: [atoll.dev]
   resources: [datastores]
+  verbs: [get, list, watch]
+- apiGroups: [encryption.vmware.com]
+  resources: [encryptionclasses]
   verbs: [get, list, watch]
 `

@@ -57,6 +57,8 @@ func configuration(cfg Config, groups cgroups, limits hostLimits) *kubeletv1beta
 		TypeMeta:                 metav1.TypeMeta{APIVersion: kubeletv1beta1.SchemeGroupVersion.String(), Kind: "KubeletConfiguration"},
 		ContainerRuntimeEndpoint: "unix://" + cfg.Socket,
 		PodLogsDir:               cfg.PodLogsDir,
+		// An event when a pod stands still since the datastore of its volume is full.
+		FeatureGates: map[string]bool{"CSIVolumeHealth": true},
 
 		// Who may talk to the kubelet, and as whom it talks.
 		Address:                 "0.0.0.0",

@@ -149,9 +149,18 @@ func (c *controller) create(ctx context.Context, p plan) (created, error) {
 	if candidates, err = madeBefore(ctx, candidates, p.spec.ID); err != nil {
 		return created{}, err
 	}
+	encryption, err := c.encryption(ctx, p)
+	if err != nil {
+		return created{}, err
+	}
 	var failed error
 	for _, s := range candidates {
 		spec := p.spec
+		spec.Encryption = encryption
+		// Made by an earlier call, when the claim named another class; it will be given this one.
+		if v, err := s.Volume(ctx, spec.ID); err == nil && v.Encryption != "" && encryption != "" {
+			spec.Encryption = v.Encryption
+		}
 		if spec.Source != nil && spec.Source.Volume != "" {
 			source := *spec.Source
 			source.Live = c.cfg.Open.Live(p.source)
@@ -167,6 +176,19 @@ func (c *controller) create(ctx context.Context, p plan) (created, error) {
 		}
 	}
 	return created{}, failed
+}
+
+// encryption is the class of encryption of a volume to be made.
+func (c *controller) encryption(ctx context.Context, p plan) (string, error) {
+	claim, namespace := p.policy.Labels[stores.LabelClaim], p.policy.Labels[stores.LabelNamespace]
+	if c.cfg.Encryption == nil || claim == "" || namespace == "" {
+		return p.policy.Encryption, nil
+	}
+	class, err := c.cfg.Encryption(ctx, namespace, claim, p.policy.Encryption)
+	if err != nil {
+		return "", status.Error(codes.FailedPrecondition, err.Error())
+	}
+	return class, nil
 }
 
 // madeBefore returns the datastore that an earlier call has made the volume on, or else all, with those first
@@ -303,11 +325,11 @@ func volumeSize(r *csi.CapacityRange, fsType string, copied bool) (size, limit i
 	case size < 0 || limit < 0:
 		return 0, 0, invalid("a size cannot be negative")
 	case limit > 0 && size > limit:
-		return 0, 0, invalid("the size is %d bytes, more than the limit of %d", size, limit)
+		return 0, 0, invalid("resources.requests.storage is %d bytes, more than resources.limits.storage, %d", size, limit)
 	case size > datastore.MaxSize:
-		return 0, 0, status.Errorf(codes.OutOfRange, "the size is %d bytes; a volume has at most %d (64Ti)", size, int64(datastore.MaxSize))
+		return 0, 0, status.Errorf(codes.OutOfRange, "resources.requests.storage is %d bytes; a volume has at most %d (64Ti)", size, int64(datastore.MaxSize))
 	case limit > 0 && limit < smallest:
-		return 0, 0, status.Errorf(codes.OutOfRange, "the limit is %d bytes; such a volume has at least %d (%dMi)", limit, smallest, smallest>>20)
+		return 0, 0, status.Errorf(codes.OutOfRange, "resources.limits.storage is %d bytes; such a volume has at least %d (%dMi)", limit, smallest, smallest>>20)
 	case size == 0 && copied:
 		return 0, limit, nil
 	case size == 0:

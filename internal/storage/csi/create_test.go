@@ -2,9 +2,11 @@ package csi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -52,6 +54,70 @@ func TestMadeBefore(t *testing.T) {
 		}
 		if status.Code(err) != test.code || err == nil && fmt.Sprint(names) != test.want {
 			t.Errorf("%+v: %v, %v", test.in, names, err)
+		}
+	}
+}
+
+// maker notes what it is asked to make.
+type maker struct {
+	stores.Backend
+	made datastore.Volume
+	spec datastore.Spec
+}
+
+func (m *maker) Volume(context.Context, string) (datastore.Volume, error) {
+	if m.made.ID == "" {
+		return datastore.Volume{}, datastore.ErrNotFound
+	}
+	return m.made, nil
+}
+
+func (m *maker) Create(_ context.Context, spec datastore.Spec) (datastore.Volume, error) {
+	m.spec = spec
+	return datastore.Volume{ID: spec.ID, Size: spec.Size}, nil
+}
+
+// TestEncryption: the claim has the last word on the class, except for a volume that was made already.
+func TestEncryption(t *testing.T) {
+	class := func(_ context.Context, namespace, claim, fallback string) (string, error) {
+		switch claim {
+		case "named":
+			return namespace + "/gold", nil
+		case "bad":
+			return "", errors.New("there is no EncryptionClass")
+		}
+		return fallback, nil
+	}
+	for _, c := range []struct {
+		claim, param string
+		made         datastore.Volume
+		want         string
+		code         codes.Code
+	}{
+		{claim: "plain"},
+		{claim: "plain", param: "corp", want: "corp"},
+		{claim: "named", want: "team/gold"},
+		{claim: "named", param: "corp", want: "team/gold"},
+		{claim: "named", made: datastore.Volume{ID: "pvc-1", Encryption: "team/silver"}, want: "team/silver"},
+		{claim: "bad", param: "corp", code: codes.FailedPrecondition},
+		{claim: "", param: "corp", want: "corp"}, // no claim at all
+	} {
+		m, set := &maker{made: c.made}, &stores.Set{}
+		set.Put(stores.Store{Name: stores.Default, Backend: m})
+		params := map[string]string{"csi.storage.k8s.io/pvc/name": c.claim, "csi.storage.k8s.io/pvc/namespace": "team"}
+		if c.param != "" {
+			params[ParamEncryption] = c.param
+		}
+		s := &controller{cfg: Config{Node: "n", Stores: set, Encryption: class, Open: nothingOpen{}}, calls: &calls{}}
+		_, err := s.CreateVolume(t.Context(), &csi.CreateVolumeRequest{
+			Name: "pvc-1", Parameters: params,
+			VolumeCapabilities: []*csi.VolumeCapability{{
+				AccessType: &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}},
+				AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
+			}},
+		})
+		if status.Code(err) != c.code || m.spec.Encryption != c.want {
+			t.Errorf("%+v: %+v, %v", c, m.spec, err)
 		}
 	}
 }

@@ -47,6 +47,9 @@ type Config struct {
 	Open Open
 	// NodeService may be nil: there is none.
 	NodeService csi.NodeServer
+	// Encryption, if set, returns the class of encryption of a claim's volume, or "". fallback is what the
+	// StorageClass says.
+	Encryption func(ctx context.Context, namespace, claim, fallback string) (string, error)
 	// Socket is the absolute path of the unix socket to serve at.
 	Socket string
 	Logger *slog.Logger

@@ -20,6 +20,7 @@ package datastore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"atoll.dev/atoll/internal/datadir/handover"
@@ -112,6 +113,7 @@ type Volume struct {
 	Size         int64
 	Provisioning Provisioning
 	Encryption   string // class of the key-encryption key, or ""
+	KEKs         []KEK  // what wraps its keys now
 	Labels       map[string]string
 	Created      time.Time
 	// FromSnapshot or FromVolume is what it was copied from, which may be gone by now.
@@ -134,7 +136,29 @@ type Snapshot struct {
 	Created time.Time
 	// Encryption is the class of the key-encryption key of the volume, or "".
 	Encryption string
+	KEKs       []KEK // what wraps its keys now
 	Used       int64
+}
+
+// KEK names a key-encryption key: who keeps it, what it is called there, and its fingerprint, which tells
+// nothing about it.
+type KEK struct {
+	Provider    string `json:"provider"`
+	ID          string `json:"keyID,omitempty"`
+	Fingerprint string `json:"fingerprint"`
+}
+
+// Same tells whether both are one key; it may have been renamed.
+func (k KEK) Same(other KEK) bool {
+	return k.Provider == other.Provider && k.Fingerprint == other.Fingerprint
+}
+
+// String is how messages name it.
+func (k KEK) String() string {
+	if k.ID == "" {
+		return fmt.Sprintf("key %s of provider %q", k.Fingerprint, k.Provider)
+	}
+	return fmt.Sprintf("key %q (%s) of provider %q", k.ID, k.Fingerprint, k.Provider)
 }
 
 // State of a volume or snapshot.
@@ -241,6 +265,8 @@ type Live interface {
 // Keys wraps keys of volumes with key-encryption keys. Package keys has one over plain bytes.
 // The additional data bind a wrapped key to its volume; unwrapping with others must fail.
 type Keys interface {
+	// Current names the key-encryption key of class that Wrap uses. ErrKey when there is none.
+	Current(ctx context.Context, class string) (KEK, error)
 	// Wrap encrypts with the current key-encryption key of class. ErrKey when there is none.
 	Wrap(ctx context.Context, class string, key, additional []byte) (handover.WrappedKey, error)
 	// Unwrap decrypts. ErrKey when the key-encryption key is missing or is not the one.

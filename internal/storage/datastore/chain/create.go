@@ -360,7 +360,7 @@ func (o *op) clean(r *record) error {
 func (o *op) describe(r *record, refs map[string]int) (datastore.Volume, error) {
 	used, err := o.unshared(r, refs)
 	return datastore.Volume{
-		ID: r.ID, Size: r.Size, Provisioning: r.Provisioning, Encryption: r.Class, Labels: maps.Clone(r.Labels),
+		ID: r.ID, Size: r.Size, Provisioning: r.Provisioning, Encryption: r.Class, KEKs: r.keks(), Labels: maps.Clone(r.Labels),
 		Created: r.Created, FromSnapshot: r.FromSnapshot, FromVolume: r.FromVolume,
 		Attachments: slices.Clone(r.Attachments), Used: used, Layers: len(r.Layers), State: r.State,
 	}, err

@@ -270,7 +270,9 @@ func (o *op) expand(v *record, size int64, live datastore.Live) error {
 // describeSnapshot is what the caller learns about a snapshot.
 func (o *op) describeSnapshot(r *record, refs map[string]int) (datastore.Snapshot, error) {
 	used, err := o.unshared(r, refs)
-	return datastore.Snapshot{ID: r.ID, Volume: r.Volume, Size: r.Size, Created: r.Created, Encryption: r.Class, Used: used}, err
+	return datastore.Snapshot{
+		ID: r.ID, Volume: r.Volume, Size: r.Size, Created: r.Created, Encryption: r.Class, KEKs: r.keks(), Used: used,
+	}, err
 }
 
 // List returns everything that is there.

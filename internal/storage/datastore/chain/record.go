@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"cmp"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -229,6 +230,22 @@ func (r *record) usedKeys(current string, layers []Layer) map[string]handover.Wr
 		return nil
 	}
 	return out
+}
+
+// keks are the key-encryption keys that wrap the keys of a record.
+func (r *record) keks() []datastore.KEK {
+	var out []datastore.KEK
+	for _, name := range slices.Sorted(maps.Keys(r.Keys)) {
+		if k := by(r.Keys[name]); !slices.ContainsFunc(out, k.Same) {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
+// by names the key-encryption key of a wrapped key.
+func by(w handover.WrappedKey) datastore.KEK {
+	return datastore.KEK{Provider: cmp.Or(w.Provider, w.Class), ID: w.KeyID, Fingerprint: w.KEK}
 }
 
 // references counts how many of the records need each layer. Doomed layers are needed by nobody.

@@ -111,15 +111,35 @@ func crashStore(t testing.TB, path string, c *crash) *chain.Store {
 	t.Helper()
 	tool := &qemuimg.Tool{}
 	place := &dir{path: path, layers: &layerDir{path: filepath.Join(path, layersDir), qemu: tool}}
-	s, err := chain.New(crashPlace{place, c}, chain.Options{Keys: crashKeys(), Tool: tool})
+	s, err := chain.New(crashPlace{place, c}, chain.Options{Keys: crashKeys(filepath.Dir(path)), Tool: tool})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s
 }
 
-func crashKeys() datastore.Keys {
-	return keys.Wrapper{Source: keys.Static{"gold": {[]byte(strings.Repeat("g", keys.Size))}}}
+// crashKeys has one key, a second one when there is a file "rotated", and only that when there is one "retired".
+func crashKeys(dir string) datastore.Keys { return keys.Wrapper{Source: rotatedKeys(dir)} }
+
+type rotatedKeys string
+
+func (r rotatedKeys) source() keys.Static {
+	all := [][]byte{[]byte(strings.Repeat("g", keys.Size)), []byte(strings.Repeat("n", keys.Size))}
+	if _, err := os.Stat(filepath.Join(string(r), "rotated")); err != nil {
+		all = all[:1]
+	}
+	if _, err := os.Stat(filepath.Join(string(r), "retired")); err == nil {
+		all = all[1:]
+	}
+	return keys.Static{"gold": all}
+}
+
+func (r rotatedKeys) Class(ctx context.Context, class string) (provider, key string, err error) {
+	return r.source().Class(ctx, class)
+}
+
+func (r rotatedKeys) Provider(ctx context.Context, name string) (string, map[string][]byte, error) {
+	return r.source().Provider(ctx, name)
 }
 
 // fileLive is a QEMU whose open disk is noted in a file, and which goes on when the engine crashes.

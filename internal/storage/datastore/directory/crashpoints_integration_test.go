@@ -16,6 +16,8 @@ import (
 
 	"atoll.dev/atoll/internal/storage/datastore"
 	"atoll.dev/atoll/internal/storage/datastore/chain"
+	"atoll.dev/atoll/internal/storage/rotation"
+	"atoll.dev/atoll/internal/storage/stores"
 )
 
 // operations are all operations that change something.
@@ -143,7 +145,30 @@ func operations() []operation {
 				return s.Rewrap(ctx, datastore.Source{Volume: "v"}, "gold")
 			},
 		},
+		{
+			name: "rotate the key-encryption key", holds: map[string]string{"v": "abcd", "w": "ab", "s:s0": "a0", "s:s2": "abc0"},
+			setup: func(c *crashBench) {
+				chained(secret)(c)
+				c.create(datastore.Spec{ID: "w", Encryption: "gold", Source: &datastore.Source{Snapshot: "s1"}})
+				c.ok(os.WriteFile(filepath.Join(filepath.Dir(c.path), "rotated"), nil, 0o600))
+			},
+			run: rotate,
+		},
 	}
+}
+
+// rotate wraps everything with the new key, and takes the old one away when that is done.
+func rotate(ctx context.Context, s *chain.Store, l fileLive) error {
+	dir := filepath.Dir(l.path)
+	items, err := rotation.Items(ctx, []stores.Store{{Name: "store", Backend: s}})
+	if err != nil {
+		return err
+	}
+	switch r := rotation.Rewrap(ctx, crashKeys(dir), items, "gold", nil); {
+	case r.Err != nil || r.KeyErr != nil || r.Total != 5 || r.Current != r.Total:
+		return fmt.Errorf("after rotation: %+v", r)
+	}
+	return os.WriteFile(filepath.Join(dir, "retired"), nil, 0o600)
 }
 
 // TestCrashChild is the process that crashes. It does nothing in a normal run of the tests.

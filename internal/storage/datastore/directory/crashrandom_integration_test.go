@@ -31,7 +31,7 @@ func TestCrashLoop(t *testing.T) {
 	if path == "" {
 		return
 	}
-	s, err := New(Config{Path: path, Keys: crashKeys()})
+	s, err := New(Config{Path: path, Keys: crashKeys("")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func randomChange(worker int) (verb, id string, do func(*chain.Store) error) {
 func TestCrashAtRandom(t *testing.T) {
 	const rounds = 25
 	path := filepath.Join(t.TempDir(), "store")
-	c := &crashBench{TB: t, path: path, s: store(t, Config{Path: path, Keys: crashKeys()})}
+	c := &crashBench{TB: t, path: path, s: store(t, Config{Path: path, Keys: crashKeys("")})}
 	exists := map[string]bool{}
 	late := map[string]bool{} // was being created in a crash; may be finished by anything that needs its volume
 	total := 0

@@ -441,7 +441,7 @@ func TestNoSecrets(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "store")
-	s := store(t, Config{Path: path, Keys: crashKeys(), QEMUImg: tool})
+	s := store(t, Config{Path: path, Keys: crashKeys(""), QEMUImg: tool})
 	if _, err := s.Create(t.Context(), datastore.Spec{ID: "v", Size: 8 << 20, Encryption: "gold", Provisioning: datastore.EagerZeroed}); err != nil {
 		t.Fatal(err)
 	}

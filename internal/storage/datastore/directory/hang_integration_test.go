@@ -75,7 +75,7 @@ func TestFullDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(mount, unix.MNT_DETACH) })
-	s := store(t, Config{Path: filepath.Join(mount, "store"), Keys: crashKeys(), Limits: datastore.Limits{RefuseAt: 1}})
+	s := store(t, Config{Path: filepath.Join(mount, "store"), Keys: crashKeys(""), Limits: datastore.Limits{RefuseAt: 1}})
 	make1(t, s, "v")
 	ballast := filepath.Join(mount, "ballast")
 	f, err := os.Create(ballast)

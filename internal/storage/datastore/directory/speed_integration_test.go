@@ -12,7 +12,7 @@ import (
 // BenchmarkOperations measures what must not depend on the size of a volume: 10 GiB each, beside 200 others.
 func BenchmarkOperations(b *testing.B) {
 	for _, class := range []string{"", "gold"} {
-		s := store(b, Config{Keys: crashKeys()})
+		s := store(b, Config{Keys: crashKeys("")})
 		for n := range 200 {
 			if _, err := s.Create(b.Context(), datastore.Spec{ID: fmt.Sprintf("other-%d", n), Size: 10 << 30}); err != nil {
 				b.Fatal(err)

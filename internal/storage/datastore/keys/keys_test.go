@@ -2,7 +2,9 @@ package keys
 
 import (
 	"bytes"
+	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"atoll.dev/atoll/internal/storage/datastore"
@@ -34,13 +36,39 @@ func TestWrap(t *testing.T) {
 	if _, err := w.Unwrap(t.Context(), cut, []byte("v1")); !errors.Is(err, datastore.ErrKey) {
 		t.Errorf("cut off: %v", err)
 	}
-	wrapped.Class = "b"
-	if _, err := w.Unwrap(t.Context(), wrapped, []byte("v1")); !errors.Is(err, datastore.ErrKey) {
+	wrapped.Class = "of before, and gone"
+	if key, err := w.Unwrap(t.Context(), wrapped, []byte("v1")); err != nil || string(key) != "secret" {
+		t.Errorf("without the class: %q, %v", key, err)
+	}
+	wrapped.Class, wrapped.Provider, wrapped.KeyID = "a", "", "" // as older versions have written it
+	if key, err := w.Unwrap(t.Context(), wrapped, []byte("v1")); err != nil || string(key) != "secret" {
+		t.Errorf("without a provider: %q, %v", key, err)
+	}
+	wrapped.Provider, wrapped.KeyID = "b", "key-000"
+	if _, err := w.Unwrap(t.Context(), wrapped, []byte("v1")); !errors.Is(err, datastore.ErrKey) || !strings.Contains(err.Error(), "another key") {
+		t.Errorf("another key under its name: %v", err)
+	}
+	wrapped.KeyID = "key-007"
+	if _, err := w.Unwrap(t.Context(), wrapped, []byte("v1")); !errors.Is(err, datastore.ErrKey) || !strings.Contains(err.Error(), `no key "key-007"`) {
 		t.Errorf("key-encryption key gone: %v", err)
 	}
 	for _, class := range []string{"none", "short"} {
 		if _, err := w.Wrap(t.Context(), class, []byte("secret"), nil); !errors.Is(err, datastore.ErrKey) {
 			t.Errorf("class %s: %v", class, err)
 		}
+	}
+}
+
+// vault is a provider of a kind that is not known.
+type vault struct{ Static }
+
+func (vault) Provider(context.Context, string) (string, map[string][]byte, error) {
+	return "example.org/vault", nil, nil
+}
+
+func TestUnknownKind(t *testing.T) {
+	_, err := Wrapper{Source: vault{Static{"a": {make([]byte, Size)}}}}.Current(t.Context(), "a")
+	if !errors.Is(err, datastore.ErrKey) || !strings.Contains(err.Error(), `"example.org/vault"`) || !strings.Contains(err.Error(), `"Secret"`) {
+		t.Error(err)
 	}
 }

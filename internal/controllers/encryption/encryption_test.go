@@ -1,0 +1,135 @@
+package encryption
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+
+	api "atoll.dev/atoll/api/encryption/v1alpha1"
+)
+
+func TestStatus(t *testing.T) {
+	key := func(s State) State {
+		s.Provider, s.KeyID, s.Fingerprint = "corp", "2026", "ab"
+		return s
+	}
+	missing := errors.New(`there is no key provider "corp"`)
+	class := &api.EncryptionClass{ObjectMeta: metav1.ObjectMeta{Generation: 2}}
+	for _, c := range []struct {
+		name           string
+		other          *api.EncryptionClassHost
+		state          State
+		ready, current string // status/reason
+		message        string
+	}{
+		{"nothing yet", nil, key(State{}), "True/KeyUsable", "True/AllCurrent", "0 of 0"},
+		{"under way", nil, key(State{Volumes: 5, Current: 3}), "True/KeyUsable", "False/Rewrapping", "3 of 5"},
+		{"done", nil, key(State{Volumes: 5, Current: 5}), "True/KeyUsable", "True/AllCurrent", "older keys are not needed"},
+		{"no key", nil, State{Volumes: 5, KeyErr: missing}, "False/KeyNotUsable", "Unknown/Unknown", "cannot be used"},
+		{
+			"an old key is gone", nil, key(State{Volumes: 5, Current: 4, VolumeErr: errors.New("volume default/v: key \"2025\" is gone")}),
+			"True/KeyUsable", "False/OldKeyNeeded", "volume default/v",
+		},
+		{
+			"another host has not come to it", &api.EncryptionClassHost{Node: "a", Volumes: 1, Current: 1, ObservedGeneration: 1, Fingerprint: "ab", KeyProvider: "corp"},
+			key(State{Volumes: 5, Current: 5}), "True/KeyUsable", "False/Rewrapping", "host a has not",
+		},
+		{
+			"another host has another key", &api.EncryptionClassHost{Node: "a", Volumes: 1, Current: 1, ObservedGeneration: 2, Fingerprint: "cd", KeyProvider: "corp"},
+			key(State{Volumes: 5, Current: 5}), "True/KeyUsable", "False/Rewrapping", "6 of 6",
+		},
+		{
+			"another host is done", &api.EncryptionClassHost{Node: "a", Volumes: 1, Current: 1, ObservedGeneration: 2, Fingerprint: "ab", KeyProvider: "corp"},
+			key(State{Volumes: 5, Current: 5}), "True/KeyUsable", "True/AllCurrent", "6 of 6",
+		},
+		{
+			"another host cannot", &api.EncryptionClassHost{Node: "a", ObservedGeneration: 2, KeyProblem: "it is locked"},
+			key(State{}), "False/KeyNotUsable", "Unknown/Unknown", "",
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			from := class.DeepCopy()
+			from.Status.Hosts = []api.EncryptionClassHost{{Node: "here", Volumes: 99}} // of an earlier look
+			if c.other != nil {
+				from.Status.Hosts = append(from.Status.Hosts, *c.other)
+			}
+			got := statusOf(from, "here", c.state)
+			for kind, want := range map[string]string{api.ClassReady: c.ready, api.ClassKeysCurrent: c.current} {
+				condition := meta.FindStatusCondition(got.Conditions, kind)
+				if is := string(condition.Status) + "/" + condition.Reason; is != want || condition.ObservedGeneration != 2 {
+					t.Errorf("%s: %+v, want %s", kind, condition, want)
+				}
+			}
+			if m := meta.FindStatusCondition(got.Conditions, api.ClassKeysCurrent).Message; !strings.Contains(m, c.message) {
+				t.Errorf("message %q", m)
+			}
+			if c.state.KeyErr != nil && meta.FindStatusCondition(got.Conditions, api.ClassReady).Message != missing.Error() {
+				t.Errorf("%+v", got.Conditions)
+			}
+		})
+	}
+}
+
+// mover is a Host that moves volumes.
+type mover struct {
+	Host
+	moved map[string]string
+	err   error
+}
+
+func (m *mover) Move(_ context.Context, v Volume, class string) error {
+	if m.err == nil {
+		m.moved[v.Name] = class
+	}
+	return m.err
+}
+
+func TestFollow(t *testing.T) {
+	claims := cache.NewSharedIndexInformer(&cache.ListWatch{}, &metav1.PartialObjectMetadata{}, 0, cache.Indexers{})
+	host := &mover{moved: map[string]string{}}
+	events := record.NewFakeRecorder(10)
+	c := &Controller{cfg: Config{Host: host, Logger: slog.New(slog.DiscardHandler)}, claims: claims, events: events, complained: map[string]string{}}
+	for _, claim := range []metav1.ObjectMeta{
+		{Name: "same", UID: "1", Annotations: map[string]string{api.ClaimAnnotation: "gold"}},
+		{Name: "other", UID: "2", Annotations: map[string]string{api.ClaimAnnotation: "silver"}},
+		{Name: "newer", UID: "3", Annotations: map[string]string{api.ClaimAnnotation: "silver"}},
+		{Name: "none", UID: "4"},
+		{Name: "bad", UID: "5", Annotations: map[string]string{api.ClaimAnnotation: "else/where"}},
+	} {
+		claim.Namespace = "team"
+		if err := claims.GetStore().Add(&metav1.PartialObjectMetadata{ObjectMeta: claim}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, uid := range map[string]string{"same": "1", "other": "2", "newer": "of before", "none": "4", "bad": "5", "gone": "6"} {
+		v := Volume{Name: name, Class: "team/gold", Claim: "team/" + name, ClaimUID: uid}
+		c.follow(t.Context(), &v)
+		if want := map[bool]string{true: "team/silver", false: "team/gold"}[name == "other"]; v.Class != want {
+			t.Errorf("%s: class %s", name, v.Class)
+		}
+	}
+	if len(host.moved) != 1 || host.moved["other"] != "team/silver" {
+		t.Errorf("moved %v", host.moved)
+	}
+	var said string
+	for range 2 {
+		said += <-events.Events
+	}
+	if !strings.Contains(said, "EncryptionClassChanged") || !strings.Contains(said, "must be the name of an EncryptionClass") {
+		t.Error(said)
+	}
+	host.err = errors.New("no such class")
+	for range 2 { // said once
+		c.follow(t.Context(), &Volume{Name: "other", Class: "team/gold", Claim: "team/other", ClaimUID: "2"})
+	}
+	if e := <-events.Events; !strings.Contains(e, "no such class") || len(events.Events) != 0 {
+		t.Error(e, len(events.Events))
+	}
+}

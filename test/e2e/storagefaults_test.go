@@ -1,0 +1,174 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// topImage is the file that a volume of the default datastore is written to.
+func topImage(t *testing.T, volume string) string {
+	t.Helper()
+	dir := filepath.Join(suite.dataDir, "datastores", "default")
+	b, err := os.ReadFile(filepath.Join(dir, "volumes", volume+".json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var record struct{ Layers []struct{ ID string } }
+	if err := json.Unmarshal(b, &record); err != nil || len(record.Layers) == 0 {
+		t.Fatalf("%s: %v", b, err)
+	}
+	found, err := filepath.Glob(filepath.Join(dir, "layers", record.Layers[len(record.Layers)-1].ID+"*"))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("%v, %v", found, err)
+	}
+	return found[0]
+}
+
+// TestDamagedVolume: an image that somebody has changed or removed is not opened; the pod says which and why,
+// and goes on when it is back.
+func TestDamagedVolume(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(claim("data", "atoll", ""))
+	n.apply(fmt.Sprintf(writer, "before", "atoll", "data"))
+	n.ready("before")
+	n.exec("before", "sh", "-c", "echo kept > /data/file && sync")
+	n.kubectl("delete", "pod", "before")
+	volume := n.bound("data")
+	image := topImage(t, volume)
+	aside := image + ".aside"
+	check := func() string {
+		return atoll(t, 1, suite.atoll, "volume", "check", "default/"+volume, "--data-dir", suite.dataDir)
+	}
+	eventually(t, "the volume to be given up", func() error {
+		if out := atollOK(t, "volume", "ls", "-o", "wide"); strings.Contains(out, "(rw)") && strings.Contains(out, volume+" ") {
+			for line := range strings.SplitSeq(out, "\n") {
+				if strings.Contains(line, volume) && strings.Contains(line, "(rw)") {
+					return fmt.Errorf("%s", line)
+				}
+			}
+		}
+		return nil
+	})
+	for _, damage := range []struct{ name, do, says string }{
+		{"removed", "mv $1 $2", "is missing"},
+		{"cut off", "cp --sparse=always $1 $2 && truncate -s 100 $1", "bad header"},
+		{"edited", "cp --sparse=always $1 $2 && printf '\\0\\0\\0\\0\\0\\0\\0\\1' | dd of=$1 bs=1 seek=24 conv=notrunc", "bytes of"},
+		{"of somebody else", "cp --sparse=always $1 $2 && rm $1 && qemu-img create -q -f qcow2 -b /etc/passwd -F raw $1 64M", "/etc/passwd"},
+	} {
+		t.Run(damage.name, func(t *testing.T) {
+			n := &namespace{t: t, name: n.name}
+			if out, err := exec.Command("sh", "-ec", damage.do, "sh", image, aside).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			pod := strings.ReplaceAll(damage.name, " ", "-")
+			n.apply(fmt.Sprintf(writer, pod, "atoll", "data"))
+			n.says("pod/"+pod, damage.says)
+			contains(t, n.kubectl("describe", "pod", pod), image)
+			contains(t, check(), image)
+			n.kubectl("delete", "pod", pod, "--wait=false")
+			if err := os.Rename(aside, image); err != nil {
+				t.Fatal(err)
+			}
+			n.kubectl("wait", "--for=delete", "pod/"+pod, fmt.Sprintf("--timeout=%s", patience))
+		})
+	}
+	n.apply(fmt.Sprintf(writer, "after", "atoll", "data"))
+	n.ready("after")
+	equal(t, "with the image back", n.exec("after", "cat", "/data/file"), "kept")
+}
+
+// TestVolumeMisuse: two claims for one volume, and a snapshot of one that is on its way out.
+func TestVolumeMisuse(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	n.apply(claim("data", "atoll", ""))
+	n.apply(fmt.Sprintf(writer, "one", "atoll", "data"))
+	n.ready("one")
+	volume := n.bound("data")
+	n.apply(claim("thief", "atoll", ", volumeName: "+volume))
+	n.says("pvc/thief", "already bound to a different claim")
+	n.kubectl("delete", "pvc", "data", "--wait=false")
+	n.apply(`
+apiVersion: snapshot.storage.k8s.io/v1
+kind: VolumeSnapshot
+metadata: {name: late}
+spec: {volumeSnapshotClassName: atoll, source: {persistentVolumeClaimName: data}}
+`)
+	n.says("volumesnapshot/late", "being deleted")
+	n.exec("one", "sh", "-c", "echo on > /data/file && sync") // it is in use still
+	n.kubectl("delete", "volumesnapshot", "late", fmt.Sprintf("--timeout=%s", patience))
+	n.kubectl("delete", "pod", "one")
+	eventually(t, "the volume to go", func() error {
+		if _, err := n.try("get", "pv", volume); err == nil {
+			return fmt.Errorf("%s is there still", volume)
+		}
+		return nil
+	})
+	equal(t, "the other claim", n.field("pvc/thief", ".status.phase"), "Pending")
+}
+
+// TestFullDatastore: a datastore fills up while a pod writes. The pod stands still and says so, other things
+// are refused, and all goes on when there is room; nothing is lost.
+func TestFullDatastore(t *testing.T) {
+	t.Parallel()
+	n := newNamespace(t)
+	dir := t.TempDir()
+	disk, store := filepath.Join(dir, "disk"), filepath.Join(dir, "mnt")
+	sh := func(script string) {
+		t.Helper()
+		if out, err := exec.Command("sh", "-ec", script, "sh", disk, store).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	t.Cleanup(func() { _ = exec.Command("umount", "--lazy", store).Run() })
+	sh("mkdir $2 && truncate -s 96M $1 && mkfs.ext4 -q -m 0 $1 && mount -o loop $1 $2 && mkdir $2/store")
+	name := n.name + "-small"
+	n.clusterObject("datastore", name, fmt.Sprintf(`
+apiVersion: atoll.dev/v1alpha1
+kind: Datastore
+metadata: {name: %s}
+spec: {refusePercent: 100, directory: {path: %s/store, node: %q}}
+`, name, store, run(t, "", "get", "nodes", "-o", "jsonpath={.items[0].metadata.name}")))
+	t.Cleanup(func() {
+		for _, args := range [][]string{{"pod", "one"}, {"pvc", "data"}} {
+			if _, err := kubectl(t.Context(), "", append([]string{"-n", n.name, "delete"}, args...)...); err != nil {
+				t.Log(err)
+			}
+		}
+	})
+	n.storageClass(name, "volumeBindingMode: Immediate\nparameters: {datastore: "+name+"}")
+	n.apply(strings.Replace(claim("data", name, ""), "64Mi", "256Mi", 1))
+	n.apply(fmt.Sprintf(writer, "one", "atoll", "data"))
+	n.ready("one")
+	n.exec("one", "sh", "-c", "echo first > /data/first && sync")
+	sh("fallocate -l 60M $2/ballast")
+	n.exec("one", "sh", "-c", "(yes written | head -c 50000000 > /data/big && sync && echo done > /data/done && sync) >/dev/null 2>&1 &")
+	n.says("pod/one", "the datastore is full")
+	eventually(t, "the condition of the datastore", func() error {
+		out := run(t, "", "get", "datastore", name, "-o", "jsonpath={.status.conditions[?(@.type=='SpaceAvailable')]}")
+		if !strings.Contains(out, `"Full"`) {
+			return fmt.Errorf("got %s", out)
+		}
+		return nil
+	})
+	n.apply(claim("more", name, ""))
+	n.says("pvc/more", "datastore is full")
+	n.kubectl("delete", "pvc", "more")
+	sh("rm $2/ballast")
+	eventually(t, "the write to go on", func() error {
+		out, err := n.try("exec", "one", "--", "cat", "/data/done")
+		if err != nil || strings.TrimSpace(out) != "done" {
+			return fmt.Errorf("%s, %w", out, err)
+		}
+		return nil
+	})
+	equal(t, "all of it", n.exec("one", "sh", "-c", "cat /data/first; wc -c < /data/big; yes written | head -c 50000000 | cmp - /data/big && echo same"), "first\n50000000\nsame")
+}
