@@ -480,10 +480,11 @@ func (x *SetupResponse) GetCpus() uint32 {
 
 type WarmRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`                                    // image slot that carries a warm-up image; "" skips the image part
-	ScratchSerial string                 `protobuf:"bytes,2,opt,name=scratch_serial,json=scratchSerial,proto3" json:"scratch_serial,omitempty"` // scratch disk, mounted now and kept for Setup; "" means tmpfs
-	Entropy       []byte                 `protobuf:"bytes,3,opt,name=entropy,proto3" json:"entropy,omitempty"`                                  // as in Setup; Setup brings its own again
-	Rounds        uint32                 `protobuf:"varint,4,opt,name=rounds,proto3" json:"rounds,omitempty"`                                   // 0 means 1
+	ScratchSerial string                 `protobuf:"bytes,2,opt,name=scratch_serial,json=scratchSerial,proto3" json:"scratch_serial,omitempty"` // scratch disk, mounted now and kept for Setup; "" means tmpfs; ignored
+	// when it is mounted already
+	Entropy       []byte `protobuf:"bytes,3,opt,name=entropy,proto3" json:"entropy,omitempty"` // as in Setup; Setup brings its own again
+	Done          bool   `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"`      // the rehearsal has ended
+	Hurry         bool   `protobuf:"varint,6,opt,name=hurry,proto3" json:"hurry,omitempty"`    // with done: a pod waits, prepare nothing more
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -518,13 +519,6 @@ func (*WarmRequest) Descriptor() ([]byte, []int) {
 	return file_guest_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *WarmRequest) GetSerial() string {
-	if x != nil {
-		return x.Serial
-	}
-	return ""
-}
-
 func (x *WarmRequest) GetScratchSerial() string {
 	if x != nil {
 		return x.ScratchSerial
@@ -539,11 +533,18 @@ func (x *WarmRequest) GetEntropy() []byte {
 	return nil
 }
 
-func (x *WarmRequest) GetRounds() uint32 {
+func (x *WarmRequest) GetDone() bool {
 	if x != nil {
-		return x.Rounds
+		return x.Done
 	}
-	return 0
+	return false
+}
+
+func (x *WarmRequest) GetHurry() bool {
+	if x != nil {
+		return x.Hurry
+	}
+	return false
 }
 
 type MountImageRequest struct {
@@ -2829,12 +2830,12 @@ const file_guest_proto_rawDesc = "" +
 	"\rSetupResponse\x12\x16\n" +
 	"\x06kernel\x18\x01 \x01(\tR\x06kernel\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x12\n" +
-	"\x04cpus\x18\x03 \x01(\rR\x04cpus\"~\n" +
-	"\vWarmRequest\x12\x16\n" +
-	"\x06serial\x18\x01 \x01(\tR\x06serial\x12%\n" +
+	"\x04cpus\x18\x03 \x01(\rR\x04cpus\"\x84\x01\n" +
+	"\vWarmRequest\x12%\n" +
 	"\x0escratch_serial\x18\x02 \x01(\tR\rscratchSerial\x12\x18\n" +
-	"\aentropy\x18\x03 \x01(\fR\aentropy\x12\x16\n" +
-	"\x06rounds\x18\x04 \x01(\rR\x06rounds\"T\n" +
+	"\aentropy\x18\x03 \x01(\fR\aentropy\x12\x12\n" +
+	"\x04done\x18\x05 \x01(\bR\x04done\x12\x14\n" +
+	"\x05hurry\x18\x06 \x01(\bR\x05hurryJ\x04\b\x01\x10\x02J\x04\b\x04\x10\x05\"T\n" +
 	"\x11MountImageRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x17\n" +
