@@ -196,6 +196,25 @@ func TestWarm(t *testing.T) {
 	}
 }
 
+// TestPodsFirst: while a pod waits for a micro-VM no other one is begun.
+func TestPodsFirst(t *testing.T) {
+	f := &fakeMaker{delay: 200 * time.Millisecond}
+	socket := startPool(t, 2, f)
+	until(t, socket, func(s wire.Status) bool { return s.Ready == 2 })
+	for i := range 3 {
+		if got := take(t, socket, fmt.Sprint(i)); got.Warm != (i < 2) {
+			t.Errorf("pod %d got %+v", i, got)
+		}
+	}
+	f.mu.Lock()
+	spawned := f.spawned
+	f.mu.Unlock()
+	if spawned != 3 {
+		t.Errorf("%d members were begun for 3 pods", spawned)
+	}
+	until(t, socket, func(s wire.Status) bool { return s.Ready == 2 })
+}
+
 func TestColdAndBurst(t *testing.T) {
 	f := &fakeMaker{delay: 3 * time.Millisecond}
 	socket := startPool(t, 0, f)
