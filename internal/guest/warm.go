@@ -25,7 +25,7 @@ const maxRounds = 16
 // Warm implements the protocol.
 func (s *server) Warm(ctx context.Context, req *guestv1.WarmRequest) (*guestv1.Empty, error) {
 	if req.GetDone() {
-		return &guestv1.Empty{}, status(s.endWarm(req.GetHurry()))
+		return &guestv1.Empty{}, status(s.endWarm())
 	}
 	return &guestv1.Empty{}, status(s.beginWarm(ctx, req))
 }
@@ -48,23 +48,18 @@ func (s *server) beginWarm(ctx context.Context, req *guestv1.WarmRequest) error 
 			return err
 		}
 		s.pod.Store(p)
+		return p.containers.FillShells()
 	}
-	return s.pod.Load().containers.FillShells()
+	return nil
 }
 
 // endWarm clears away what the rehearsal left.
-func (s *server) endWarm(hurry bool) error {
+func (s *server) endWarm() error {
 	if !s.rehearsing.Load() {
 		return fmt.Errorf("no rehearsal: %w", container.ErrState)
 	}
-	p := s.pod.Load()
-	if err := p.volumes.Remove(rehearsal.ID); err != nil {
+	if err := s.pod.Load().volumes.Remove(rehearsal.ID); err != nil {
 		return err
-	}
-	if !hurry {
-		if err := p.containers.FillShells(); err != nil {
-			return err
-		}
 	}
 	s.rehearsing.Store(false)
 	return nil
@@ -83,6 +78,11 @@ func (s *server) rehearse(ctx context.Context) error {
 	}
 	for range rounds {
 		if err := s.rehearseOnce(ctx); err != nil {
+			return err
+		}
+	}
+	if p := s.pod.Load(); p != nil {
+		if err := p.containers.FillShells(); err != nil {
 			return err
 		}
 	}

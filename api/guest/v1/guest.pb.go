@@ -33,11 +33,12 @@
 package guestv1
 
 import (
-	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
+
+	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
+	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 )
 
 const (
@@ -484,7 +485,6 @@ type WarmRequest struct {
 	// when it is mounted already
 	Entropy       []byte `protobuf:"bytes,3,opt,name=entropy,proto3" json:"entropy,omitempty"` // as in Setup; Setup brings its own again
 	Done          bool   `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"`      // the rehearsal has ended
-	Hurry         bool   `protobuf:"varint,6,opt,name=hurry,proto3" json:"hurry,omitempty"`    // with done: a pod waits, prepare nothing more
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -536,13 +536,6 @@ func (x *WarmRequest) GetEntropy() []byte {
 func (x *WarmRequest) GetDone() bool {
 	if x != nil {
 		return x.Done
-	}
-	return false
-}
-
-func (x *WarmRequest) GetHurry() bool {
-	if x != nil {
-		return x.Hurry
 	}
 	return false
 }
@@ -2830,12 +2823,11 @@ const file_guest_proto_rawDesc = "" +
 	"\rSetupResponse\x12\x16\n" +
 	"\x06kernel\x18\x01 \x01(\tR\x06kernel\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x12\n" +
-	"\x04cpus\x18\x03 \x01(\rR\x04cpus\"\x84\x01\n" +
+	"\x04cpus\x18\x03 \x01(\rR\x04cpus\"n\n" +
 	"\vWarmRequest\x12%\n" +
 	"\x0escratch_serial\x18\x02 \x01(\tR\rscratchSerial\x12\x18\n" +
 	"\aentropy\x18\x03 \x01(\fR\aentropy\x12\x12\n" +
-	"\x04done\x18\x05 \x01(\bR\x04done\x12\x14\n" +
-	"\x05hurry\x18\x06 \x01(\bR\x05hurryJ\x04\b\x01\x10\x02J\x04\b\x04\x10\x05\"T\n" +
+	"\x04done\x18\x05 \x01(\bR\x04doneJ\x04\b\x01\x10\x02J\x04\b\x04\x10\x05\"T\n" +
 	"\x11MountImageRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x17\n" +
@@ -3061,54 +3053,57 @@ func file_guest_proto_rawDescGZIP() []byte {
 	return file_guest_proto_rawDescData
 }
 
-var file_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
-var file_guest_proto_goTypes = []any{
-	(CreateVolumeRequest_Kind)(0),   // 0: atoll.guest.v1.CreateVolumeRequest.Kind
-	(Event_Kind)(0),                 // 1: atoll.guest.v1.Event.Kind
-	(*Empty)(nil),                   // 2: atoll.guest.v1.Empty
-	(*SetupRequest)(nil),            // 3: atoll.guest.v1.SetupRequest
-	(*Network)(nil),                 // 4: atoll.guest.v1.Network
-	(*Route)(nil),                   // 5: atoll.guest.v1.Route
-	(*SetupResponse)(nil),           // 6: atoll.guest.v1.SetupResponse
-	(*WarmRequest)(nil),             // 7: atoll.guest.v1.WarmRequest
-	(*MountImageRequest)(nil),       // 8: atoll.guest.v1.MountImageRequest
-	(*UnmountImageRequest)(nil),     // 9: atoll.guest.v1.UnmountImageRequest
-	(*CreateVolumeRequest)(nil),     // 10: atoll.guest.v1.CreateVolumeRequest
-	(*DiskVolume)(nil),              // 11: atoll.guest.v1.DiskVolume
-	(*ProbeDiskRequest)(nil),        // 12: atoll.guest.v1.ProbeDiskRequest
-	(*ProbeDiskResponse)(nil),       // 13: atoll.guest.v1.ProbeDiskResponse
-	(*WriteDiskRequest)(nil),        // 14: atoll.guest.v1.WriteDiskRequest
-	(*Extent)(nil),                  // 15: atoll.guest.v1.Extent
-	(*GrowVolumeRequest)(nil),       // 16: atoll.guest.v1.GrowVolumeRequest
-	(*GrowVolumeResponse)(nil),      // 17: atoll.guest.v1.GrowVolumeResponse
-	(*StatVolumeRequest)(nil),       // 18: atoll.guest.v1.StatVolumeRequest
-	(*ReleaseVolumesRequest)(nil),   // 19: atoll.guest.v1.ReleaseVolumesRequest
-	(*File)(nil),                    // 20: atoll.guest.v1.File
-	(*PutFilesRequest)(nil),         // 21: atoll.guest.v1.PutFilesRequest
-	(*GetFileRequest)(nil),          // 22: atoll.guest.v1.GetFileRequest
-	(*GetFileResponse)(nil),         // 23: atoll.guest.v1.GetFileResponse
-	(*CreateContainerRequest)(nil),  // 24: atoll.guest.v1.CreateContainerRequest
-	(*ImageVolume)(nil),             // 25: atoll.guest.v1.ImageVolume
-	(*CreateContainerResponse)(nil), // 26: atoll.guest.v1.CreateContainerResponse
-	(*ProcessRequest)(nil),          // 27: atoll.guest.v1.ProcessRequest
-	(*StartResponse)(nil),           // 28: atoll.guest.v1.StartResponse
-	(*CreateExecRequest)(nil),       // 29: atoll.guest.v1.CreateExecRequest
-	(*WaitResponse)(nil),            // 30: atoll.guest.v1.WaitResponse
-	(*KillRequest)(nil),             // 31: atoll.guest.v1.KillRequest
-	(*ResizePtyRequest)(nil),        // 32: atoll.guest.v1.ResizePtyRequest
-	(*UpdateRequest)(nil),           // 33: atoll.guest.v1.UpdateRequest
-	(*PidsResponse)(nil),            // 34: atoll.guest.v1.PidsResponse
-	(*StatsRequest)(nil),            // 35: atoll.guest.v1.StatsRequest
-	(*StatsResponse)(nil),           // 36: atoll.guest.v1.StatsResponse
-	(*VolumeUsage)(nil),             // 37: atoll.guest.v1.VolumeUsage
-	(*NetworkUsage)(nil),            // 38: atoll.guest.v1.NetworkUsage
-	(*Event)(nil),                   // 39: atoll.guest.v1.Event
-	(*OnlineResourcesResponse)(nil), // 40: atoll.guest.v1.OnlineResourcesResponse
-	(*TellTimeRequest)(nil),         // 41: atoll.guest.v1.TellTimeRequest
-	(*SetTimeRequest)(nil),          // 42: atoll.guest.v1.SetTimeRequest
-	nil,                             // 43: atoll.guest.v1.SetupRequest.SysctlsEntry
-}
+var (
+	file_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+	file_guest_proto_msgTypes  = make([]protoimpl.MessageInfo, 42)
+	file_guest_proto_goTypes   = []any{
+		CreateVolumeRequest_Kind(0),     // 0: atoll.guest.v1.CreateVolumeRequest.Kind
+		Event_Kind(0),                   // 1: atoll.guest.v1.Event.Kind
+		(*Empty)(nil),                   // 2: atoll.guest.v1.Empty
+		(*SetupRequest)(nil),            // 3: atoll.guest.v1.SetupRequest
+		(*Network)(nil),                 // 4: atoll.guest.v1.Network
+		(*Route)(nil),                   // 5: atoll.guest.v1.Route
+		(*SetupResponse)(nil),           // 6: atoll.guest.v1.SetupResponse
+		(*WarmRequest)(nil),             // 7: atoll.guest.v1.WarmRequest
+		(*MountImageRequest)(nil),       // 8: atoll.guest.v1.MountImageRequest
+		(*UnmountImageRequest)(nil),     // 9: atoll.guest.v1.UnmountImageRequest
+		(*CreateVolumeRequest)(nil),     // 10: atoll.guest.v1.CreateVolumeRequest
+		(*DiskVolume)(nil),              // 11: atoll.guest.v1.DiskVolume
+		(*ProbeDiskRequest)(nil),        // 12: atoll.guest.v1.ProbeDiskRequest
+		(*ProbeDiskResponse)(nil),       // 13: atoll.guest.v1.ProbeDiskResponse
+		(*WriteDiskRequest)(nil),        // 14: atoll.guest.v1.WriteDiskRequest
+		(*Extent)(nil),                  // 15: atoll.guest.v1.Extent
+		(*GrowVolumeRequest)(nil),       // 16: atoll.guest.v1.GrowVolumeRequest
+		(*GrowVolumeResponse)(nil),      // 17: atoll.guest.v1.GrowVolumeResponse
+		(*StatVolumeRequest)(nil),       // 18: atoll.guest.v1.StatVolumeRequest
+		(*ReleaseVolumesRequest)(nil),   // 19: atoll.guest.v1.ReleaseVolumesRequest
+		(*File)(nil),                    // 20: atoll.guest.v1.File
+		(*PutFilesRequest)(nil),         // 21: atoll.guest.v1.PutFilesRequest
+		(*GetFileRequest)(nil),          // 22: atoll.guest.v1.GetFileRequest
+		(*GetFileResponse)(nil),         // 23: atoll.guest.v1.GetFileResponse
+		(*CreateContainerRequest)(nil),  // 24: atoll.guest.v1.CreateContainerRequest
+		(*ImageVolume)(nil),             // 25: atoll.guest.v1.ImageVolume
+		(*CreateContainerResponse)(nil), // 26: atoll.guest.v1.CreateContainerResponse
+		(*ProcessRequest)(nil),          // 27: atoll.guest.v1.ProcessRequest
+		(*StartResponse)(nil),           // 28: atoll.guest.v1.StartResponse
+		(*CreateExecRequest)(nil),       // 29: atoll.guest.v1.CreateExecRequest
+		(*WaitResponse)(nil),            // 30: atoll.guest.v1.WaitResponse
+		(*KillRequest)(nil),             // 31: atoll.guest.v1.KillRequest
+		(*ResizePtyRequest)(nil),        // 32: atoll.guest.v1.ResizePtyRequest
+		(*UpdateRequest)(nil),           // 33: atoll.guest.v1.UpdateRequest
+		(*PidsResponse)(nil),            // 34: atoll.guest.v1.PidsResponse
+		(*StatsRequest)(nil),            // 35: atoll.guest.v1.StatsRequest
+		(*StatsResponse)(nil),           // 36: atoll.guest.v1.StatsResponse
+		(*VolumeUsage)(nil),             // 37: atoll.guest.v1.VolumeUsage
+		(*NetworkUsage)(nil),            // 38: atoll.guest.v1.NetworkUsage
+		(*Event)(nil),                   // 39: atoll.guest.v1.Event
+		(*OnlineResourcesResponse)(nil), // 40: atoll.guest.v1.OnlineResourcesResponse
+		(*TellTimeRequest)(nil),         // 41: atoll.guest.v1.TellTimeRequest
+		(*SetTimeRequest)(nil),          // 42: atoll.guest.v1.SetTimeRequest
+		nil,                             // 43: atoll.guest.v1.SetupRequest.SysctlsEntry
+	}
+)
+
 var file_guest_proto_depIdxs = []int32{
 	4,  // 0: atoll.guest.v1.SetupRequest.network:type_name -> atoll.guest.v1.Network
 	43, // 1: atoll.guest.v1.SetupRequest.sysctls:type_name -> atoll.guest.v1.SetupRequest.SysctlsEntry

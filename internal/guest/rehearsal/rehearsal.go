@@ -74,7 +74,7 @@ func (p *player) run(ctx context.Context) error {
 			return err
 		}
 	}
-	_, err := p.Guest.Warm(ctx, &guestv1.WarmRequest{Done: true, Hurry: p.stopped()})
+	_, err := p.Guest.Warm(ctx, &guestv1.WarmRequest{Done: true})
 	return err
 }
 
