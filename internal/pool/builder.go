@@ -256,9 +256,13 @@ func (p *process) run() {
 	_ = p.conn.Close()
 }
 
-func (p *process) Assign(a wire.Assignment) error {
+func (p *process) Assign(a wire.Assignment) error { return p.order(wire.Order{Assign: &a}) }
+
+func (p *process) Aside(yes bool) error { return p.order(wire.Order{Aside: &yes}) }
+
+func (p *process) order(o wire.Order) error {
 	_ = p.conn.SetWriteDeadline(time.Now().Add(time.Second))
-	if err := p.orders.Encode(wire.Order{Assign: &a}); err != nil {
+	if err := p.orders.Encode(o); err != nil {
 		return fmt.Errorf("talking to a shim daemon: %w", err)
 	}
 	return nil

@@ -12,7 +12,7 @@
 //
 // A pod that finds no ready member gets one that is being prepared, or a new one; it stops warming up then.
 // As long as pods wait no other members are begun, and those that are being prepared have the lowest
-// priority of all, so a burst of pods is served by clones that cost least and the pool is refilled after it.
+// priority, so a burst of pods is served by clones that cost least and the pool is refilled after it.
 //
 // All state belongs to one goroutine, Run's loop; everything else sends it events. Requests without a
 // member wait in order. In a burst the number of members that are being prepared at a time is bounded by
@@ -76,6 +76,8 @@ type Maker interface {
 // Member is a spawned shim daemon.
 type Member interface {
 	Assign(wire.Assignment) error
+	// Aside tells a member that is being prepared to leave the processors to pods, or not to any more.
+	Aside(yes bool) error
 	// Reports are what the member says; closed when its process has ended.
 	Reports() <-chan wire.Report
 	PID() int
@@ -124,6 +126,7 @@ type member struct {
 	request *request // that it was assigned to
 	warm    bool     // it was ready when it was taken
 	known   bool     // it has confirmed the assignment
+	aside   bool     // it was told to stand aside
 }
 
 // New makes a pool. maker may be nil for the real one.
@@ -238,7 +241,9 @@ func (p *Pool) loop(ctx context.Context) {
 			handle()
 		case <-timer.C:
 		}
-		if wait := p.balance(ctx); wait > 0 {
+		wait := p.balance(ctx)
+		p.standAside()
+		if wait > 0 {
 			timer.Reset(wait)
 		}
 	}
@@ -306,6 +311,21 @@ func (p *Pool) pending() int {
 	return n
 }
 
+// standAside has the members that are being prepared for later leave the processors to pods that wait or
+// have just got a micro-VM.
+func (p *Pool) standAside() {
+	aside := p.pending() > 0 || p.failures == 0 && time.Until(p.holdUntil) > 0
+	for _, m := range p.members {
+		if m.ready || m.request != nil || m.aside == aside {
+			continue
+		}
+		m.aside = aside
+		if err := m.Aside(aside); err != nil {
+			p.log.Warn("telling a shim daemon to stand aside", "member", m.id, "error", err) // its end is noticed
+		}
+	}
+}
+
 // parallel is how many members are prepared at a time.
 func (p *Pool) parallel() int {
 	if p.failures >= rebuildAfter {
@@ -361,6 +381,7 @@ func (p *Pool) assignAll() {
 		p.queue[0] = nil
 		p.queue = p.queue[1:]
 		m.request, m.warm = r, m.ready
+		p.holdUntil = later(p.holdUntil, time.Now().Add(refillPause))
 		if err := m.Assign(r.assignment); err != nil {
 			p.log.Warn("assigning a micro-VM", "member", m.id, "error", err)
 			m.request = nil

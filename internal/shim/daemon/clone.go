@@ -25,7 +25,7 @@ const (
 	// warmRounds is how often the container path is run in a clone: the emulator translates code only
 	// when it has seen it, and the second round still gains a third.
 	warmRounds  = 2
-	warmTimeout = 5 * time.Minute // it gives way to everything else
+	warmTimeout = 5 * time.Minute // it gives way to pods that start
 	// lastNice is the priority of what gives way.
 	lastNice = 19
 )
@@ -53,7 +53,8 @@ type clone struct {
 
 	mu      sync.Mutex // guards the fields below, and the closing of urgent
 	machine *vm.Machine
-	yields  bool // QEMU leaves the processors to everybody else
+	polite  bool // the pool wants QEMU to yield
+	yields  bool // QEMU does: it runs when nobody else wants to
 }
 
 func newClone(i wire.Init, f files) *clone {
@@ -68,6 +69,14 @@ func (c *clone) hurry() {
 		close(c.urgent)
 	}
 	c.yield(false)
+}
+
+// aside is an order of the pool: whether to leave the processors to pods that start.
+func (c *clone) aside(yes bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.polite = yes
+	c.yield(yes && !c.hurried())
 }
 
 // yield makes QEMU the last to run, or like any other again. The lock is held.
@@ -86,18 +95,19 @@ func (c *clone) yield(yes bool) {
 	c.yields = yes
 }
 
-// begin notes the machine. As long as no pod waits for it, it is in nobody's way.
+// begin notes the machine.
 func (c *clone) begin(m *vm.Machine) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.machine = m
-	c.yield(!c.hurried())
+	c.yield(c.polite && !c.hurried())
 }
 
-// rest ends that for a machine that is stopped.
+// rest ends that for a machine that is prepared.
 func (c *clone) rest() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.polite = false
 	c.yield(false)
 }
 
