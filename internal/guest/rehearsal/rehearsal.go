@@ -91,7 +91,8 @@ func (p *player) setup(ctx context.Context) error {
 	req := &guestv1.SetupRequest{
 		Entropy: random(), UnixNanos: time.Now().UnixNano(), Hostname: "localhost", MachineId: strings.Repeat("0", 32),
 		ScratchSerial: p.Scratch,
-		Sysctls:       map[string]string{"net.ipv4.ip_unprivileged_port_start": "1024"}, // as it is
+		// As they are: pods get other values.
+		Sysctls: map[string]string{"net.ipv4.ip_unprivileged_port_start": "1024", "net.ipv4.ping_group_range": "1 0"},
 	}
 	if p.Network {
 		req.Network = &guestv1.Network{
@@ -105,10 +106,15 @@ func (p *player) setup(ctx context.Context) error {
 	return err
 }
 
-// files pushes a tree the way a ConfigMap or the credentials of a service account come.
+// files pushes single files, as the pod's own come, and a tree, as a ConfigMap or the credentials of a
+// service account come.
 func (p *player) files(ctx context.Context) error {
 	req := &guestv1.CreateVolumeRequest{Id: ID, Kind: guestv1.CreateVolumeRequest_PUSHED}
 	if _, err := p.Guest.CreateVolume(ctx, req); err != nil {
+		return err
+	}
+	single := []*guestv1.File{{Path: "hosts", Mode: unix.S_IFREG | 0o644, Data: []byte("127.0.0.1\tlocalhost\n")}}
+	if _, err := p.Guest.PutFiles(ctx, &guestv1.PutFilesRequest{Volume: ID, Commit: true, Files: single}); err != nil {
 		return err
 	}
 	_, err := p.Guest.PutFiles(ctx, &guestv1.PutFilesRequest{Volume: ID, Replace: true, Commit: true, Files: []*guestv1.File{

@@ -22,10 +22,13 @@ import (
 )
 
 const (
-	// warmRounds is how often the container path is run in a clone: the emulator translates code only
-	// when it has seen it, and the second round still gains a third.
-	warmRounds  = 2
+	// warmRounds is how often a start is rehearsed in a clone, so that the emulator has translated the code.
+	// Another round would gain little, once the guest has settled.
+	warmRounds  = 1
 	warmTimeout = 5 * time.Minute // it gives way to pods that start
+	// settleTime is how long the guest's kernel gets to free what it puts off when a container goes, which it
+	// would else do during the start of the pod.
+	settleTime = 300 * time.Millisecond
 	// lastNice is the priority of what gives way.
 	lastNice = 19
 )
@@ -239,6 +242,11 @@ func (c *clone) warm(ctx context.Context, m *vm.Machine, s *session.Session) err
 		if err := m.DetachImage(ctx, serial); err != nil {
 			return err
 		}
+	}
+	select {
+	case <-c.urgent:
+	case <-time.After(settleTime):
+	case <-ctx.Done():
 	}
 	return nil
 }
