@@ -143,6 +143,7 @@ func exceptions() map[[2]string]string {
 		{"internal/kube", "internal/storage"}: "containerd's snapshotter is registered in the process that runs containerd",
 		{"internal/pool", "internal/shim"}:    "the pool starts shim daemons",
 		{"internal/storage", "internal/vm"}:   "internal/vm/qmp, the wire to QEMU, drives storage daemons as well",
+		{"internal/pool", "internal/guest"}:   "internal/guest/channel says how guest init is told to rehearse",
 		{"internal/shim", "internal/guest"}:   "internal/guest/channel is both ends of the guest channel",
 		{"internal/shim", "internal/pool"}:    "a shim asks the pool for a micro-VM",
 	}

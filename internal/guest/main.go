@@ -1,8 +1,8 @@
 // Package guest is the init of a pod's micro-VM: process 1 of a machine that is booted once as a
 // template, stopped at a barrier, and cloned for every pod.
 //
-// It boots (a table of steps, see boot.go), announces itself on the virtio port and blocks; what
-// comes after that read happens in a clone. Then it serves the guest protocol (api/guest/v1) over
+// It boots (a table of steps, see boot.go), rehearses pod starts (see package rehearsal), announces itself
+// on the virtio port and blocks; what comes after that read happens in a clone. Then it serves the guest protocol (api/guest/v1) over
 // yamux until it is told to power off. cmd/atoll-pod calls Main; internal/shim is the peer.
 //
 // The host is trusted, the containers are not: ids and paths from the host are checked for form,
@@ -56,8 +56,7 @@ func Main() int {
 		fmt.Fprintln(os.Stderr, "init: must be process 1 of a micro-VM")
 		return 2
 	}
-	// Few objects live long, and a page a clone does not write is a page it shares.
-	debug.SetGCPercent(50)
+	debug.SetGCPercent(gcPercent)
 	log := slog.New(slog.NewTextHandler(console(4), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	err := run(log)
 	// Reading the port failed or the boot did: there is nobody to talk to.
@@ -93,7 +92,14 @@ func run(log *slog.Logger) error {
 		go func() { cancel(fmt.Errorf("%s ended: %w", name, f(ctx))) }()
 	}
 	log.Info("booted", "ms", time.Since(started).Milliseconds())
-	debug.FreeOSMemory()
+	s, err := newServer(ctx, log, m, cancel)
+	if err != nil {
+		return err
+	}
+	if err := s.rehearse(ctx); err != nil {
+		return err
+	}
+	postponeCollection()
 	if err := barrier(m.port); err != nil {
 		return err
 	}
@@ -101,8 +107,7 @@ func run(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	s := newServer(log, m, cancel)
-	go func() { cancel(fmt.Errorf("session ended: %w", s.serve(ctx, session))) }()
+	go func() { cancel(fmt.Errorf("session ended: %w", s.serveStreams(session))) }()
 	<-ctx.Done()
 	return context.Cause(ctx)
 }

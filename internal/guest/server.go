@@ -36,7 +36,7 @@ type pod struct {
 	containers *container.Runtime
 }
 
-// server serves one session of the protocol.
+// server serves the protocol.
 type server struct {
 	log  *slog.Logger
 	m    *machine
@@ -45,7 +45,7 @@ type server struct {
 	rpc  *ttrpc.Server
 	pod  atomic.Pointer[pod]
 
-	rehearsing atomic.Bool // while Warm runs
+	rehearsing atomic.Bool // between Warm and Warm with "done"
 	told       toldTime
 	formats    formats
 
@@ -53,18 +53,14 @@ type server struct {
 	isSetUp bool
 }
 
-func newServer(log *slog.Logger, m *machine, stop context.CancelCauseFunc) *server {
-	return &server{log: log, m: m, stop: stop}
-}
-
-// serve serves the session with the host until it ends.
-func (s *server) serve(ctx context.Context, session *yamux.Session) (err error) {
-	s.ctx = ctx
-	if s.rpc, err = ttrpc.NewServer(); err != nil {
-		return fmt.Errorf("making ttrpc server: %w", err)
+func newServer(ctx context.Context, log *slog.Logger, m *machine, stop context.CancelCauseFunc) (*server, error) {
+	rpc, err := ttrpc.NewServer()
+	if err != nil {
+		return nil, fmt.Errorf("making ttrpc server: %w", err)
 	}
-	guestv1.RegisterGuestService(s.rpc, s)
-	return s.serveStreams(session)
+	s := &server{log: log, m: m, stop: stop, ctx: ctx, rpc: rpc}
+	guestv1.RegisterGuestService(rpc, s)
+	return s, nil
 }
 
 // serveStreams accepts streams until the session ends.

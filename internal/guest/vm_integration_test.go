@@ -26,6 +26,7 @@ import (
 	guestv1 "atoll.dev/atoll/api/guest/v1"
 	"atoll.dev/atoll/internal/guest/channel"
 	"atoll.dev/atoll/internal/guest/flatspec"
+	"atoll.dev/atoll/internal/guest/rehearsal"
 	"atoll.dev/atoll/internal/vm/qemu"
 )
 
@@ -129,8 +130,7 @@ func (v *vm) setUp(change func(*guestv1.SetupRequest)) {
 		change(req)
 	}
 	if req.ScratchSerial != "" { // as the pool does
-		warm := &guestv1.WarmRequest{Serial: "img2", ScratchSerial: req.ScratchSerial, Entropy: random(64)}
-		if _, err := v.guest.Warm(v.t.Context(), warm); err != nil {
+		if err := v.rehearse(true); err != nil {
 			v.t.Fatalf("%v\n%s", err, v.log())
 		}
 	}
@@ -138,6 +138,24 @@ func (v *vm) setUp(change func(*guestv1.SetupRequest)) {
 		v.t.Fatalf("%v\n%s", err, v.log())
 	}
 	v.mountImage()
+}
+
+// rehearse plays a start with the third disk, which has the image for it.
+func (v *vm) rehearse(full bool) error {
+	return rehearsal.Run(v.t.Context(), rehearsal.Config{
+		Guest: &peer{v.guest, v.session}, Image: "img2", Scratch: "scratch", Network: true, Full: full,
+	})
+}
+
+// peer is a guest as package rehearsal wants it.
+type peer struct {
+	guestv1.GuestService
+
+	session *yamux.Session
+}
+
+func (p *peer) OpenIO(container, exec string, fd int) (io.ReadWriteCloser, error) {
+	return channel.Open(p.session, channel.Header{Kind: channel.KindIO, Container: container, Exec: exec, FD: fd})
 }
 
 func (v *vm) mountImage() {

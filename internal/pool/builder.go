@@ -12,11 +12,13 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"atoll.dev/atoll/internal/guest/channel"
 	"atoll.dev/atoll/internal/pool/config"
 	"atoll.dev/atoll/internal/pool/registry"
 	"atoll.dev/atoll/internal/pool/wire"
@@ -26,6 +28,10 @@ import (
 	"atoll.dev/atoll/internal/vm/podkernel"
 	"atoll.dev/atoll/internal/vm/scratch"
 )
+
+// rehearsals is how many pod starts the template goes through before it is saved. The first finds everything
+// to be made, the second goes the way that those in clones will go.
+const rehearsals = 2
 
 // Template is what all members inherit.
 type Template struct {
@@ -53,7 +59,7 @@ type Builder struct {
 	reason string
 }
 
-// Build boots the template and formats the scratch disk.
+// Build formats the scratch disk and boots the template with it.
 func (b *Builder) Build(ctx context.Context) (_ *Template, err error) {
 	t := &Template{}
 	defer func() {
@@ -70,12 +76,6 @@ func (b *Builder) Build(ctx context.Context) (_ *Template, err error) {
 	}
 	b.probe(ctx, cfg)
 	cfg.Accel, t.Reason = b.accel, b.reason
-	template, err := vm.BuildTemplate(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	t.closers = append(t.closers, template)
-	t.Meta = template.Meta()
 	disk, err := scratch.Format(ctx, scratch.Config{Dir: b.cfg.DataDir, Bytes: b.cfg.ScratchBytes})
 	if err != nil {
 		return nil, err
@@ -86,6 +86,15 @@ func (b *Builder) Build(ctx context.Context) (_ *Template, err error) {
 		return nil, err
 	}
 	t.closers = append(t.closers, image)
+	// The disk is the template's own until it is saved, and then what clones copy.
+	cfg.Scratch, cfg.Image = disk.File(), image
+	cfg.Cmdline = channel.RehearseEnv + "=" + strconv.Itoa(rehearsals)
+	template, err := vm.BuildTemplate(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	t.closers = append(t.closers, template)
+	t.Meta = template.Meta()
 	t.files = append(template.Files(), disk.File(), image)
 	return t, nil
 }
@@ -168,6 +177,10 @@ func warmImage(dir, program string) (_ *os.File, err error) {
 	if err := w.Finish(root); err != nil {
 		return nil, fmt.Errorf(doing, err)
 	}
+	// The template takes the size of its slot from it; the rest is a hole.
+	if err := f.Truncate(vm.SlotBytes); err != nil {
+		return nil, fmt.Errorf(doing, err)
+	}
 	// Read-only, as QEMU is to have it.
 	r, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 	if err != nil {
@@ -243,9 +256,13 @@ func (p *process) run() {
 	_ = p.conn.Close()
 }
 
-func (p *process) Assign(a wire.Assignment) error {
+func (p *process) Assign(a wire.Assignment) error { return p.order(wire.Order{Assign: &a}) }
+
+func (p *process) Aside(yes bool) error { return p.order(wire.Order{Aside: &yes}) }
+
+func (p *process) order(o wire.Order) error {
 	_ = p.conn.SetWriteDeadline(time.Now().Add(time.Second))
-	if err := p.orders.Encode(wire.Order{Assign: &a}); err != nil {
+	if err := p.orders.Encode(o); err != nil {
 		return fmt.Errorf("talking to a shim daemon: %w", err)
 	}
 	return nil

@@ -81,6 +81,7 @@ func (p *Pool) reported(m *member, r wire.Report) {
 		m.ready = true
 		p.status.Error = ""
 		if m.known {
+			p.holdUntil = later(p.holdUntil, time.Now().Add(coldPause))
 			p.forgetTaken(m)
 		}
 	case r.Assigned && m.request != nil && !m.known:

@@ -10,6 +10,10 @@
 //	    |  +-------------------take-----------------^     (no ready one: cold)
 //	    +--error, exit--> gone <--error, exit-- ready
 //
+// A pod that finds no ready member gets one that is being prepared, or a new one; it stops warming up then.
+// As long as pods wait no other members are begun, and those that are being prepared have the lowest
+// priority, so a burst of pods is served by clones that cost least and the pool is refilled after it.
+//
 // All state belongs to one goroutine, Run's loop; everything else sends it events. Requests without a
 // member wait in order. In a burst the number of members that are being prepared at a time is bounded by
 // the number of processors, since more would only make each slower.
@@ -42,8 +46,10 @@ import (
 )
 
 const (
-	// refillPause is how long to leave the processors to a pod that has just taken a member.
+	// refillPause is how long to leave the processors to a pod that has just taken a member, coldPause to one
+	// whose micro-VM was not warmed up.
 	refillPause = 150 * time.Millisecond
+	coldPause   = 400 * time.Millisecond
 	// rebuildAfter is how many members may fail in a row before the template is built anew.
 	rebuildAfter = 3
 	// firstBackoff is the pause after a failure; each further one doubles it, up to lastBackoff, which is
@@ -70,6 +76,8 @@ type Maker interface {
 // Member is a spawned shim daemon.
 type Member interface {
 	Assign(wire.Assignment) error
+	// Aside tells a member that is being prepared to leave the processors to pods, or not to any more.
+	Aside(yes bool) error
 	// Reports are what the member says; closed when its process has ended.
 	Reports() <-chan wire.Report
 	PID() int
@@ -118,6 +126,7 @@ type member struct {
 	request *request // that it was assigned to
 	warm    bool     // it was ready when it was taken
 	known   bool     // it has confirmed the assignment
+	aside   bool     // it was told to stand aside
 }
 
 // New makes a pool. maker may be nil for the real one.
@@ -232,7 +241,9 @@ func (p *Pool) loop(ctx context.Context) {
 			handle()
 		case <-timer.C:
 		}
-		if wait := p.balance(ctx); wait > 0 {
+		wait := p.balance(ctx)
+		p.standAside()
+		if wait > 0 {
 			timer.Reset(wait)
 		}
 	}
@@ -258,16 +269,61 @@ func (p *Pool) balance(ctx context.Context) time.Duration {
 		return 0
 	}
 	p.assignAll()
-	if wait := time.Until(p.holdUntil); wait > 0 && (len(p.queue) == 0 || p.failures > 0) {
+	if wait := time.Until(p.holdUntil); wait > 0 && p.failures > 0 {
 		return wait
 	}
-	for p.missing() > 0 && p.preparing() < p.parallel() {
+	if !p.spawnWhile(ctx, func() bool { return len(p.queue) > 0 }) {
+		return time.Until(p.holdUntil)
+	}
+	// The processors belong to pods that wait, and for a moment to those that have just got a micro-VM.
+	if p.pending() > 0 {
+		return 0 // their reports come
+	}
+	if wait := time.Until(p.holdUntil); wait > 0 {
+		return wait
+	}
+	if !p.spawnWhile(ctx, func() bool { return p.missing() > 0 }) {
+		return time.Until(p.holdUntil)
+	}
+	return 0
+}
+
+// spawnWhile spawns members while they are needed and not too many are being prepared. It returns false if
+// that failed.
+func (p *Pool) spawnWhile(ctx context.Context, needed func() bool) bool {
+	for needed() && p.preparing() < p.parallel() {
 		if !p.spawn(ctx) {
-			return time.Until(p.holdUntil)
+			return false
 		}
 		p.assignAll()
 	}
-	return 0
+	return true
+}
+
+// pending is how many pods wait for a micro-VM.
+func (p *Pool) pending() int {
+	n := len(p.queue)
+	for _, m := range p.members {
+		if m.request != nil && !m.ready {
+			n++
+		}
+	}
+	return n
+}
+
+// standAside has the members that are being prepared for later leave the processors to pods that wait or
+// have just got a micro-VM.
+func (p *Pool) standAside() {
+	aside := p.pending() > 0 || p.failures == 0 && time.Until(p.holdUntil) > 0
+	for _, m := range p.members {
+		if m.ready || m.request != nil || m.aside == aside {
+			continue
+		}
+		m.aside = aside
+		if err := m.Aside(aside); err != nil {
+			p.log.Warn("telling a shim daemon to stand aside", "member", m.id, "error", err) // its end is noticed
+		}
+	}
 }
 
 // parallel is how many members are prepared at a time.
@@ -325,6 +381,7 @@ func (p *Pool) assignAll() {
 		p.queue[0] = nil
 		p.queue = p.queue[1:]
 		m.request, m.warm = r, m.ready
+		p.holdUntil = later(p.holdUntil, time.Now().Add(refillPause))
 		if err := m.Assign(r.assignment); err != nil {
 			p.log.Warn("assigning a micro-VM", "member", m.id, "error", err)
 			m.request = nil

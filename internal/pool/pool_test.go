@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -79,6 +80,7 @@ type fakeMember struct {
 	dead     chan struct{}
 	once     sync.Once
 	die      sync.Once
+	aside    atomic.Bool
 	pid      int
 }
 
@@ -114,6 +116,11 @@ func (m *fakeMember) live(f *fakeMaker, fail bool) {
 
 func (m *fakeMember) Assign(a wire.Assignment) error {
 	m.assigned <- a
+	return nil
+}
+
+func (m *fakeMember) Aside(yes bool) error {
+	m.aside.Store(yes)
 	return nil
 }
 func (m *fakeMember) Reports() <-chan wire.Report { return m.reports }
@@ -194,6 +201,48 @@ func TestWarm(t *testing.T) {
 	if s.TakenWarm != 3 || s.Preparing != 0 || s.Wanted != 3 || s.TemplateBuilds != 1 {
 		t.Errorf("status %+v", s)
 	}
+}
+
+// TestStandAside: members that are being prepared stand aside while a pod starts.
+func TestStandAside(t *testing.T) {
+	f := &fakeMaker{delay: 700 * time.Millisecond}
+	socket := startPool(t, 1, f)
+	until(t, socket, func(s wire.Status) bool { return s.Ready == 1 })
+	take(t, socket, "warm")
+	until(t, socket, func(s wire.Status) bool { return s.Preparing == 1 })
+	refill := func() *fakeMember {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.members[1]
+	}()
+	if refill.aside.Load() {
+		t.Error("a member stands aside for nobody")
+	}
+	take(t, socket, "takes the refill")
+	take(t, socket, "waits for a new one")
+	until(t, socket, func(s wire.Status) bool { return s.Preparing == 1 }) // the next refill, when they have started
+	if refill.aside.Load() {
+		t.Error("a member that a pod waits for was told to stand aside")
+	}
+}
+
+// TestPodsFirst: while a pod waits for a micro-VM no other one is begun.
+func TestPodsFirst(t *testing.T) {
+	f := &fakeMaker{delay: 200 * time.Millisecond}
+	socket := startPool(t, 2, f)
+	until(t, socket, func(s wire.Status) bool { return s.Ready == 2 })
+	for i := range 3 {
+		if got := take(t, socket, fmt.Sprint(i)); got.Warm != (i < 2) {
+			t.Errorf("pod %d got %+v", i, got)
+		}
+	}
+	f.mu.Lock()
+	spawned := f.spawned
+	f.mu.Unlock()
+	if spawned != 3 {
+		t.Errorf("%d members were begun for 3 pods", spawned)
+	}
+	until(t, socket, func(s wire.Status) bool { return s.Ready == 2 })
 }
 
 func TestColdAndBurst(t *testing.T) {

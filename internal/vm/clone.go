@@ -174,9 +174,22 @@ func bootMachine(ctx context.Context, cfg Config, own CloneConfig) (_ *Machine, 
 
 // boot waits until a machine that boots a kernel has reached the barrier.
 func (m *Machine) boot(ctx context.Context) error {
+	if err := m.negotiate(ctx); err != nil {
+		return err
+	}
+	return m.reach(ctx)
+}
+
+// negotiate makes the monitor take commands.
+func (m *Machine) negotiate(ctx context.Context) error {
 	if err := m.qmp.Run(ctx, qmp.Command{Name: "qmp_capabilities"}); err != nil {
 		return m.bootError(ctx)
 	}
+	return nil
+}
+
+// reach waits for the barrier.
+func (m *Machine) reach(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { _ = m.channel.SetReadDeadline(time.Unix(1, 0)) })
 	buf := make([]byte, len(barrierReady))
 	_, err := io.ReadFull(m.channel, buf)

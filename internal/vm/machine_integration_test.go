@@ -140,6 +140,41 @@ func TestScratch(t *testing.T) {
 	}
 }
 
+// TestScratchOfTemplate: the file system that the template has mounted goes on in every clone.
+func TestScratchOfTemplate(t *testing.T) {
+	const size = 64 << 20
+	dir := t.TempDir()
+	disk, err := scratch.Format(t.Context(), scratch.Config{Dir: dir, Bytes: size})
+	must(t, err)
+	defer disk.Close()
+	image := filepath.Join(dir, "image")
+	must(t, os.WriteFile(image, []byte("img!"), 0o600))
+	must(t, os.Truncate(image, vm.SlotBytes))
+	f, err := os.Open(image)
+	must(t, err)
+	defer f.Close()
+	cfg := config(t)
+	cfg.Scratch, cfg.ScratchBytes, cfg.Image, cfg.Cmdline = disk.File(), size, f, "KEEP=1"
+	tmpl, err := vm.BuildTemplate(t.Context(), cfg)
+	must(t, err)
+	defer tmpl.Close()
+	saved := hash(t, disk.File())
+	master, err := scratch.Open(dir, disk.File()) // what there is to copy has changed
+	must(t, err)
+	for range 2 {
+		own, err := master.Copy()
+		must(t, err)
+		g := vmtest.NewGuest(vmtest.Clone(t, tmpl, vm.CloneConfig{Scratch: own}))
+		g.Want(t, hex.EncodeToString([]byte("img!")), "kept mine")
+		g.Want(t, "mine", "kept again")
+		g.Want(t, "00000000", "slot img0 0 4") // the image is gone
+		must(t, own.Close())
+	}
+	if hash(t, disk.File()) != saved {
+		t.Error("a clone has changed the disk of the template")
+	}
+}
+
 func TestHotAddDisk(t *testing.T) {
 	ctx := t.Context()
 	m := vmtest.Clone(t, build(t), vm.CloneConfig{})

@@ -55,6 +55,10 @@ type Template struct {
 // BuildTemplate boots a machine to the barrier and saves it. It takes a second or so, up to
 // cfg.BootTimeout. Needs CAP_SETUID, CAP_SETGID, CAP_NET_ADMIN and CAP_SYS_ADMIN (for the
 // throw-away tap).
+//
+// Init may mount and change cfg.Scratch before the barrier. Every clone then needs a copy of the file as it
+// is when BuildTemplate returns: nothing writes to it after the machine was saved. The image must not be in
+// use at the barrier. Both files stay owned by the caller.
 func BuildTemplate(ctx context.Context, cfg Config) (*Template, error) {
 	t, err := buildTemplate(ctx, cfg)
 	if err != nil {
@@ -65,6 +69,12 @@ func BuildTemplate(ctx context.Context, cfg Config) (*Template, error) {
 
 func buildTemplate(ctx context.Context, cfg Config) (_ *Template, err error) {
 	if cfg, err = cfg.withDefaults(); err != nil {
+		return nil, err
+	}
+	if err := checkScratch(cfg.Scratch, cfg.ScratchBytes); err != nil {
+		return nil, err
+	}
+	if err := checkSlotImage(cfg.Image); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.BootTimeout)
@@ -86,14 +96,14 @@ func buildTemplate(ctx context.Context, cfg Config) (_ *Template, err error) {
 		return nil, err
 	}
 	defer closeFiles(q.Kernel, q.Initrd)
-	q.RAM, q.ShareRAM = t.ram, true
+	q.RAM, q.ShareRAM, q.Scratch, q.Paused = t.ram, true, cfg.Scratch, true
 	start := time.Now()
 	m, err := launch(q, launchConfig{uid: cfg.UID, gid: cfg.GID})
 	if err != nil {
 		return nil, err
 	}
 	defer m.Close()
-	if err := m.boot(ctx); err != nil {
+	if err := m.bootWith(ctx, cfg.Image); err != nil {
 		return nil, err
 	}
 	t.meta.BootMillis = time.Since(start).Milliseconds()
@@ -210,6 +220,40 @@ func kernelFile(name string) (_ *os.File, err error) {
 		return nil, fmt.Errorf("%s is neither an x86-64 ELF kernel nor a bzImage", name)
 	}
 	return dst, nil
+}
+
+// checkSlotImage refuses an image from which the booting guest would learn another size of the slot.
+func checkSlotImage(f *os.File) error {
+	if f == nil {
+		return nil
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("reading the size of the image: %w", err)
+	}
+	if st.Size() != SlotBytes {
+		return fmt.Errorf("image for the template has %d bytes instead of %d", st.Size(), int64(SlotBytes))
+	}
+	return nil
+}
+
+// bootWith lets a machine that is paused boot to the barrier, with an image in its first slot.
+func (m *Machine) bootWith(ctx context.Context, image *os.File) error {
+	if err := m.negotiate(ctx); err != nil {
+		return err
+	}
+	if image != nil {
+		if err := m.AttachImage(ctx, SlotSerial(0), image); err != nil {
+			return err
+		}
+	}
+	if err := m.Resume(ctx); err != nil {
+		return err
+	}
+	if err := m.reach(ctx); err != nil || image == nil {
+		return err
+	}
+	return m.DetachImage(ctx, SlotSerial(0))
 }
 
 // save writes the device state to f, leaving guest memory to the shared memory file, and ends QEMU.

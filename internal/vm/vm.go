@@ -46,9 +46,10 @@ const (
 
 // Device names as the guest sees them.
 const (
-	ImageSlots    = qemu.ImageSlots    // how many images can be attached at a time
-	ScratchSerial = qemu.ScratchSerial // virtio serial of the scratch disk
-	ControlPort   = qemu.ControlPort   // name of the virtio-serial port behind Channel
+	ImageSlots    = qemu.ImageSlots       // how many images can be attached at a time
+	SlotBytes     = qemu.PlaceholderBytes // size of each slot, as the guest sees it
+	ScratchSerial = qemu.ScratchSerial    // virtio serial of the scratch disk
+	ControlPort   = qemu.ControlPort      // name of the virtio-serial port behind Channel
 )
 
 // SlotSerial is the virtio serial of image slot i, 0 <= i < ImageSlots.
@@ -79,6 +80,10 @@ type Config struct {
 	ScratchBytes int64             // exact size of every clone's scratch disk; negative: no disk
 	UID, GID     uint32            // whom the template's QEMU runs as; never 0
 	BootTimeout  time.Duration     // for reaching the barrier
+
+	// What init may use before the template is saved, see BuildTemplate.
+	Scratch *os.File // writable image of exactly ScratchBytes; nil: a disk that reads as zeroes
+	Image   *os.File // of exactly SlotBytes, in slot 0 until init is at the barrier; nil: none
 }
 
 // CloneConfig is what one clone has for itself. All files stay open and owned by the caller.

@@ -33,11 +33,12 @@
 package guestv1
 
 import (
-	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
+
+	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
+	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 )
 
 const (
@@ -480,10 +481,10 @@ func (x *SetupResponse) GetCpus() uint32 {
 
 type WarmRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`                                    // image slot that carries a warm-up image; "" skips the image part
-	ScratchSerial string                 `protobuf:"bytes,2,opt,name=scratch_serial,json=scratchSerial,proto3" json:"scratch_serial,omitempty"` // scratch disk, mounted now and kept for Setup; "" means tmpfs
-	Entropy       []byte                 `protobuf:"bytes,3,opt,name=entropy,proto3" json:"entropy,omitempty"`                                  // as in Setup; Setup brings its own again
-	Rounds        uint32                 `protobuf:"varint,4,opt,name=rounds,proto3" json:"rounds,omitempty"`                                   // 0 means 1
+	ScratchSerial string                 `protobuf:"bytes,2,opt,name=scratch_serial,json=scratchSerial,proto3" json:"scratch_serial,omitempty"` // scratch disk, mounted now and kept for Setup; "" means tmpfs; ignored
+	// when it is mounted already
+	Entropy       []byte `protobuf:"bytes,3,opt,name=entropy,proto3" json:"entropy,omitempty"` // as in Setup; Setup brings its own again
+	Done          bool   `protobuf:"varint,5,opt,name=done,proto3" json:"done,omitempty"`      // the rehearsal has ended
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -518,13 +519,6 @@ func (*WarmRequest) Descriptor() ([]byte, []int) {
 	return file_guest_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *WarmRequest) GetSerial() string {
-	if x != nil {
-		return x.Serial
-	}
-	return ""
-}
-
 func (x *WarmRequest) GetScratchSerial() string {
 	if x != nil {
 		return x.ScratchSerial
@@ -539,11 +533,11 @@ func (x *WarmRequest) GetEntropy() []byte {
 	return nil
 }
 
-func (x *WarmRequest) GetRounds() uint32 {
+func (x *WarmRequest) GetDone() bool {
 	if x != nil {
-		return x.Rounds
+		return x.Done
 	}
-	return 0
+	return false
 }
 
 type MountImageRequest struct {
@@ -2829,12 +2823,11 @@ const file_guest_proto_rawDesc = "" +
 	"\rSetupResponse\x12\x16\n" +
 	"\x06kernel\x18\x01 \x01(\tR\x06kernel\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x12\n" +
-	"\x04cpus\x18\x03 \x01(\rR\x04cpus\"~\n" +
-	"\vWarmRequest\x12\x16\n" +
-	"\x06serial\x18\x01 \x01(\tR\x06serial\x12%\n" +
+	"\x04cpus\x18\x03 \x01(\rR\x04cpus\"n\n" +
+	"\vWarmRequest\x12%\n" +
 	"\x0escratch_serial\x18\x02 \x01(\tR\rscratchSerial\x12\x18\n" +
-	"\aentropy\x18\x03 \x01(\fR\aentropy\x12\x16\n" +
-	"\x06rounds\x18\x04 \x01(\rR\x06rounds\"T\n" +
+	"\aentropy\x18\x03 \x01(\fR\aentropy\x12\x12\n" +
+	"\x04done\x18\x05 \x01(\bR\x04doneJ\x04\b\x01\x10\x02J\x04\b\x04\x10\x05\"T\n" +
 	"\x11MountImageRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x17\n" +
@@ -3060,54 +3053,57 @@ func file_guest_proto_rawDescGZIP() []byte {
 	return file_guest_proto_rawDescData
 }
 
-var file_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
-var file_guest_proto_goTypes = []any{
-	(CreateVolumeRequest_Kind)(0),   // 0: atoll.guest.v1.CreateVolumeRequest.Kind
-	(Event_Kind)(0),                 // 1: atoll.guest.v1.Event.Kind
-	(*Empty)(nil),                   // 2: atoll.guest.v1.Empty
-	(*SetupRequest)(nil),            // 3: atoll.guest.v1.SetupRequest
-	(*Network)(nil),                 // 4: atoll.guest.v1.Network
-	(*Route)(nil),                   // 5: atoll.guest.v1.Route
-	(*SetupResponse)(nil),           // 6: atoll.guest.v1.SetupResponse
-	(*WarmRequest)(nil),             // 7: atoll.guest.v1.WarmRequest
-	(*MountImageRequest)(nil),       // 8: atoll.guest.v1.MountImageRequest
-	(*UnmountImageRequest)(nil),     // 9: atoll.guest.v1.UnmountImageRequest
-	(*CreateVolumeRequest)(nil),     // 10: atoll.guest.v1.CreateVolumeRequest
-	(*DiskVolume)(nil),              // 11: atoll.guest.v1.DiskVolume
-	(*ProbeDiskRequest)(nil),        // 12: atoll.guest.v1.ProbeDiskRequest
-	(*ProbeDiskResponse)(nil),       // 13: atoll.guest.v1.ProbeDiskResponse
-	(*WriteDiskRequest)(nil),        // 14: atoll.guest.v1.WriteDiskRequest
-	(*Extent)(nil),                  // 15: atoll.guest.v1.Extent
-	(*GrowVolumeRequest)(nil),       // 16: atoll.guest.v1.GrowVolumeRequest
-	(*GrowVolumeResponse)(nil),      // 17: atoll.guest.v1.GrowVolumeResponse
-	(*StatVolumeRequest)(nil),       // 18: atoll.guest.v1.StatVolumeRequest
-	(*ReleaseVolumesRequest)(nil),   // 19: atoll.guest.v1.ReleaseVolumesRequest
-	(*File)(nil),                    // 20: atoll.guest.v1.File
-	(*PutFilesRequest)(nil),         // 21: atoll.guest.v1.PutFilesRequest
-	(*GetFileRequest)(nil),          // 22: atoll.guest.v1.GetFileRequest
-	(*GetFileResponse)(nil),         // 23: atoll.guest.v1.GetFileResponse
-	(*CreateContainerRequest)(nil),  // 24: atoll.guest.v1.CreateContainerRequest
-	(*ImageVolume)(nil),             // 25: atoll.guest.v1.ImageVolume
-	(*CreateContainerResponse)(nil), // 26: atoll.guest.v1.CreateContainerResponse
-	(*ProcessRequest)(nil),          // 27: atoll.guest.v1.ProcessRequest
-	(*StartResponse)(nil),           // 28: atoll.guest.v1.StartResponse
-	(*CreateExecRequest)(nil),       // 29: atoll.guest.v1.CreateExecRequest
-	(*WaitResponse)(nil),            // 30: atoll.guest.v1.WaitResponse
-	(*KillRequest)(nil),             // 31: atoll.guest.v1.KillRequest
-	(*ResizePtyRequest)(nil),        // 32: atoll.guest.v1.ResizePtyRequest
-	(*UpdateRequest)(nil),           // 33: atoll.guest.v1.UpdateRequest
-	(*PidsResponse)(nil),            // 34: atoll.guest.v1.PidsResponse
-	(*StatsRequest)(nil),            // 35: atoll.guest.v1.StatsRequest
-	(*StatsResponse)(nil),           // 36: atoll.guest.v1.StatsResponse
-	(*VolumeUsage)(nil),             // 37: atoll.guest.v1.VolumeUsage
-	(*NetworkUsage)(nil),            // 38: atoll.guest.v1.NetworkUsage
-	(*Event)(nil),                   // 39: atoll.guest.v1.Event
-	(*OnlineResourcesResponse)(nil), // 40: atoll.guest.v1.OnlineResourcesResponse
-	(*TellTimeRequest)(nil),         // 41: atoll.guest.v1.TellTimeRequest
-	(*SetTimeRequest)(nil),          // 42: atoll.guest.v1.SetTimeRequest
-	nil,                             // 43: atoll.guest.v1.SetupRequest.SysctlsEntry
-}
+var (
+	file_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+	file_guest_proto_msgTypes  = make([]protoimpl.MessageInfo, 42)
+	file_guest_proto_goTypes   = []any{
+		CreateVolumeRequest_Kind(0),     // 0: atoll.guest.v1.CreateVolumeRequest.Kind
+		Event_Kind(0),                   // 1: atoll.guest.v1.Event.Kind
+		(*Empty)(nil),                   // 2: atoll.guest.v1.Empty
+		(*SetupRequest)(nil),            // 3: atoll.guest.v1.SetupRequest
+		(*Network)(nil),                 // 4: atoll.guest.v1.Network
+		(*Route)(nil),                   // 5: atoll.guest.v1.Route
+		(*SetupResponse)(nil),           // 6: atoll.guest.v1.SetupResponse
+		(*WarmRequest)(nil),             // 7: atoll.guest.v1.WarmRequest
+		(*MountImageRequest)(nil),       // 8: atoll.guest.v1.MountImageRequest
+		(*UnmountImageRequest)(nil),     // 9: atoll.guest.v1.UnmountImageRequest
+		(*CreateVolumeRequest)(nil),     // 10: atoll.guest.v1.CreateVolumeRequest
+		(*DiskVolume)(nil),              // 11: atoll.guest.v1.DiskVolume
+		(*ProbeDiskRequest)(nil),        // 12: atoll.guest.v1.ProbeDiskRequest
+		(*ProbeDiskResponse)(nil),       // 13: atoll.guest.v1.ProbeDiskResponse
+		(*WriteDiskRequest)(nil),        // 14: atoll.guest.v1.WriteDiskRequest
+		(*Extent)(nil),                  // 15: atoll.guest.v1.Extent
+		(*GrowVolumeRequest)(nil),       // 16: atoll.guest.v1.GrowVolumeRequest
+		(*GrowVolumeResponse)(nil),      // 17: atoll.guest.v1.GrowVolumeResponse
+		(*StatVolumeRequest)(nil),       // 18: atoll.guest.v1.StatVolumeRequest
+		(*ReleaseVolumesRequest)(nil),   // 19: atoll.guest.v1.ReleaseVolumesRequest
+		(*File)(nil),                    // 20: atoll.guest.v1.File
+		(*PutFilesRequest)(nil),         // 21: atoll.guest.v1.PutFilesRequest
+		(*GetFileRequest)(nil),          // 22: atoll.guest.v1.GetFileRequest
+		(*GetFileResponse)(nil),         // 23: atoll.guest.v1.GetFileResponse
+		(*CreateContainerRequest)(nil),  // 24: atoll.guest.v1.CreateContainerRequest
+		(*ImageVolume)(nil),             // 25: atoll.guest.v1.ImageVolume
+		(*CreateContainerResponse)(nil), // 26: atoll.guest.v1.CreateContainerResponse
+		(*ProcessRequest)(nil),          // 27: atoll.guest.v1.ProcessRequest
+		(*StartResponse)(nil),           // 28: atoll.guest.v1.StartResponse
+		(*CreateExecRequest)(nil),       // 29: atoll.guest.v1.CreateExecRequest
+		(*WaitResponse)(nil),            // 30: atoll.guest.v1.WaitResponse
+		(*KillRequest)(nil),             // 31: atoll.guest.v1.KillRequest
+		(*ResizePtyRequest)(nil),        // 32: atoll.guest.v1.ResizePtyRequest
+		(*UpdateRequest)(nil),           // 33: atoll.guest.v1.UpdateRequest
+		(*PidsResponse)(nil),            // 34: atoll.guest.v1.PidsResponse
+		(*StatsRequest)(nil),            // 35: atoll.guest.v1.StatsRequest
+		(*StatsResponse)(nil),           // 36: atoll.guest.v1.StatsResponse
+		(*VolumeUsage)(nil),             // 37: atoll.guest.v1.VolumeUsage
+		(*NetworkUsage)(nil),            // 38: atoll.guest.v1.NetworkUsage
+		(*Event)(nil),                   // 39: atoll.guest.v1.Event
+		(*OnlineResourcesResponse)(nil), // 40: atoll.guest.v1.OnlineResourcesResponse
+		(*TellTimeRequest)(nil),         // 41: atoll.guest.v1.TellTimeRequest
+		(*SetTimeRequest)(nil),          // 42: atoll.guest.v1.SetTimeRequest
+		nil,                             // 43: atoll.guest.v1.SetupRequest.SysctlsEntry
+	}
+)
+
 var file_guest_proto_depIdxs = []int32{
 	4,  // 0: atoll.guest.v1.SetupRequest.network:type_name -> atoll.guest.v1.Network
 	43, // 1: atoll.guest.v1.SetupRequest.sysctls:type_name -> atoll.guest.v1.SetupRequest.SysctlsEntry

@@ -4,6 +4,7 @@ package guestv1
 
 import (
 	context "context"
+
 	ttrpc "github.com/containerd/ttrpc"
 )
 

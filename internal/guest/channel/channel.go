@@ -32,6 +32,12 @@ const (
 	// ShmPath is the pod's shared /dev/shm in the guest, to be used as a bind source.
 	ShmPath = "/run/atoll/shm"
 
+	// RehearseEnv in init's environment, which the kernel makes of its command line, says how many pod starts
+	// to rehearse before Ready, on the disks with the serials RehearseImage and RehearseScratch.
+	RehearseEnv     = "ATOLL_REHEARSE"
+	RehearseImage   = "img0"
+	RehearseScratch = "scratch"
+
 	// MaxHeader bounds the header line of a stream, newline included.
 	MaxHeader = 512
 	// MaxID bounds the ids of containers, execs, images and volumes.

@@ -59,7 +59,7 @@ type Runtime struct {
 	tasks  sync.WaitGroup
 	remove chan string   // directories to delete
 	shells chan *shell   // ready for the next containers
-	taken  chan struct{} // a shell was taken
+	missed chan struct{} // there was no shell
 
 	mu         sync.Mutex
 	shellCount int
@@ -71,19 +71,19 @@ type Runtime struct {
 func New(cfg Config) *Runtime {
 	return &Runtime{
 		cfg: cfg, remove: make(chan string, 128), containers: map[string]*Container{},
-		shells: make(chan *shell, readyShells), taken: make(chan struct{}, 1),
+		shells: make(chan *shell, readyShells), missed: make(chan struct{}, 1),
 	}
 }
 
-// Run deletes the writable layers of deleted containers and replaces the shells that were taken,
-// until ctx ends.
+// Run deletes the writable layers of deleted containers and makes new shells once all were
+// taken, until ctx ends.
 func (r *Runtime) Run(ctx context.Context) error {
 	var refill <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-r.taken:
+		case <-r.missed:
 			refill = time.After(refillDelay)
 		case <-refill:
 			refill = nil

@@ -16,8 +16,9 @@ import (
 )
 
 const (
-	// readyShells is how many shells wait for containers; most pods have no more at once.
-	readyShells = 2
+	// readyShells is how many shells are made in the template: for the rehearsals of a clone and for the
+	// containers of most pods. New ones are made when all are taken, so that most pods never run that code.
+	readyShells = 6
 	// refillDelay keeps the making of new shells out of the way of a pod that is starting.
 	refillDelay = 2 * time.Second
 )
@@ -54,18 +55,16 @@ func (r *Runtime) FillShells() error {
 
 // takeShell returns a shell that was ready, or makes one without a helper.
 func (r *Runtime) takeShell() (*shell, error) {
-	defer func() {
-		select {
-		case r.taken <- struct{}{}:
-		default:
-		}
-	}()
 	select {
 	case s := <-r.shells:
 		return s, nil
 	default:
-		return r.makeShell(false)
 	}
+	select {
+	case r.missed <- struct{}{}:
+	default:
+	}
+	return r.makeShell(false)
 }
 
 func (r *Runtime) makeShell(withHelper bool) (_ *shell, err error) {

@@ -105,6 +105,8 @@ type Init struct {
 // Order is what the pool tells a member later.
 type Order struct {
 	Assign *Assignment `json:"assign,omitempty"`
+	// Aside, true: leave the processors to pods that start, while the micro-VM is being prepared; false: no more.
+	Aside *bool `json:"aside,omitempty"`
 }
 
 // Report is what a member tells the pool.

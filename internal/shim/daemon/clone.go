@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	guestv1 "atoll.dev/atoll/api/guest/v1"
+	"atoll.dev/atoll/internal/guest/rehearsal"
 	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/network"
 	"atoll.dev/atoll/internal/pool/wire"
@@ -23,10 +22,15 @@ import (
 )
 
 const (
-	// warmRounds is how often the container path is run in a clone: the emulator translates code only
-	// when it has seen it, and the second round still gains a third.
-	warmRounds  = 2
-	warmTimeout = 60 * time.Second
+	// warmRounds is how often a start is rehearsed in a clone, so that the emulator has translated the code.
+	// Another round would gain little, once the guest has settled.
+	warmRounds  = 1
+	warmTimeout = 5 * time.Minute // it gives way to pods that start
+	// settleTime is how long the guest's kernel gets to free what it puts off when a container goes, which it
+	// would else do during the start of the pod.
+	settleTime = 300 * time.Millisecond
+	// lastNice is the priority of what gives way.
+	lastNice = 19
 )
 
 // files are what the pool hands over.
@@ -46,13 +50,14 @@ type clone struct {
 	init   wire.Init
 	files  files
 	urgent chan struct{} // closed when a pod waits: no more warming up
-	once   sync.Once
 	done   chan struct{} // closed when the fields below are set
 	vm     *sandbox.VM
 	err    error
 
-	mu      sync.Mutex // guards the field below
+	mu      sync.Mutex // guards the fields below, and the closing of urgent
 	machine *vm.Machine
+	polite  bool // the pool wants QEMU to yield
+	yields  bool // QEMU does: it runs when nobody else wants to
 }
 
 func newClone(i wire.Init, f files) *clone {
@@ -60,7 +65,54 @@ func newClone(i wire.Init, f files) *clone {
 }
 
 // hurry says that a pod waits.
-func (c *clone) hurry() { c.once.Do(func() { close(c.urgent) }) }
+func (c *clone) hurry() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.hurried() {
+		close(c.urgent)
+	}
+	c.yield(false)
+}
+
+// aside is an order of the pool: whether to leave the processors to pods that start.
+func (c *clone) aside(yes bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.polite = yes
+	c.yield(yes && !c.hurried())
+}
+
+// yield makes QEMU the last to run, or like any other again. The lock is held.
+func (c *clone) yield(yes bool) {
+	if c.machine == nil || c.yields == yes {
+		return
+	}
+	nice := 0
+	if yes {
+		nice = lastNice
+	}
+	if err := process.SetNice(c.machine.PID(), nice); err != nil {
+		slog.Warn("a micro-VM that is being prepared", "error", err)
+		return
+	}
+	c.yields = yes
+}
+
+// begin notes the machine.
+func (c *clone) begin(m *vm.Machine) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.machine = m
+	c.yield(c.polite && !c.hurried())
+}
+
+// rest ends that for a machine that is prepared.
+func (c *clone) rest() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.polite = false
+	c.yield(false)
+}
 
 func (c *clone) hurried() bool {
 	select {
@@ -131,9 +183,7 @@ func (c *clone) make(ctx context.Context) (*sandbox.VM, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	c.machine = m
-	c.mu.Unlock()
+	c.begin(m)
 	s, err := session.Open(m.Channel())
 	if err != nil {
 		return nil, err
@@ -155,6 +205,7 @@ func (c *clone) make(ctx context.Context) (*sandbox.VM, error) {
 		if err := m.Pause(ctx); err != nil {
 			return nil, err
 		}
+		c.rest()
 	}
 	return v, nil
 }
@@ -182,15 +233,20 @@ func (c *clone) warm(ctx context.Context, m *vm.Machine, s *session.Session) err
 		if err := m.AttachImage(ctx, serial, c.files.warm); err != nil {
 			return err
 		}
-		entropy := make([]byte, 64)
-		_, _ = rand.Read(entropy) // never fails
-		_, err := s.Warm(ctx, &guestv1.WarmRequest{Serial: serial, ScratchSerial: vm.ScratchSerial, Entropy: entropy, Rounds: 1})
+		err := rehearsal.Run(ctx, rehearsal.Config{
+			Guest: s, Image: serial, Scratch: vm.ScratchSerial, Network: true, Stop: c.hurried,
+		})
 		if err != nil {
 			return err
 		}
 		if err := m.DetachImage(ctx, serial); err != nil {
 			return err
 		}
+	}
+	select {
+	case <-c.urgent:
+	case <-time.After(settleTime):
+	case <-ctx.Done():
 	}
 	return nil
 }

@@ -249,6 +249,9 @@ func (d *daemon) obey(orders *json.Decoder) {
 			}
 			return
 		}
+		if o.Aside != nil {
+			d.clone.aside(*o.Aside)
+		}
 		if o.Assign == nil {
 			continue
 		}

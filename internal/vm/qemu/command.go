@@ -32,7 +32,7 @@ const (
 
 // Names in the device layout that QMP commands refer to.
 const (
-	ImageSlots    = 8                        // read-only virtio-blk disks whose backing can be swapped
+	ImageSlots    = 4                        // read-only virtio-blk disks whose backing can be swapped; each takes 0.4 MiB
 	ScratchSerial = "scratch"                // virtio serial of the scratch disk
 	ControlPort   = "atoll.ctl"              // name of the virtio-serial port
 	SCSIBus       = "scsi.0"                 // bus of the overflow disks

@@ -7,6 +7,7 @@
 //	write N OFF HEX        writes to that SCSI disk and flushes it
 //	scratch OFF HEX        writes to the scratch disk and flushes it
 //	erofs SERIAL PATH      mounts the disk, answers the content of PATH, unmounts it
+//	kept TEXT              replaces the file that was written before the barrier, answers what was in it
 //	ext4 SERIAL            mounts the disk writable with project quota, writes a file, unmounts it
 //	random                 hex of 16 random bytes
 //	memory                 bytes of memory in use by the kernel, after onlining what was added
@@ -54,6 +55,11 @@ func run() error {
 	if err != nil {
 		return err
 	}
+	if os.Getenv("KEEP") != "" { // from the kernel's command line
+		if err := keep(); err != nil {
+			return err
+		}
+	}
 	if _, err := io.WriteString(port, "ATOLLRDY"); err != nil {
 		return err
 	}
@@ -75,6 +81,34 @@ func run() error {
 			return err
 		}
 	}
+}
+
+// keptFile is on the scratch disk, which stays mounted at the barrier.
+const keptFile = "/mnt/kept/file"
+
+// keep mounts the scratch disk and leaves there what the first image slot begins with, unwritten as yet.
+func keep() error {
+	begin, err := func() (string, error) {
+		dev, err := bySerial("img0")
+		if err != nil {
+			return "", err
+		}
+		return read(dev, "0", "4")
+	}()
+	if err != nil {
+		return err
+	}
+	dev, err := bySerial("scratch")
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(filepath.Dir(keptFile), 0o755); err != nil {
+		return err
+	}
+	if err := unix.Mount(dev, filepath.Dir(keptFile), "ext4", 0, ""); err != nil {
+		return fmt.Errorf("mounting %s: %w", dev, err)
+	}
+	return os.WriteFile(keptFile, []byte(begin), 0o600)
 }
 
 // loadModules loads what package modules put in place, if anything, in its order.
@@ -150,6 +184,12 @@ func handle(w []string) (string, error) {
 		return "ok", write(dev, arg(1), arg(2))
 	case "erofs":
 		return erofs(arg(1), arg(2))
+	case "kept":
+		old, err := os.ReadFile(keptFile)
+		if err != nil {
+			return "", err
+		}
+		return string(old), os.WriteFile(keptFile, []byte(arg(1)), 0o600)
 	case "ext4":
 		return "ok", ext4(arg(1))
 	case "random":
