@@ -284,8 +284,12 @@ func checkStorage(t *testing.T, client *kubernetes.Clientset) {
 	if err != nil || class.Annotations["storageclass.kubernetes.io/is-default-class"] != "true" {
 		t.Errorf("%v, %v", class.Annotations, err)
 	}
-	if _, err := client.StorageV1().CSIDrivers().Get(t.Context(), class.Provisioner, metav1.GetOptions{}); err != nil {
-		t.Error(err)
+	driver, err := client.StorageV1().CSIDrivers().Get(t.Context(), class.Provisioner, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if driver.Spec.AttachRequired == nil || *driver.Spec.AttachRequired {
+		t.Error("the kubelet would wait for up to ten seconds before it attaches a volume")
 	}
 	for _, path := range []string{
 		"/apis/atoll.dev/v1alpha1/datastores/default", "/apis/snapshot.storage.k8s.io/v1/volumesnapshotclasses/atoll",

@@ -57,6 +57,8 @@ type object struct {
 	content  *unstructured.Unstructured
 	// once: an object that exists is left as it is.
 	once bool
+	// replace: an object that cannot become as wanted is deleted and made anew.
+	replace bool
 }
 
 // Apply creates or updates all objects. It retries until everything is in place
@@ -103,6 +105,11 @@ func applyOne(ctx context.Context, client dynamic.Interface, o object) error {
 		}
 	}
 	_, err := target.Apply(ctx, name, o.content, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	if o.replace && apierrors.IsInvalid(err) {
+		if err = target.Delete(ctx, name, metav1.DeleteOptions{}); err == nil {
+			_, err = target.Apply(ctx, name, o.content, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("applying %s %s: %w", o.content.GetKind(), name, err)
 	}
@@ -117,7 +124,7 @@ func objects(cfg Config) ([]object, error) {
 		if err := yaml.Unmarshal([]byte(m.text), &content); err != nil {
 			return nil, fmt.Errorf("manifest of %s: %w", m.resource.Resource, err)
 		}
-		out = append(out, object{resource: m.resource, content: &unstructured.Unstructured{Object: content}, once: m.once})
+		out = append(out, object{resource: m.resource, content: &unstructured.Unstructured{Object: content}, once: m.once, replace: m.replace})
 	}
 	return out, nil
 }

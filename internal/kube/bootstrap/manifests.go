@@ -34,6 +34,8 @@ type manifest struct {
 	text     string
 	// once: only made when it is missing.
 	once bool
+	// replace: deleted and made anew when it cannot become like this.
+	replace bool
 }
 
 // manifests are all bootstrap objects, namespaces first.

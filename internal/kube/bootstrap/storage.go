@@ -40,13 +40,13 @@ func storageManifests(cfg Config) []manifest {
 	}
 	snapshotClasses := schema.GroupVersionResource{Group: "snapshot.storage.k8s.io", Version: "v1", Resource: "volumesnapshotclasses"}
 	return []manifest{
-		{resource: storage("csidrivers"), text: fmt.Sprintf(`
+		{resource: storage("csidrivers"), replace: true, text: fmt.Sprintf(`
 apiVersion: storage.k8s.io/v1
 kind: CSIDriver
 metadata:
   name: %s
 spec:
-  attachRequired: true
+  attachRequired: false
   podInfoOnMount: true
   fsGroupPolicy: File
   storageCapacity: true

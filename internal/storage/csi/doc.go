@@ -10,7 +10,8 @@
 // Holder(node, use) when a volume is published to a pod, so that the engine's lock covers just the time that
 // something has the images open, and nothing else can open them for writing. ControllerPublishVolume
 // therefore attaches nothing: it checks that the volume may go to the node, and notes the mode in a label.
-// ControllerUnpublishVolume drops the label and what holders of the node are left.
+// ControllerUnpublishVolume drops the label and what holders of the node are left. Kubernetes calls neither
+// (attachRequired is false, docs/decisions/0009).
 //
 // Handles of volumes and snapshots are <datastore>/<id>. The id comes from the name that the caller gives,
 // so that a call that is made again finds what the first one made.
