@@ -60,7 +60,7 @@ func TestDamagedVolume(t *testing.T) {
 	for _, damage := range []struct{ name, do, says string }{
 		{"removed", "mv $1 $2", "is missing"},
 		{"cut off", "cp --sparse=always $1 $2 && truncate -s 100 $1", "bad header"},
-		{"edited", "cp --sparse=always $1 $2 && printf '\\0\\0\\0\\0\\0\\0\\0\\1' | dd of=$1 bs=1 seek=24 conv=notrunc", "bytes of"},
+		{"edited", "cp --sparse=always $1 $2 && printf '\\0\\0\\0\\0\\0\\020\\0\\0' | dd of=$1 bs=1 seek=24 conv=notrunc", "has 1048576 bytes of 67108864"},
 		{"of somebody else", "cp --sparse=always $1 $2 && rm $1 && qemu-img create -q -f qcow2 -b /etc/passwd -F raw $1 64M", "/etc/passwd"},
 	} {
 		t.Run(damage.name, func(t *testing.T) {
@@ -68,16 +68,17 @@ func TestDamagedVolume(t *testing.T) {
 			if out, err := exec.Command("sh", "-ec", damage.do, "sh", image, aside).CombinedOutput(); err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
+			t.Cleanup(func() {
+				if err := os.Rename(aside, image); err != nil {
+					t.Error(err)
+				}
+			})
 			pod := strings.ReplaceAll(damage.name, " ", "-")
 			n.apply(fmt.Sprintf(writer, pod, "atoll", "data"))
 			n.says("pod/"+pod, damage.says)
 			contains(t, n.kubectl("describe", "pod", pod), image)
 			contains(t, check(), image)
-			n.kubectl("delete", "pod", pod, "--wait=false")
-			if err := os.Rename(aside, image); err != nil {
-				t.Fatal(err)
-			}
-			n.kubectl("wait", "--for=delete", "pod/"+pod, fmt.Sprintf("--timeout=%s", patience))
+			n.kubectl("delete", "pod", pod)
 		})
 	}
 	n.apply(fmt.Sprintf(writer, "after", "atoll", "data"))
