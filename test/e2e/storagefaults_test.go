@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -139,9 +140,10 @@ metadata: {name: %s}
 spec: {refusePercent: 100, directory: {path: %s/store, node: %q}}
 `, name, store, run(t, "", "get", "nodes", "-o", "jsonpath={.items[0].metadata.name}")))
 	t.Cleanup(func() {
+		_ = os.Remove(filepath.Join(store, "ballast")) // the pod cannot end before there is room
 		for _, args := range [][]string{{"pod", "one"}, {"pvc", "data"}} {
-			if _, err := kubectl(t.Context(), "", append([]string{"-n", n.name, "delete"}, args...)...); err != nil {
-				t.Log(err)
+			if _, err := kubectl(context.Background(), "", append([]string{"-n", n.name, "delete", "--timeout=120s"}, args...)...); err != nil {
+				t.Error(err)
 			}
 		}
 	})
