@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"math"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
@@ -203,7 +204,9 @@ func (c *controller) ValidateVolumeCapabilities(ctx context.Context, req *csi.Va
 
 // GetCapacity implements csi.ControllerServer. A request that CreateVolume would refuse whatever the room is
 // not a matter of capacity: the answer is that there is room, so that CreateVolume is called and its error,
-// which says what is wrong, reaches the user.
+// which says what is wrong, reaches the user. So it is for a claim that is bound immediately, of which
+// external-provisioner asks before it takes it on, and which it leaves alone without a word if there is no
+// room: no scheduler is there to say so.
 func (c *controller) GetCapacity(ctx context.Context, req *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
 	if t := req.GetAccessibleTopology(); t != nil && !c.here(t) {
 		return &csi.GetCapacityResponse{}, nil
@@ -211,6 +214,9 @@ func (c *controller) GetCapacity(ctx context.Context, req *csi.GetCapacityReques
 	room, err := c.room(ctx, req)
 	switch status.Code(Status(err)) {
 	case codes.OK:
+		if req.GetParameters()[metadataPrefix+stores.LabelClaim] != "" {
+			room = math.MaxInt64
+		}
 	case codes.InvalidArgument:
 		room = datastore.MaxSize
 	case codes.ResourceExhausted: // not on this host

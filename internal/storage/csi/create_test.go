@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"testing"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -118,6 +119,30 @@ func TestEncryption(t *testing.T) {
 		})
 		if status.Code(err) != c.code || m.spec.Encryption != c.want {
 			t.Errorf("%+v: %+v, %v", c, m.spec, err)
+		}
+	}
+}
+
+func (m *maker) Status(context.Context) datastore.Status { return datastore.Status{Creatable: 7} }
+
+// TestCapacity: a claim that asks whether there is room is not turned away without a reason.
+func TestCapacity(t *testing.T) {
+	set := &stores.Set{}
+	set.Put(stores.Store{Name: stores.Default, Backend: &maker{}})
+	set.Close("far", stores.ErrElsewhere)
+	s := &controller{cfg: Config{Node: "n", Stores: set, Open: nothingOpen{}}, calls: &calls{}}
+	for name, c := range map[string]struct {
+		params map[string]string
+		want   int64
+	}{
+		"a class":                 {nil, 7},
+		"a claim":                 {map[string]string{"csi.storage.k8s.io/pvc/name": "c"}, math.MaxInt64},
+		"a claim of another host": {map[string]string{"csi.storage.k8s.io/pvc/name": "c", ParamDatastore: "far"}, 0},
+		"nonsense":                {map[string]string{"speed": "high"}, datastore.MaxSize},
+	} {
+		got, err := s.GetCapacity(t.Context(), &csi.GetCapacityRequest{Parameters: c.params})
+		if err != nil || got.AvailableCapacity != c.want {
+			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
 }
