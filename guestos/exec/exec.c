@@ -4,7 +4,7 @@
  * Guest init (Go) forks this program into the container's cgroup and namespaces with two pipes: a
  * compiled program comes from descriptor 3, errors go to descriptor 4. It waits for the program,
  * loads it at a fixed address, runs its operations (raw system calls, in order) and, as the last of
- * them, execs the user's command. When an operation fails it writes {step, errno} and exits.
+ * them, execs the user's command. A first program may prepare for one that comes later. When an operation fails it writes {step, errno} and exits.
  * Starting a second copy of the Go binary instead would cost tens of milliseconds under emulation.
  *
  * It is not a security boundary: whoever writes the program may do anything. The format is defined
@@ -13,7 +13,7 @@
  * Without a program it is what the warm-up of a micro-VM runs as a container: it then waits for the end
  * of stdin and touches pages of its file on the way, as an ordinary program would.
  *
- * No libc, no allocation; the only globals are those pages. Linux, x86-64.
+ * No libc, no allocation. Linux, x86-64.
  */
 
 typedef unsigned char u8;
@@ -37,6 +37,7 @@ enum {
 	OP_FAIL = 0xf000,    /* fail with errno a[0] */
 	OP_STORE32 = 0xf001, /* *(u32 *)a[0] = a[1] */
 	OP_FAIL_LAST = 0xf002, /* fail with the last tolerated errno */
+	OP_NEXT = 0xf003,    /* go on with the next program from the pipe; registers keep their values */
 };
 
 enum {
@@ -69,6 +70,8 @@ enum { PAGE = 4096 };
 static const u8 text[24 * PAGE] = { 1 };
 static volatile u8 data[PAGE] = { 1 };
 static volatile u8 bss[4 * PAGE];
+
+static u64 reg[256];
 
 static long sys(u64 nr, u64 a, u64 b, u64 c, u64 d, u64 e, u64 f)
 {
@@ -103,13 +106,11 @@ static int tolerated(const struct op *o, u32 err)
 	return err == o->err[0] || err == o->err[1] || err == o->err[2] || err == o->err[3];
 }
 
-static void __attribute__((noreturn)) run(const struct op *ops, u32 count)
+/* Returns when there is another program to run. */
+static void run(const struct op *ops, u32 count)
 {
-	u64 reg[256];
 	u32 last = 0;
 
-	for (int i = 0; i < 256; i++)
-		reg[i] = 0;
 	for (u32 pc = 0; pc < count;) {
 		const struct op *o = &ops[pc];
 		u64 a[6];
@@ -123,6 +124,8 @@ static void __attribute__((noreturn)) run(const struct op *ops, u32 count)
 			fail(o->step, a[0]);
 		case OP_FAIL_LAST:
 			fail(o->step, last);
+		case OP_NEXT:
+			return;
 		case OP_STORE32:
 			*(u32 *)a[0] = a[1];
 			continue;
@@ -156,27 +159,40 @@ static void __attribute__((noreturn)) warm(void)
 	leave(0);
 }
 
-void __attribute__((noreturn, used)) entry(void)
+/* Reads one program and not a byte more: the next one may be in the pipe already. */
+static const struct header *load(void)
 {
 	const struct header *h = (const struct header *)BASE;
-	u64 have = 0;
-	long n;
+	u64 have = 0, want = sizeof(*h);
 
-	sys(NR_PRCTL, SET_TIMERSLACK, TIMERSLACK_NS, 0, 0, 0, 0);
-	/* PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_FIXED|MAP_ANONYMOUS|MAP_NORESERVE */
-	if (sys(NR_MMAP, BASE, MAX, 3, 0x4032, -1, 0) != (long)BASE)
-		fail(0, 12);
-	do {
-		n = sys(NR_READ, PROGRAM_FD, BASE + have, MAX - have, 0, 0, 0);
+	while (have < want) {
+		long n = sys(NR_READ, PROGRAM_FD, BASE + have, want - have, 0, 0, 0);
+
 		if (n < 0)
 			warm();
 		if (n == 0)
 			leave(0); /* init does not need us */
 		have += n;
-	} while (have < sizeof(*h) || have < h->size);
-	if (h->magic != MAGIC || h->size != have)
-		fail(0, 8);
-	run((const struct op *)(BASE + h->entry), h->count);
+		if (have == sizeof(*h)) {
+			want = h->size;
+			if (h->magic != MAGIC || want < have || want > MAX)
+				fail(0, 8);
+		}
+	}
+	return h;
+}
+
+void __attribute__((noreturn, used)) entry(void)
+{
+	sys(NR_PRCTL, SET_TIMERSLACK, TIMERSLACK_NS, 0, 0, 0, 0);
+	/* PROT_READ|PROT_WRITE, MAP_PRIVATE|MAP_FIXED|MAP_ANONYMOUS|MAP_NORESERVE */
+	if (sys(NR_MMAP, BASE, MAX, 3, 0x4032, -1, 0) != (long)BASE)
+		fail(0, 12);
+	for (;;) {
+		const struct header *h = load();
+
+		run((const struct op *)(BASE + h->entry), h->count);
+	}
 }
 
 /* The stack pointer is 16-byte aligned at process entry; a call keeps the ABI's promise. */

@@ -89,6 +89,7 @@ func bootSteps() []step {
 		{"load kernel modules", loadModules},
 		mountStep("cgroup2", cgroupDir, "cgroup2", safe, "nsdelegate,memory_recursiveprot"),
 		{"make directories", makeDirs},
+		{"mount " + channel.ShmPath, mountShm},
 		{"make mount points", func(*machine) error { return mountPoints.Make() }},
 		writeStep("/proc/self/oom_score_adj", "-1000"),
 		writeStep("/proc/sys/kernel/panic_on_oops", "1"),

@@ -27,6 +27,7 @@ const (
 	minEntropy = 64
 	maxEntropy = 4096
 	defaultShm = 64 << 20
+	shmFlags   = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 )
 
 // addEntropy credits bytes of the host to the kernel's generator and makes it reseed from them, so
@@ -183,14 +184,18 @@ func setSysctls(values map[string]string) error {
 	return nil
 }
 
-// mountShm makes the pod's /dev/shm.
-func mountShm(size uint64) error {
+// mountShm makes the pod's /dev/shm, of the usual size.
+func mountShm(*machine) error {
+	return unix.Mount("shm", channel.ShmPath, "tmpfs", shmFlags, "mode=1777,size="+strconv.Itoa(defaultShm))
+}
+
+// resizeShm gives it another size, 0 for the usual one.
+func resizeShm(size uint64) error {
 	if size == 0 {
-		size = defaultShm
+		return nil
 	}
-	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
-	if err := unix.Mount("shm", channel.ShmPath, "tmpfs", flags, "mode=1777,size="+strconv.FormatUint(size, 10)); err != nil {
-		return fmt.Errorf("mounting %s: %w", channel.ShmPath, err)
+	if err := unix.Mount("", channel.ShmPath, "", unix.MS_REMOUNT|shmFlags, "size="+strconv.FormatUint(size, 10)); err != nil {
+		return fmt.Errorf("resizing %s: %w", channel.ShmPath, err)
 	}
 	return nil
 }
@@ -268,7 +273,7 @@ func (s *server) setup(ctx context.Context, req *guestv1.SetupRequest) (err erro
 	if err := setSysctls(req.GetSysctls()); err != nil {
 		return err
 	}
-	if err := mountShm(req.GetShmBytes()); err != nil {
+	if err := resizeShm(req.GetShmBytes()); err != nil {
 		return err
 	}
 	if s.pod.Load() == nil {
@@ -286,9 +291,6 @@ func (s *server) setup(ctx context.Context, req *guestv1.SetupRequest) (err erro
 
 // undoSetup takes back what the next setup would stumble over.
 func undoSetup(req *guestv1.SetupRequest) error {
-	if err := unix.Unmount(channel.ShmPath, 0); err != nil {
-		return fmt.Errorf("unmounting %s: %w", channel.ShmPath, err)
-	}
 	n, err := parseNetwork(req.GetNetwork())
 	if n == nil || err != nil {
 		return err

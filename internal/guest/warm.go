@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/containerd/ttrpc"
 	"github.com/hashicorp/yamux"
@@ -19,8 +20,12 @@ import (
 	"atoll.dev/atoll/internal/guest/rehearsal"
 )
 
-// maxRounds bounds the rehearsals before the template is saved.
-const maxRounds = 16
+const (
+	// maxRounds bounds the rehearsals before the template is saved.
+	maxRounds = 16
+	// settleTime is how long the kernel gets to free what is left of them.
+	settleTime = 500 * time.Millisecond
+)
 
 // Warm implements the protocol.
 func (s *server) Warm(ctx context.Context, req *guestv1.WarmRequest) (*guestv1.Empty, error) {
@@ -86,9 +91,14 @@ func (s *server) rehearse(ctx context.Context) error {
 			return err
 		}
 	}
-	// What is dirty now would be written by every clone.
+	// What is dirty now would be written by every clone, and what the kernel has put off would be done by it.
 	unix.Sync()
-	return nil
+	select {
+	case <-time.After(settleTime):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // rehearseOnce is one round over a session with itself.

@@ -80,9 +80,12 @@ func (r *Runtime) Create(req Create) (err error) {
 		}
 		spec.Linux.Devices = append(spec.Linux.Devices, nodes...)
 	}
+	if req.Terminal || req.Stdin || c.pid != (pidMode{}) {
+		c.shell.dropHelper()
+	}
 	prog, err := program.Container{
 		Spec: spec, Rootfs: r.cfg.Rootfs, Overlay: c.shell.overlay(append(lowers, r.cfg.MountPoints.below(spec.Mounts)...)), Binds: binds, Terminal: req.Terminal,
-		Privileged: c.privileged, Seccomp: req.Seccomp, SeccompFlags: req.SeccompFlags, Home: home(lowers, spec.Process),
+		Privileged: c.privileged, Furnished: c.shell.helper != nil, Seccomp: req.Seccomp, SeccompFlags: req.SeccompFlags, Home: home(lowers, spec.Process),
 	}.Compile()
 	if err != nil {
 		return err
@@ -90,9 +93,6 @@ func (r *Runtime) Create(req Create) (err error) {
 	c.init = newProcess(prog, req.Terminal, req.Stdin)
 	if size := spec.Process.ConsoleSize; size != nil {
 		c.init.size = unix.Winsize{Row: uint16(size.Height), Col: uint16(size.Width)}
-	}
-	if req.Terminal || req.Stdin || c.pid != (pidMode{}) {
-		c.shell.dropHelper()
 	}
 	return c.setLimits(spec.Linux)
 }

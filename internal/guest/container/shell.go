@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"atoll.dev/atoll/internal/guest/cgroup"
+	"atoll.dev/atoll/internal/guest/program"
 	"atoll.dev/atoll/internal/guest/usage"
 )
 
@@ -25,7 +26,7 @@ const (
 
 // shell is what a container needs that does not depend on the container: the directories of its
 // writable layer, a cgroup, and for most a helper that waits in both cgroup and pid namespace for
-// its program. Making these is a third of a container start under emulation, so some are kept
+// its program, with the usual mounts made. Making these is a third of a container start under emulation, so some are kept
 // ready.
 type shell struct {
 	name   string
@@ -111,7 +112,20 @@ func (r *Runtime) waitingHelper(group *cgroup.Group) (*helper, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newHelper(r.cfg.Reaper, launch{helper: r.cfg.Helper, flags: unix.CLONE_NEWPID, cgroup: cg}, io)
+	prog, err := program.Furnish()
+	if err != nil {
+		io.close()
+		return nil, err
+	}
+	h, err := newHelper(r.cfg.Reaper, launch{helper: r.cfg.Helper, flags: unix.CLONE_NEWPID, cgroup: cg}, io)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := h.program.Write(prog.Code); err != nil {
+		h.close()
+		return nil, fmt.Errorf("furnishing: %w", err)
+	}
+	return h, nil
 }
 
 // dropHelper ends the helper of a shell that cannot use it.

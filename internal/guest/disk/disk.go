@@ -245,7 +245,9 @@ func (d *Disks) MountScratch(ctx context.Context, serial, dir string) error {
 		return err
 	}
 	const flags = unix.MS_NODEV | unix.MS_NOATIME
-	for _, options := range []string{"prjquota,nobarrier,noauto_da_alloc", "nobarrier,noauto_da_alloc"} {
+	// The bitmaps of a new disk need no thread that reads them ahead.
+	const common = "nobarrier,noauto_da_alloc,no_prefetch_block_bitmaps"
+	for _, options := range []string{"prjquota," + common, common} {
 		if err = unix.Mount(device, dir, "ext4", flags, options); err == nil {
 			return nil
 		}

@@ -11,6 +11,7 @@
 package program
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"strings"
@@ -35,6 +36,7 @@ const (
 	opFail     = 0xf000
 	opStore32  = 0xf001
 	opFailLast = 0xf002
+	opNext     = 0xf003 // go on with the next program
 
 	flagOKJump  = 1
 	flagErrJump = 2
@@ -84,6 +86,8 @@ type builder struct {
 	steps   []step
 	regs    uint8
 	err     error
+
+	reportAs uint16 // the step that all failures are reported as; 0: their own
 }
 
 // opBatch is how many operations are allocated at a time: there are some two hundred in a program.
@@ -100,11 +104,11 @@ func imm[T ~int | ~uint64 | ~uint32 | ~uint](v T) arg { return arg{val: uint64(v
 
 func reg(r uint8) arg { return arg{val: uint64(r), reg: true} }
 
-// newReg allocates a register; there are 255.
+// newReg allocates a register.
 func (b *builder) newReg() uint8 {
-	if b.regs == 255 {
+	if b.regs == firstFurniture-1 {
 		b.fail(fmt.Errorf("%w: more mounts than the exec helper has registers", ErrUnsupported))
-		return 255
+		return b.regs
 	}
 	b.regs++
 	return b.regs
@@ -214,7 +218,7 @@ func (b *builder) encode() []byte {
 			}
 		}
 		p = le.AppendUint16(p, o.nr)
-		p = le.AppendUint16(p, o.step)
+		p = le.AppendUint16(p, cmp.Or(b.reportAs, o.step))
 		p = append(p, o.save, regs, o.flags, 0)
 		p = le.AppendUint32(p, uint32(o.target))
 		p = append(p, o.errs[:]...)
@@ -236,7 +240,7 @@ func (b *builder) build() (*Program, error) {
 	if b.err != nil {
 		return nil, b.err
 	}
-	if len(b.steps) > 1<<16 {
+	if len(b.steps) >= furnishStep {
 		return nil, fmt.Errorf("%w: too many steps", ErrUnsupported)
 	}
 	p := &Program{Code: b.encode(), steps: b.steps, ops: b.ops}

@@ -19,6 +19,7 @@ type Container struct {
 	Binds        map[int]Bind // for every bind mount of the spec, by index
 	Terminal     bool
 	Privileged   bool   // may use the device nodes it makes
+	Furnished    bool   // the helper has run the program of Furnish
 	Seccomp      []byte // array of struct sock_filter
 	SeccompFlags uint32
 	Home         string // HOME of the user when the environment has none
@@ -44,7 +45,13 @@ func (c Container) Compile() (*Program, error) {
 	b, spec := newBuilder(), c.Spec
 	b.start(spec.Process)
 	b.do("unsharing namespaces")
-	b.call(unix.SYS_UNSHARE, imm(unix.CLONE_NEWNS|unix.CLONE_NEWCGROUP))
+	unshare := unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP
+	var pieces map[int]uint8
+	if c.Furnished {
+		pieces = furnished(spec.Mounts)
+		unshare = unix.CLONE_NEWNS
+	}
+	b.call(unix.SYS_UNSHARE, imm(unshare))
 	b.do("mounting root file system")
 	// The guest's mounts are all private, so there is no propagation to cut first. No device node
 	// of the writable layer works: those in /dev are made below.
@@ -59,13 +66,20 @@ func (c Container) Compile() (*Program, error) {
 	b.call(unix.SYS_PIVOT_ROOT, b.str("."), b.str("."))
 	b.call(unix.SYS_UMOUNT2, b.str("."), imm(unix.MNT_DETACH))
 	b.call(unix.SYS_CHDIR, b.str("/"))
-	b.mounts(spec.Mounts, c.Binds, sources)
+	b.mounts(spec.Mounts, c.Binds, sources, pieces)
 	var linux specs.Linux
 	if spec.Linux != nil {
 		linux = *spec.Linux
 	}
 	if ownDev(spec.Mounts) {
-		b.devices(linux.Devices)
+		nodes := usualNodes()
+		if pieces != nil {
+			nodes = nil
+		}
+		b.devices(nodes, linux.Devices)
+		if pieces == nil {
+			b.links()
+		}
 	}
 	if c.Terminal {
 		b.terminal(spec.Process.User.UID)
@@ -144,16 +158,18 @@ func ownDev(mounts []specs.Mount) bool {
 	return false
 }
 
-// devices makes the nodes every container has, those of the spec, and the usual links.
-func (b *builder) devices(extra []specs.LinuxDevice) {
-	type node struct {
-		name string
-		dev  uint64
-		mode uint32
-		uid  uint32
-		gid  uint32
-	}
-	nodes := []node{
+// node is a device node to make.
+type node struct {
+	name string
+	dev  uint64
+	mode uint32
+	uid  uint32
+	gid  uint32
+}
+
+// usualNodes are those that every container has.
+func usualNodes() []node {
+	return []node{
 		{"/dev/null", unix.Mkdev(1, 3), unix.S_IFCHR | 0o666, 0, 0},
 		{"/dev/zero", unix.Mkdev(1, 5), unix.S_IFCHR | 0o666, 0, 0},
 		{"/dev/full", unix.Mkdev(1, 7), unix.S_IFCHR | 0o666, 0, 0},
@@ -161,6 +177,21 @@ func (b *builder) devices(extra []specs.LinuxDevice) {
 		{"/dev/urandom", unix.Mkdev(1, 9), unix.S_IFCHR | 0o666, 0, 0},
 		{"/dev/tty", unix.Mkdev(5, 0), unix.S_IFCHR | 0o666, 0, 0},
 	}
+}
+
+// usualLinks are the links that every container has, target first.
+func usualLinks() [][2]string {
+	return [][2]string{
+		{"/proc/self/fd", "/dev/fd"},
+		{"/proc/self/fd/0", "/dev/stdin"},
+		{"/proc/self/fd/1", "/dev/stdout"},
+		{"/proc/self/fd/2", "/dev/stderr"},
+		{"pts/ptmx", "/dev/ptmx"},
+	}
+}
+
+// devices makes nodes, and those of the spec.
+func (b *builder) devices(nodes []node, extra []specs.LinuxDevice) {
 	for _, d := range extra {
 		n := node{name: path.Clean("/" + d.Path), dev: unix.Mkdev(uint32(d.Major), uint32(d.Minor)), mode: 0o666}
 		switch d.Type {
@@ -194,14 +225,12 @@ func (b *builder) devices(extra []specs.LinuxDevice) {
 			b.call(unix.SYS_CHOWN, b.str(n.name), imm(n.uid), imm(n.gid))
 		}
 	}
+}
+
+// links makes the usual links.
+func (b *builder) links() {
 	b.do("creating links in /dev")
-	for _, l := range [][2]string{
-		{"/proc/self/fd", "/dev/fd"},
-		{"/proc/self/fd/0", "/dev/stdin"},
-		{"/proc/self/fd/1", "/dev/stdout"},
-		{"/proc/self/fd/2", "/dev/stderr"},
-		{"pts/ptmx", "/dev/ptmx"},
-	} {
+	for _, l := range usualLinks() {
 		b.call(unix.SYS_SYMLINK, b.str(l[0]), b.str(l[1])).tolerate(unix.EEXIST)
 	}
 }

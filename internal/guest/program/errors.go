@@ -50,6 +50,9 @@ func (p *Program) Error(report []byte) error {
 		return uint32(report[i]) | uint32(report[i+1])<<8 | uint32(report[i+2])<<16 | uint32(report[i+3])<<24
 	}
 	step, errno := le(0), unix.Errno(le(4))
+	if step == furnishStep {
+		return &ExecError{text: "making the usual mounts: " + errno.Error(), errno: errno}
+	}
 	if int(step) >= len(p.steps) {
 		return fmt.Errorf("exec helper reported an unknown step %d: %w", step, errno)
 	}
@@ -163,7 +166,9 @@ func callName(nr uint16) string {
 		unix.SYS_RT_SIGACTION: "rt_sigaction", unix.SYS_CHMOD: "chmod", unix.SYS_DUP3: "dup3",
 		unix.SYS_EXECVEAT: "execveat", unix.SYS_IOPRIO_SET: "ioprio_set",
 		unix.SYS_SCHED_SETATTR: "sched_setattr", unix.SYS_PERSONALITY: "personality",
-		opFail: "FAIL", opFailLast: "FAIL_LAST", opStore32: "STORE32",
+		unix.SYS_FSOPEN: "fsopen", unix.SYS_FSCONFIG: "fsconfig", unix.SYS_FSMOUNT: "fsmount",
+		unix.SYS_MKDIRAT: "mkdirat", unix.SYS_MKNODAT: "mknodat", unix.SYS_SYMLINKAT: "symlinkat",
+		opFail: "FAIL", opFailLast: "FAIL_LAST", opStore32: "STORE32", opNext: "NEXT",
 	}
 	if n, ok := names[nr]; ok {
 		return n

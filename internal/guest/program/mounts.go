@@ -194,9 +194,17 @@ func (b *builder) touch(file string) {
 	check.target = b.here()
 }
 
-// mounts attaches everything in the spec's order, inside the new root.
-func (b *builder) mounts(mounts []specs.Mount, binds map[int]Bind, sources map[int]uint8) {
+// mounts attaches everything in the spec's order, inside the new root. pieces are those that are made already.
+func (b *builder) mounts(mounts []specs.Mount, binds map[int]Bind, sources, pieces map[int]uint8) {
 	for i, m := range mounts {
+		if r, ok := pieces[i]; ok {
+			b.do("mounting %q to rootfs at %q", m.Source, m.Destination)
+			if strings.Count(m.Destination, "/") == 1 { // the others are within these
+				b.mkdirAll(m.Destination, false)
+			}
+			b.move(r, m.Destination)
+			continue
+		}
 		o, err := parseOptions(m.Options)
 		if err != nil {
 			b.fail(fmt.Errorf("mount %s: %w", m.Destination, err))
@@ -236,7 +244,12 @@ func (b *builder) bindMount(dest string, src uint8, dir bool, o mountOptions) {
 			o.attrs, o.clear, propagation, 0)
 		b.call(unix.SYS_MOUNT_SETATTR, reg(src), b.str(""), imm(flags), attr, imm(32))
 	}
-	b.call(unix.SYS_MOVE_MOUNT, reg(src), b.str(""), imm(unix.AT_FDCWD), b.str(dest),
+	b.move(src, dest)
+}
+
+// move attaches a detached mount.
+func (b *builder) move(mount uint8, dest string) {
+	b.call(unix.SYS_MOVE_MOUNT, reg(mount), b.str(""), imm(unix.AT_FDCWD), b.str(dest),
 		imm(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_SYMLINKS))
 }
 

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -44,6 +45,43 @@ func container(spec *specs.Spec) Container {
 	return Container{Spec: spec, Rootfs: "/run/rootfs", Overlay: "lowerdir=/l", Binds: binds(), Home: "/root"}
 }
 
+// usual are the mounts that containerd gives every container, and more.
+func usual(more ...specs.Mount) []specs.Mount {
+	var list []specs.Mount
+	for _, p := range furniture() {
+		list = append(list, specs.Mount{Destination: p.dest, Type: p.fsType, Source: p.fsType, Options: p.options})
+		if p.dest == "/dev/pts" {
+			list = append(list, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid"}})
+		}
+	}
+	return append(list, more...)
+}
+
+func TestFurnished(t *testing.T) {
+	at := func(i int, m specs.Mount) []specs.Mount { return slices.Insert(usual(), i, m) }
+	other := func(dest string) specs.Mount { return specs.Mount{Destination: dest, Type: "tmpfs"} }
+	without := slices.Delete(usual(), 1, 2)
+	changed := usual()
+	changed[5].Options = []string{"nosuid", "noexec", "nodev", "rw"}
+	reordered := usual()
+	reordered[5].Options = []string{"ro", "nodev", "nosuid", "noexec"}
+	for name, c := range map[string]struct {
+		mounts []specs.Mount
+		want   int
+	}{
+		"usual": {usual(), 6}, "other order of options": {reordered, 6},
+		"data first": {at(0, other("/data")), 6}, "later in dev": {append(usual(), other("/dev/pts/x")), 6},
+		"none": {nil, 0}, "no dev": {without, 0}, "writable sys": {changed, 0},
+		"over dev": {at(3, other("/dev")), 0}, "in proc": {at(1, other("/proc/x")), 0},
+		"above cgroup": {at(6, other("/sys/fs")), 0}, "over all": {at(1, other("/")), 0},
+		"twice": {append(usual(), usual()[0]), 6}, "twice at first": {at(1, usual()[0]), 0},
+	} {
+		if got := furnished(c.mounts); len(got) != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 func TestGolden(t *testing.T) {
 	user := ordinary("/bin/app", "-x")
 	user.Process.User = specs.User{UID: 1000, GID: 1000, AdditionalGids: []uint32{7}}
@@ -60,6 +98,10 @@ func TestGolden(t *testing.T) {
 	withTerminal.Terminal = true
 	privileged := container(ordinary("sh"))
 	privileged.Privileged = true
+	furnished := container(ordinary("sh"))
+	furnished.Spec.Mounts = usual(furnished.Spec.Mounts[4:]...)
+	furnished.Binds = map[int]Bind{7: {Root: "/v/hosts", Sub: "hosts"}, 8: {Root: "/v/data", Dir: true}}
+	furnished.Furnished = true
 	for name, compile := range map[string]func() (*Program, error){
 		"ordinary":   container(ordinary("sh", "-c", "100%")).Compile,
 		"privileged": privileged.Compile,
@@ -68,6 +110,8 @@ func TestGolden(t *testing.T) {
 		"exec":       Exec{Process: ordinary("ls").Process, Seccomp: make([]byte, 8), Home: "/"}.Compile,
 		"exectty":    Exec{Process: ordinary("ls").Process, Terminal: true}.Compile,
 		"pause":      Pause,
+		"furnish":    Furnish,
+		"furnished":  furnished.Compile,
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, err := compile()
