@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"atoll.dev/atoll/internal/vm/qmp"
 )
 
@@ -22,17 +20,17 @@ var ErrNoVolume = errors.New("no such volume")
 const retryStalled = 2 * time.Second
 
 // SnapshotVolume freezes the top layer and lets the guest write to overlay, an empty qcow2 file as large as
-// the volume, from one moment to the next. frozen is the file of what was the top layer, opened anew for
-// reading only: from then on QEMU cannot write to it.
+// the volume, from one moment to the next. frozen is what was the top layer, its file opened anew for reading
+// only: from then on QEMU cannot write to it.
 //
 // After an error the volume is as before, unless the error wraps ErrExited or is a timeout; Depth then tells
 // whether it has grown.
-func (m *Machine) SnapshotVolume(ctx context.Context, serial string, frozen *os.File, overlay Layer) error {
+func (m *Machine) SnapshotVolume(ctx context.Context, serial string, frozen, overlay Layer) error {
 	doing := fmt.Sprintf("taking a snapshot of volume %q", serial)
 	if overlay.Format != QCOW2 {
 		return fmt.Errorf("%s: a layer of format %q cannot be on top of another", doing, overlay.Format)
 	}
-	if err := errors.Join(checkLayer(overlay, true), checkAccess(frozen, unix.O_RDONLY)); err != nil {
+	if err := errors.Join(checkLayer(overlay, true), checkLayer(frozen, false)); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	m.devices.Lock()
@@ -59,14 +57,19 @@ func (m *Machine) SnapshotVolume(ctx context.Context, serial string, frozen *os.
 		return fmt.Errorf("%s: %w", doing, errors.Join(locked(err), m.dropLayer(ctx, failed)))
 	}
 	// The snapshot is taken. That QEMU could still write below it is no reason to call it failed.
-	if err := m.freeze(ctx, &v.layers[old], frozen); err != nil {
+	if frozen.RBD != nil {
+		err = m.freezeRBD(ctx, v, old, *frozen.RBD)
+	} else {
+		err = m.freezeFile(ctx, &v.layers[old], frozen.File)
+	}
+	if err != nil {
 		slog.Warn("opening a frozen layer for reading only", "volume", serial, "error", err)
 	}
 	return nil
 }
 
-// freeze makes QEMU reopen a file for reading only and give up the descriptor it could write with.
-func (m *Machine) freeze(ctx context.Context, l *layer, frozen *os.File) error {
+// freezeFile makes QEMU reopen a file for reading only and give up the descriptor it could write with.
+func (m *Machine) freezeFile(ctx context.Context, l *layer, frozen *os.File) error {
 	var added struct {
 		FD int `json:"fd"`
 	}
