@@ -66,6 +66,9 @@ const (
 	// lookEvery is how often the status is looked at, and a datastore that failed is tried again.
 	lookEvery = 15 * time.Second
 	tidyEvery = time.Hour
+	// workers is how many datastores are looked at at the same time, so that one that does not answer holds up
+	// none of the others.
+	workers = 8
 	// touchAfter collects changes that come in quick succession.
 	touchAfter = time.Second
 )
@@ -78,7 +81,9 @@ type Controller struct {
 	queue    workqueue.TypedRateLimitingInterface[string]
 	events   record.EventRecorder
 	sink     record.EventBroadcaster
-	// tidied is when each datastore was tidied; only the worker uses it.
+
+	mu sync.Mutex // guards the field below
+	// tidied is when each datastore was tidied.
 	tidied map[string]time.Time
 }
 
@@ -140,16 +145,29 @@ func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), c.informer.HasSynced) {
 		return nil
 	}
+	var first, all sync.WaitGroup
 	for _, name := range c.informer.GetStore().ListKeys() {
-		if _, err := c.sync(ctx, name); err != nil {
-			c.cfg.Logger.Warn("datastore needs another attempt", "datastore", name, "error", err)
-		}
+		first.Go(func() {
+			if _, err := c.sync(ctx, name); err != nil {
+				c.cfg.Logger.Warn("datastore needs another attempt", "datastore", name, "error", err)
+			}
+		})
 	}
+	first.Wait()
 	c.cfg.Host.Listed()
+	for range workers {
+		all.Go(func() { c.work(ctx) })
+	}
+	all.Wait()
+	return nil
+}
+
+// work looks at one datastore after the other until the queue ends. The queue gives none to two workers at a time.
+func (c *Controller) work(ctx context.Context) {
 	for {
 		name, stop := c.queue.Get()
 		if stop {
-			return nil
+			return
 		}
 		again, err := c.sync(ctx, name)
 		switch {
@@ -199,9 +217,8 @@ func (c *Controller) sync(ctx context.Context, name string) (again bool, err err
 	}
 	state := State{Err: c.cfg.Host.Open(ctx, d)}
 	if state.Err == nil {
-		if now := time.Now(); now.Sub(c.tidied[name]) > tidyEvery {
+		if c.tidyNow(name) {
 			state.Err = c.cfg.Host.Tidy(ctx, name)
-			c.tidied[name] = now
 		}
 	}
 	if state.Err == nil {
@@ -219,8 +236,22 @@ func (c *Controller) ours(d *api.Datastore) bool {
 	return dir == nil || dir.Node == "" || dir.Node == c.cfg.Node
 }
 
+// tidyNow tells, once, whether it is time to tidy a datastore.
+func (c *Controller) tidyNow(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	if now.Sub(c.tidied[name]) <= tidyEvery {
+		return false
+	}
+	c.tidied[name] = now
+	return true
+}
+
 func (c *Controller) forget(name string) {
 	c.cfg.Host.Close(name)
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	delete(c.tidied, name)
 }
 
