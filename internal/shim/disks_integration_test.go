@@ -360,7 +360,7 @@ func (p *pod) writer(id string, mount specs.Mount, from int) *container {
 }
 
 // last is the last number that a writer has acknowledged.
-func last(t *testing.T, out string, before int) int {
+func last(t testing.TB, out string, before int) int {
 	t.Helper()
 	scanner := bufio.NewScanner(strings.NewReader(out))
 	for scanner.Scan() {

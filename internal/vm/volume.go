@@ -24,11 +24,21 @@ const (
 	QCOW2 Format = "qcow2"
 )
 
-// Layer is one file of a volume. A file name or backing file that is named inside of it is never followed.
+// Layer is one file of a volume, or one image in Ceph. A file name or backing file that is named inside of it is
+// never followed.
 type Layer struct {
 	Format Format
 	File   *os.File // open for reading only, but the top layer of a writable volume for both
+	RBD    *RBD     // instead of File
 	Key    []byte   // opens LUKS, inside of qcow2 or over raw; nil: not encrypted
+}
+
+// name is for messages.
+func (l Layer) name() string {
+	if l.RBD != nil {
+		return "rbd:" + l.RBD.Pool + "/" + l.RBD.Image
+	}
+	return l.File.Name()
 }
 
 // Limits is what a volume may do per second; zero is no limit.
@@ -71,10 +81,11 @@ type volume struct {
 // layer is the nodes of one layer.
 type layer struct {
 	node, file string
-	set        int   // of descriptors
+	set        int   // of descriptors, of a file
 	fds        []int // in it, as QEMU numbers them
 	secret     string
 	image      image
+	open       map[string]any // how node was opened
 }
 
 // AddVolume adds a volume as a SCSI disk. Everything that reaches a disk and is flushed by the guest is
@@ -152,16 +163,16 @@ func checkLayer(l Layer, writable bool) error {
 	if writable {
 		access = unix.O_RDWR
 	}
-	if err := checkAccess(l.File, access); err != nil {
+	if l.Format != Raw && l.Format != QCOW2 {
+		return fmt.Errorf("unknown format %q of %s", l.Format, l.name())
+	}
+	if l.RBD != nil {
+		return l.RBD.check() // no one but the caller can look into it
+	}
+	if err := checkAccess(l.File, access); err != nil || l.Format == Raw {
 		return err
 	}
-	switch l.Format {
-	case Raw:
-		return nil
-	case QCOW2:
-		return checkQCOW2(l.File)
-	}
-	return fmt.Errorf("unknown format %q of %s", l.Format, l.File.Name())
+	return checkQCOW2(l.File)
 }
 
 // locked tells QEMU's complaint about an image lock from others.
@@ -217,27 +228,37 @@ func formatNode(n layer, l Layer, backing string, writable bool) map[string]any 
 // addLayer puts a layer on the nodes of a volume. The layer is noted as soon as there is anything to undo.
 func (m *Machine) addLayer(ctx context.Context, v *volume, l Layer, backing string, writable bool) error {
 	name := fmt.Sprintf("v%d.%d", v.lun, v.next)
-	n := layer{node: name, file: name + "f", set: m.nextSet, image: imageOf(l.File)}
+	n := layer{node: name, file: name + "f", set: m.nextSet, image: imageOf(l)}
 	v.next++
 	m.nextSet++
-	var added struct {
-		FD int `json:"fd"`
-	}
-	var commands []qmp.Command
+	doing := "opening " + l.name()
+	var err error
 	if l.Key != nil {
 		n.secret = name + "k"
-		commands = append(commands, qmp.Command{Name: "object-add", Args: map[string]any{
+		err = m.run(ctx, doing, qmp.Command{Name: "object-add", Args: map[string]any{
 			"qom-type": "secret", "id": n.secret, "format": "base64", "data": base64.StdEncoding.EncodeToString(l.Key),
 		}})
 	}
-	commands = append(
-		commands,
-		qmp.Command{Name: "add-fd", Args: map[string]any{"fdset-id": n.set}, File: l.File, Result: &added},
-		qmp.Command{Name: "blockdev-add", Args: fileNodeOf(n, writable)},
-		qmp.Command{Name: "blockdev-add", Args: formatNode(n, l, backing, writable)},
-	)
-	err := m.run(ctx, "opening "+l.File.Name(), commands...)
-	n.fds = []int{added.FD}
+	switch {
+	case err != nil:
+	case l.RBD != nil:
+		n.set = 0
+		err = m.openRBD(ctx, n.file, *l.RBD, writable)
+	default:
+		var added struct {
+			FD int `json:"fd"`
+		}
+		err = m.run(
+			ctx, doing,
+			qmp.Command{Name: "add-fd", Args: map[string]any{"fdset-id": n.set}, File: l.File, Result: &added},
+			qmp.Command{Name: "blockdev-add", Args: fileNodeOf(n, writable)},
+		)
+		n.fds = []int{added.FD}
+	}
+	if err == nil {
+		n.open = formatNode(n, l, backing, writable)
+		err = m.run(ctx, doing, qmp.Command{Name: "blockdev-add", Args: n.open})
+	}
 	v.layers = append(v.layers, n)
 	return err
 }
@@ -261,7 +282,9 @@ func (m *Machine) dropLayer(ctx context.Context, l layer) error {
 	commands := []qmp.Command{
 		{Name: "blockdev-del", Args: map[string]any{"node-name": l.node}},
 		{Name: "blockdev-del", Args: map[string]any{"node-name": l.file}},
-		{Name: "remove-fd", Args: map[string]any{"fdset-id": l.set}},
+	}
+	if l.set != 0 {
+		commands = append(commands, qmp.Command{Name: "remove-fd", Args: map[string]any{"fdset-id": l.set}})
 	}
 	if l.secret != "" {
 		commands = append(commands, qmp.Command{Name: "object-del", Args: map[string]any{"id": l.secret}})

@@ -107,7 +107,7 @@ func TestVolume(t *testing.T) {
 
 	// After a snapshot writes go to the new layer, and QEMU holds the old one for reading only.
 	overlay := qcow2(t, "overlay", top)
-	must(t, m.SnapshotVolume(ctx, "vol-1", open(t, top, os.O_RDONLY), layers(t, os.O_RDWR, overlay)[0]))
+	must(t, m.SnapshotVolume(ctx, "vol-1", layers(t, os.O_RDONLY, top)[0], layers(t, os.O_RDWR, overlay)[0]))
 	if n, err := m.Depth(ctx, "vol-1"); n != 3 || err != nil {
 		t.Errorf("%d layers, %v", n, err)
 	}
@@ -178,7 +178,7 @@ func TestSnapshotOfBusyQEMU(t *testing.T) {
 	must(t, err)
 	overlay := qcow2(t, "overlay", base)
 	snapshot := func() error {
-		return m.SnapshotVolume(ctx, "v", open(t, base, os.O_RDONLY), layers(t, os.O_RDWR, overlay)[0])
+		return m.SnapshotVolume(ctx, "v", layers(t, os.O_RDONLY, base)[0], layers(t, os.O_RDWR, overlay)[0])
 	}
 	must(t, unix.Kill(m.PID(), unix.SIGSTOP))
 	m.SetPatience(time.Second)

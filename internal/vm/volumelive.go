@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"atoll.dev/atoll/internal/vm/qmp"
 )
 
@@ -22,17 +20,17 @@ var ErrNoVolume = errors.New("no such volume")
 const retryStalled = 2 * time.Second
 
 // SnapshotVolume freezes the top layer and lets the guest write to overlay, an empty qcow2 file as large as
-// the volume, from one moment to the next. frozen is the file of what was the top layer, opened anew for
-// reading only: from then on QEMU cannot write to it.
+// the volume, from one moment to the next. frozen is what was the top layer, its file opened anew for reading
+// only: from then on QEMU cannot write to it.
 //
 // After an error the volume is as before, unless the error wraps ErrExited or is a timeout. What became of it
 // after a timeout is found out with the next change of the volume; the same snapshot again goes on from there.
-func (m *Machine) SnapshotVolume(ctx context.Context, serial string, frozen *os.File, overlay Layer) error {
+func (m *Machine) SnapshotVolume(ctx context.Context, serial string, frozen, overlay Layer) error {
 	doing := fmt.Sprintf("taking a snapshot of volume %q", serial)
 	if overlay.Format != QCOW2 {
 		return fmt.Errorf("%s: a layer of format %q cannot be on top of another", doing, overlay.Format)
 	}
-	if err := errors.Join(checkLayer(overlay, true), checkAccess(frozen, unix.O_RDONLY)); err != nil {
+	if err := errors.Join(checkLayer(overlay, true), checkLayer(frozen, false)); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	m.devices.Lock()
@@ -47,8 +45,8 @@ func (m *Machine) SnapshotVolume(ctx context.Context, serial string, frozen *os.
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	old := len(v.layers) - 1
-	if old > 0 && v.layers[old].image == imageOf(overlay.File) {
-		m.freezeOrWarn(ctx, serial, &v.layers[old-1], frozen)
+	if old > 0 && v.layers[old].image == imageOf(overlay) {
+		m.freezeOrWarn(ctx, serial, v, old-1, frozen)
 		return nil
 	}
 	if len(v.layers) >= maxLayers {
@@ -69,20 +67,26 @@ func (m *Machine) SnapshotVolume(ctx context.Context, serial string, frozen *os.
 		}
 		return fmt.Errorf("%s: %w", doing, errors.Join(locked(err), m.dropLayer(ctx, failed)))
 	}
-	m.freezeOrWarn(ctx, serial, &v.layers[old], frozen)
+	m.freezeOrWarn(ctx, serial, v, old, frozen)
 	return nil
 }
 
-// freezeOrWarn freezes what is below a snapshot that is taken. That QEMU could still write there is no reason to
-// call the snapshot failed.
-func (m *Machine) freezeOrWarn(ctx context.Context, serial string, l *layer, frozen *os.File) {
-	if err := m.freeze(ctx, l, frozen); err != nil {
+// freezeOrWarn freezes layer i, which is below a snapshot that is taken. That QEMU could still write there is no
+// reason to call the snapshot failed.
+func (m *Machine) freezeOrWarn(ctx context.Context, serial string, v *volume, i int, frozen Layer) {
+	var err error
+	if frozen.RBD != nil {
+		err = m.freezeRBD(ctx, v, i, *frozen.RBD)
+	} else {
+		err = m.freezeFile(ctx, &v.layers[i], frozen.File)
+	}
+	if err != nil {
 		slog.Warn("opening a frozen layer for reading only", "volume", serial, "error", err)
 	}
 }
 
-// freeze makes QEMU reopen a file for reading only and give up the descriptor it could write with.
-func (m *Machine) freeze(ctx context.Context, l *layer, frozen *os.File) error {
+// freezeFile makes QEMU reopen a file for reading only and give up the descriptor it could write with.
+func (m *Machine) freezeFile(ctx context.Context, l *layer, frozen *os.File) error {
 	var added struct {
 		FD int `json:"fd"`
 	}

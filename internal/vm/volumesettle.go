@@ -4,20 +4,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"golang.org/x/sys/unix"
 
 	"atoll.dev/atoll/internal/vm/qmp"
 )
 
-// image identifies the file of a layer.
-type image struct{ dev, inode uint64 }
+// image identifies the file of a layer, or its image in Ceph.
+type image struct {
+	dev, inode uint64
+	rbd        string
+}
 
 // imageOf is zero for a file that cannot be looked at, which QEMU will refuse.
-func imageOf(f *os.File) image {
+func imageOf(l Layer) image {
+	if l.RBD != nil {
+		return image{rbd: l.RBD.Pool + "/" + l.RBD.Namespace + "/" + l.RBD.Image}
+	}
 	var st unix.Stat_t
-	if unix.Fstat(int(f.Fd()), &st) != nil {
+	if unix.Fstat(int(l.File.Fd()), &st) != nil {
 		return image{}
 	}
 	return image{dev: st.Dev, inode: st.Ino}

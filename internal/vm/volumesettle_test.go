@@ -94,7 +94,7 @@ func TestSnapshotNotWaitedFor(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer overlay.Close()
-				return m.SnapshotVolume(t.Context(), "v", frozen, Layer{Format: QCOW2, File: overlay})
+				return m.SnapshotVolume(t.Context(), "v", Layer{Format: QCOW2, File: frozen}, Layer{Format: QCOW2, File: overlay})
 			}
 			if err := snapshot(); !errors.Is(err, context.DeadlineExceeded) {
 				t.Fatal(err)

@@ -66,6 +66,9 @@ const (
 	// lookEvery is how often the status is looked at, and a datastore that failed is tried again.
 	lookEvery = 15 * time.Second
 	tidyEvery = time.Hour
+	// workers is how many datastores are looked at at the same time, so that one that does not answer holds up
+	// none of the others.
+	workers = 8
 	// touchAfter collects changes that come in quick succession.
 	touchAfter = time.Second
 )
@@ -140,16 +143,29 @@ func (c *Controller) Run(ctx context.Context) error {
 	if !cache.WaitForCacheSync(ctx.Done(), c.informer.HasSynced) {
 		return nil
 	}
+	var first, all sync.WaitGroup
 	for _, name := range c.informer.GetStore().ListKeys() {
-		if _, err := c.sync(ctx, name); err != nil {
-			c.cfg.Logger.Warn("datastore needs another attempt", "datastore", name, "error", err)
-		}
+		first.Go(func() {
+			if _, err := c.sync(ctx, name); err != nil {
+				c.cfg.Logger.Warn("datastore needs another attempt", "datastore", name, "error", err)
+			}
+		})
 	}
+	first.Wait()
 	c.cfg.Host.Listed()
+	for range workers {
+		all.Go(func() { c.work(ctx) })
+	}
+	all.Wait()
+	return nil
+}
+
+// work looks at one datastore after the other until the queue ends. The queue gives none to two workers at a time.
+func (c *Controller) work(ctx context.Context) {
 	for {
 		name, stop := c.queue.Get()
 		if stop {
-			return nil
+			return
 		}
 		again, err := c.sync(ctx, name)
 		switch {

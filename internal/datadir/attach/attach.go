@@ -47,8 +47,10 @@ type OpenRequest struct {
 type Opened struct {
 	Disk handover.Disk `json:"disk"`
 	// Keys are the LUKS passphrases by the names in the layers.
-	Keys   map[string][]byte `json:"keys,omitempty"`
-	Limits Limits            `json:"limits"`
+	Keys map[string][]byte `json:"keys,omitempty"`
+	// Ceph is set when layers are in Ceph.
+	Ceph   *handover.Ceph `json:"ceph,omitempty"`
+	Limits Limits         `json:"limits"`
 }
 
 // Limits is what a volume may do per second; zero is no limit.
@@ -89,6 +91,7 @@ type SnapshotRequest struct {
 	Volume  string         `json:"volume"`
 	Overlay handover.Layer `json:"overlay"`
 	Key     []byte         `json:"key,omitempty"` // LUKS passphrase of the overlay
+	Ceph    *handover.Ceph `json:"ceph,omitempty"`
 }
 
 // ResizeRequest says how large a volume is to be.

@@ -56,6 +56,14 @@ type RBD struct {
 	User string `json:"user,omitempty"`
 }
 
+// Ceph is what a process needs to open images in Ceph besides their names. It is never written to disk or logged.
+type Ceph struct {
+	// Conf is a ceph.conf for it: that of the host without the names of files.
+	Conf []byte `json:"conf"`
+	// Key is the cephx key of the user, 40 printable characters; empty where the cluster wants none.
+	Key string `json:"key,omitempty"`
+}
+
 // WrappedKey is the key of an encrypted layer, encrypted with a key-encryption key. Its plain text is the
 // LUKS passphrase, 44 printable characters.
 type WrappedKey struct {

@@ -48,8 +48,6 @@ func configuration(cfg Config, groups cgroups, limits hostLimits) *kubeletv1beta
 	no, yes := false, true
 	f := cfg.Files
 	healthPort := int32(cfg.HealthPort)
-	highGC, lowGC := int32(95), int32(90)
-	parallelPulls := int32(4)
 	eventQPS := int32(100)
 	apiQPS := int32(200)
 	resolvConf := cfg.ResolvConf
@@ -98,20 +96,6 @@ func configuration(cfg Config, groups cgroups, limits hostLimits) *kubeletv1beta
 		// The proxy uses nftables; these chains would only be left behind.
 		MakeIPTablesUtilChains: &no,
 
-		// Images may have been loaded by hand and be nowhere to pull from, so they
-		// are only removed when the disk is nearly full.
-		ImageGCHighThresholdPercent: &highGC,
-		ImageGCLowThresholdPercent:  &lowGC,
-		SerializeImagePulls:         &no,
-		MaxParallelImagePulls:       &parallelPulls,
-		EvictionHard: map[string]string{
-			"memory.available":   "100Mi",
-			"nodefs.available":   "3%",
-			"nodefs.inodesFree":  "3%",
-			"imagefs.available":  "3%",
-			"imagefs.inodesFree": "3%",
-		},
-
 		// Pods start and stop in bursts of hundreds.
 		KubeAPIQPS:                &apiQPS,
 		KubeAPIBurst:              2 * apiQPS,
@@ -125,10 +109,26 @@ func configuration(cfg Config, groups cgroups, limits hostLimits) *kubeletv1beta
 		SyncFrequency: metav1.Duration{Duration: 30 * time.Second},
 		Logging:       logsapi.LoggingConfiguration{Format: "text"},
 	}
+	keepImages(kc)
 	if limits.openFiles < upstreamOpenFiles {
 		kc.MaxOpenFiles = int64(limits.openFiles)
 	}
 	return kc
+}
+
+// keepImages sets when images are removed: they may have been loaded by hand and be nowhere to pull from, so only
+// when the disk is nearly full.
+func keepImages(kc *kubeletv1beta1.KubeletConfiguration) {
+	high, low, pulls, serialize := int32(95), int32(90), int32(4), false
+	kc.ImageGCHighThresholdPercent, kc.ImageGCLowThresholdPercent = &high, &low
+	kc.SerializeImagePulls, kc.MaxParallelImagePulls = &serialize, &pulls
+	kc.EvictionHard = map[string]string{
+		"memory.available":   "100Mi",
+		"nodefs.available":   "3%",
+		"nodefs.inodesFree":  "3%",
+		"imagefs.available":  "3%",
+		"imagefs.inodesFree": "3%",
+	}
 }
 
 // upstreamOpenFiles is how many open files the kubelet asks for by default.

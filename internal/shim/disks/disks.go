@@ -55,7 +55,7 @@ var ErrUnpublished = errors.New("volume was not published by " + handover.Driver
 // Machine is the part of a virtual machine that volumes need.
 type Machine interface {
 	AddVolume(ctx context.Context, v vm.Volume) (lun int, err error)
-	SnapshotVolume(ctx context.Context, serial string, frozen *os.File, overlay vm.Layer) error
+	SnapshotVolume(ctx context.Context, serial string, frozen, overlay vm.Layer) error
 	ResizeVolume(ctx context.Context, serial string, bytes int64) error
 	LimitVolume(ctx context.Context, serial string, l vm.Limits) error
 	RemoveVolume(ctx context.Context, serial string) error
@@ -284,14 +284,14 @@ func (s *Set) open(ctx context.Context, volume string) (attach.Opened, error) {
 	}
 }
 
-// plug gives the volume's files to QEMU.
+// plug gives the volume's files, or what it takes to reach Ceph, to QEMU.
 func (s *Set) plug(ctx context.Context, d *disk, opened attach.Opened, readOnly bool) error {
 	v := vm.Volume{
 		Serial: d.serial, ReadOnly: readOnly, Shared: opened.Disk.Shared && !readOnly, Limits: limits(opened.Limits),
 	}
 	defer func() {
 		for _, l := range v.Layers {
-			_ = l.File.Close() // QEMU has its own
+			closeLayer(l)
 		}
 	}()
 	for i, l := range opened.Disk.Layers {
@@ -299,7 +299,7 @@ func (s *Set) plug(ctx context.Context, d *disk, opened attach.Opened, readOnly 
 		if i == len(opened.Disk.Layers)-1 && !readOnly {
 			flags = os.O_RDWR
 		}
-		layer, err := openLayer(l, flags)
+		layer, err := openLayer(l, opened.Ceph, flags)
 		if err != nil {
 			return err
 		}
@@ -327,10 +327,16 @@ func (s *Set) plug(ctx context.Context, d *disk, opened attach.Opened, readOnly 
 	return nil
 }
 
-// openLayer opens the file of a layer, never a link or anything but a regular file.
-func openLayer(l handover.Layer, flags int) (vm.Layer, error) {
-	if l.File == "" {
-		return vm.Layer{}, fmt.Errorf("layer %s is not a file, and only files can be attached to a micro-VM", l.ID)
+// openLayer opens the file of a layer, never a link or anything but a regular file. An image in Ceph is opened by
+// QEMU.
+func openLayer(l handover.Layer, ceph *handover.Ceph, flags int) (vm.Layer, error) {
+	if l.RBD != nil {
+		if ceph == nil {
+			return vm.Layer{}, fmt.Errorf("layer %s is in Ceph, and the agent did not say how to reach it", l.ID)
+		}
+		return vm.Layer{Format: vm.Format(l.Format), RBD: &vm.RBD{
+			Pool: l.RBD.Pool, Namespace: l.RBD.Namespace, Image: l.RBD.Image, User: l.RBD.User, Conf: ceph.Conf, Key: ceph.Key,
+		}}, nil
 	}
 	f, err := os.OpenFile(l.File, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -340,6 +346,13 @@ func openLayer(l handover.Layer, flags int) (vm.Layer, error) {
 		return vm.Layer{}, errors.Join(fmt.Errorf("layer %s is not a regular file", l.File), err, f.Close())
 	}
 	return vm.Layer{Format: vm.Format(l.Format), File: f}, nil
+}
+
+// closeLayer closes a file. QEMU has its own.
+func closeLayer(l vm.Layer) {
+	if l.File != nil {
+		_ = l.File.Close()
+	}
 }
 
 func limits(l attach.Limits) vm.Limits {

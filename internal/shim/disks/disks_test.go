@@ -42,7 +42,7 @@ func (f *fake) said() string {
 }
 
 func (f *fake) AddVolume(context.Context, vm.Volume) (int, error) { return 0, f.call("add") }
-func (f *fake) SnapshotVolume(_ context.Context, _ string, _ *os.File, _ vm.Layer) error {
+func (f *fake) SnapshotVolume(_ context.Context, _ string, _, _ vm.Layer) error {
 	return f.call("snapshot")
 }
 func (f *fake) ResizeVolume(context.Context, string, int64) error    { return f.call("resize") }

@@ -113,23 +113,23 @@ func (s *Set) snapshot(ctx context.Context, r attach.SnapshotRequest) (nothing, 
 		if top.ID == r.Overlay.ID {
 			return nothing{}, nil
 		}
-		frozen, err := openLayer(top, os.O_RDONLY)
+		frozen, err := openLayer(top, r.Ceph, os.O_RDONLY)
 		if err != nil {
 			return nothing{}, err
 		}
-		defer frozen.File.Close()
-		overlay, err := openLayer(r.Overlay, os.O_RDWR)
+		defer closeLayer(frozen)
+		overlay, err := openLayer(r.Overlay, r.Ceph, os.O_RDWR)
 		if err != nil {
 			return nothing{}, err
 		}
-		defer overlay.File.Close()
+		defer closeLayer(overlay)
 		if r.Overlay.Key != "" {
 			if len(r.Key) == 0 {
 				return nothing{}, fmt.Errorf("layer %s is encrypted and its key is missing", r.Overlay.ID)
 			}
 			overlay.Key = r.Key
 		}
-		if err := s.machine.SnapshotVolume(ctx, d.serial, frozen.File, overlay); err != nil {
+		if err := s.machine.SnapshotVolume(ctx, d.serial, frozen, overlay); err != nil {
 			return nothing{}, err
 		}
 		d.layers = append(slices.Clip(d.layers), r.Overlay)

@@ -213,6 +213,11 @@ type Engine interface {
 	// holder with the same mode it returns the disk as it is now. Call it before every start of a QEMU that
 	// opens the volume: layers may have been added. ErrNotFound, ErrAttached, ErrCorrupt, ErrUnsupported.
 	Attach(ctx context.Context, id, holder string, mode Mode) (handover.Disk, error)
+	// Admit is called by whoever is about to open a disk that Attach has returned, and by nobody who has it open.
+	// It cuts off any other process that has the image of a volume for one writer open still: one on a host
+	// that does not know that it was detached, or one that a crash has left. The result is nil where paths are
+	// enough. ErrUnavailable.
+	Admit(ctx context.Context, disk handover.Disk) (*handover.Ceph, error)
 	// Detach forgets a holder, who must have closed all files of the volume. No volume or holder is no error.
 	Detach(ctx context.Context, id, holder string) error
 	// List returns all volumes and snapshots, sorted by id.

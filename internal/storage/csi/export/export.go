@@ -3,7 +3,8 @@
 //
 // A daemon has a user of its own, no way to become another, and a file tree in which there is nothing but
 // QEMU's libraries and the directories of the volume's layers, in which it may open any file. It gets the FUSE
-// connection and its control socket as inherited descriptors. It outlives the process that has started it:
+// connection and its control socket as inherited descriptors. For a volume in Ceph its tree has no directories but
+// a ceph.conf, and it gets the key over the control socket. It outlives the process that has started it:
 // whoever comes next drives it through the socket. A daemon that dies takes the file with it; reads and
 // writes then fail until the volume is removed and exported again.
 //
@@ -12,7 +13,7 @@
 //	<dir>/<name>/pid         of the daemon, once the volume is exported
 //
 // The CSI node service calls it; it knows neither pods nor the engine. What can go wrong: no FUSE or no
-// qemu-storage-daemon on this host (ErrMissing), a layer that cannot be opened or is locked by somebody else.
+// qemu-storage-daemon or driver for Ceph on this host (ErrMissing), a layer that cannot be opened or is locked by somebody else.
 package export
 
 import (
@@ -117,6 +118,12 @@ func (s *Set) file(name string) string   { return filepath.Join(s.cfg.Dir, name,
 func (s *Set) socket(name string) string { return filepath.Join(s.cfg.Dir, name, "qmp.sock") }
 func (s *Set) pid(name string) string    { return filepath.Join(s.cfg.Dir, name, "pid") }
 
+// Exported tells whether a volume is a file, so that Export has nothing to do.
+func (s *Set) Exported(name string) bool {
+	_, ok := s.exported(name)
+	return ok && s.isMounted(name)
+}
+
 // Export makes a volume a file and returns its path. One that is exported already stays as it is. name must be
 // fit for a file name.
 func (s *Set) Export(ctx context.Context, name string, o attach.Opened) (string, error) {
@@ -145,28 +152,12 @@ func (s *Set) Export(ctx context.Context, name string, o attach.Opened) (string,
 	}
 }
 
-// attempts to start a daemon that understands what it is told. One that gets a connection while it sets up its
-// monitor in another thread may lose the beginning of what it reads (seen with QEMU 7.2).
-const attempts = 4
-
-// errUnclear is wrapped when a daemon has not understood a command.
-var errUnclear = errors.New("storage daemon did not understand")
-
-// unclear tells that from other failures.
-func unclear(err error) error {
-	var q *qmp.Error
-	if errors.As(err, &q) && strings.Contains(q.Desc, "JSON parse error") || err != nil && strings.Contains(err.Error(), "second greeting") {
-		return fmt.Errorf("%w: %w", errUnclear, err)
-	}
-	return err
-}
-
 func (s *Set) export(ctx context.Context, name string, o attach.Opened) error {
 	dirs, err := directories(o.Disk)
 	if err != nil {
 		return err
 	}
-	pid, err := s.start(name, dirs)
+	pid, err := s.start(name, dirs, o.Ceph)
 	if err != nil {
 		return err
 	}
@@ -181,15 +172,15 @@ func (s *Set) export(ctx context.Context, name string, o attach.Opened) error {
 	return os.WriteFile(s.pid(name), []byte(strconv.Itoa(pid)), 0o600)
 }
 
-// directories are those with the layers of a disk, which are all fit to be opened.
+// directories are those with the layers of a disk, which are all fit to be opened. In Ceph there are none.
 func directories(d handover.Disk) ([]string, error) {
 	var dirs []string
 	if len(d.Layers) == 0 {
 		return nil, errors.New("the volume has no layers")
 	}
 	for i, l := range d.Layers {
-		if l.File == "" {
-			return nil, fmt.Errorf("layer %s is not a file, and only files can be used by pods of the host", l.ID)
+		if l.RBD != nil {
+			continue
 		}
 		if err := check(l, i == 0); err != nil {
 			return nil, err
@@ -202,6 +193,9 @@ func directories(d handover.Disk) ([]string, error) {
 // show has a daemon open a volume and export it.
 func show(ctx context.Context, c *qmp.Client, o attach.Opened) error {
 	backing := ""
+	if err := giveKey(ctx, c, o.Ceph); err != nil {
+		return err
+	}
 	for i, l := range o.Disk.Layers {
 		writable := i == len(o.Disk.Layers)-1 && !o.Disk.ReadOnly
 		if err := addLayer(ctx, c, l, o.Keys, backing, writable); err != nil {
@@ -234,8 +228,11 @@ const (
 	throttleGroup = "limits"
 )
 
-// check refuses a layer that would make the daemon open something else.
+// check refuses a layer that would make the daemon open something else. The engine has looked at one in Ceph.
 func check(l handover.Layer, lowest bool) error {
+	if l.RBD != nil {
+		return nil
+	}
 	if l.Format == handover.FormatRaw && lowest {
 		return nil
 	}
@@ -262,7 +259,11 @@ func node(l handover.Layer) string { return "l-" + l.ID }
 
 func addLayer(ctx context.Context, c *qmp.Client, l handover.Layer, keys map[string][]byte, backing string, writable bool) error {
 	file := node(l) + "-f"
-	fileArgs := map[string]any{"driver": "file", "node-name": file, "filename": l.File, "read-only": !writable, "locking": "on"}
+	fileArgs, err := protocol(ctx, c, l)
+	if err != nil {
+		return err
+	}
+	fileArgs["node-name"], fileArgs["read-only"] = file, !writable
 	args := map[string]any{"driver": l.Format, "node-name": node(l), "file": file, "read-only": !writable}
 	if writable {
 		fileArgs["discard"], args["discard"] = "unmap", "unmap"
@@ -290,7 +291,7 @@ func addLayer(ctx context.Context, c *qmp.Client, l handover.Layer, keys map[str
 		}
 	}
 	commands = append(commands, qmp.Command{Name: "blockdev-add", Args: fileArgs}, qmp.Command{Name: "blockdev-add", Args: args})
-	if err := c.Run(ctx, commands...); err != nil {
+	if err := noDriver(c.Run(ctx, commands...)); err != nil {
 		return fmt.Errorf("opening layer %s: %w", l.ID, err)
 	}
 	return nil

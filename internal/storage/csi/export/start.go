@@ -9,10 +9,14 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"atoll.dev/atoll/internal/datadir/handover"
+	"atoll.dev/atoll/internal/vm/qmp"
 )
 
 // Descriptors that a daemon inherits.
@@ -30,7 +34,7 @@ const argumentPrefix = "atoll-volume:"
 func (s *Set) argument(name string) string { return argumentPrefix + s.dir(name) }
 
 // start starts a daemon that has nothing open yet, and returns its id.
-func (s *Set) start(name string, dirs []string) (pid int, err error) {
+func (s *Set) start(name string, dirs []string, ceph *handover.Ceph) (pid int, err error) {
 	if _, err := os.Stat(s.cfg.Binary); err != nil {
 		return 0, fmt.Errorf("qemu-storage-daemon: %w: %w; install the package qemu-system-common, or qemu-utils", ErrMissing, err)
 	}
@@ -71,7 +75,7 @@ func (s *Set) start(name string, dirs []string) (pid int, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		p, err = s.spawn(name, root, dirs, []*os.File{null, log, log, sock, fuse})
+		p, err = s.spawn(name, root, dirs, ceph, []*os.File{null, log, log, sock, fuse})
 	}()
 	<-done
 	if err != nil {
@@ -106,13 +110,21 @@ func (s *Set) mountFUSE(name string) (*os.File, error) {
 }
 
 // spawn starts the daemon from a thread that has a file tree of its own. The thread is not used again.
-func (s *Set) spawn(name, root string, dirs []string, files []*os.File) (*os.Process, error) {
+func (s *Set) spawn(name, root string, dirs []string, ceph *handover.Ceph, files []*os.File) (*os.Process, error) {
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
 		return nil, fmt.Errorf("making a mount namespace: %w", err)
 	}
 	if err := makeRoot(root, dirs); err != nil {
 		return nil, err
+	}
+	// The layers are root's files; there are no others in its tree.
+	caps := []uintptr{unix.CAP_DAC_OVERRIDE}
+	if ceph != nil {
+		caps = nil
+		if err := addCeph(root, ceph.Conf); err != nil {
+			return nil, fmt.Errorf("adding the configuration of Ceph: %w", err)
+		}
 	}
 	if err := enter(root); err != nil {
 		return nil, fmt.Errorf("entering the root: %w", err)
@@ -127,8 +139,7 @@ func (s *Set) spawn(name, root string, dirs []string, files []*os.File) (*os.Pro
 		Dir: "/", Env: []string{"PATH=/usr/bin", "MALLOC_ARENA_MAX=1"}, Files: files,
 		Sys: &syscall.SysProcAttr{
 			Setsid: true, Credential: &syscall.Credential{Uid: s.cfg.UID, Gid: s.cfg.UID},
-			// The layers are root's files; there are no others in its tree.
-			AmbientCaps: []uintptr{unix.CAP_DAC_OVERRIDE},
+			AmbientCaps: caps,
 		},
 	})
 }
@@ -153,7 +164,7 @@ func makeRoot(root string, dirs []string) error {
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("separating mounts: %w", err)
 	}
-	if err := unix.Mount("root", root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=64k"); err != nil {
+	if err := unix.Mount("root", root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=4m"); err != nil {
 		return fmt.Errorf("mounting the root: %w", err)
 	}
 	binds := []string{"/usr"}
@@ -192,4 +203,20 @@ func makeRoot(root string, dirs []string) error {
 		return err
 	}
 	return os.WriteFile(filepath.Join(fd, strconv.Itoa(fdFUSE)), nil, 0o644)
+}
+
+// attempts to start a daemon that understands what it is told. One that gets a connection while it sets up its
+// monitor in another thread may lose the beginning of what it reads (seen with QEMU 7.2).
+const attempts = 4
+
+// errUnclear is wrapped when a daemon has not understood a command.
+var errUnclear = errors.New("storage daemon did not understand")
+
+// unclear tells that from other failures.
+func unclear(err error) error {
+	var q *qmp.Error
+	if errors.As(err, &q) && strings.Contains(q.Desc, "JSON parse error") || err != nil && strings.Contains(err.Error(), "second greeting") {
+		return fmt.Errorf("%w: %w", errUnclear, err)
+	}
+	return err
 }

@@ -23,6 +23,8 @@ import (
 
 // Exporter makes volumes visible on the host, see package export.
 type Exporter interface {
+	// Exported tells whether a volume is a file already.
+	Exported(name string) bool
 	// Export makes a volume a file and returns its path; again for one that is exported already.
 	Export(ctx context.Context, name string, o attach.Opened) (string, error)
 	Snapshot(ctx context.Context, name string, overlay handover.Layer, key []byte) error
@@ -61,6 +63,11 @@ func (s *Service) publishHere(ctx context.Context, t target, disk handover.Disk)
 	opened, err := s.opened(ctx, store, v, disk)
 	if err != nil {
 		return err
+	}
+	if !s.cfg.Export.Exported(exportName(t.Volume)) {
+		if opened.Ceph, err = store.Admit(ctx, disk); err != nil {
+			return err
+		}
 	}
 	file, err := s.cfg.Export.Export(ctx, exportName(t.Volume), opened)
 	if err != nil {

@@ -33,7 +33,11 @@ func (s *Service) open(ctx context.Context, r attach.OpenRequest) (attach.Opened
 	if err != nil {
 		return attach.Opened{}, err
 	}
-	return s.opened(ctx, store, v, disk)
+	opened, err := s.opened(ctx, store, v, disk)
+	if err == nil {
+		opened.Ceph, err = store.Admit(ctx, disk)
+	}
+	return opened, err
 }
 
 // opened adds what the engine's description of a disk leaves out.
@@ -133,11 +137,16 @@ func (l *live) Snapshot(ctx context.Context, overlay handover.Layer, key *handov
 	}
 	defer unlock()
 	r := attach.SnapshotRequest{Volume: l.handle, Overlay: overlay}
+	store, id, err := l.service.cfg.Stores.Resolve(l.handle)
+	if err != nil {
+		return err
+	}
+	// For reading only: whoever has the volume open may have the overlay open too.
+	r.Ceph, err = store.Admit(ctx, handover.Disk{Volume: id, Layers: []handover.Layer{overlay}, ReadOnly: true})
+	if err != nil {
+		return err
+	}
 	if key != nil {
-		store, id, err := l.service.cfg.Stores.Resolve(l.handle)
-		if err != nil {
-			return err
-		}
 		keys, err := store.Unlock(ctx, handover.Disk{
 			Volume: id, Layers: []handover.Layer{overlay}, Keys: map[string]handover.WrappedKey{overlay.Key: *key},
 		})

@@ -81,6 +81,24 @@ func (o *op) attach(v *record, holder string, mode datastore.Mode) (handover.Dis
 	return disk, nil
 }
 
+// Admit lets the process that opens the disk next do so, and keeps others from it.
+func (s *Store) Admit(ctx context.Context, disk handover.Disk) (*handover.Ceph, error) {
+	gate, ok := s.place.(Gate)
+	if !ok || len(disk.Layers) == 0 {
+		return nil, nil // a directory needs nothing
+	}
+	var ceph *handover.Ceph
+	err := s.run(ctx, func(o *op) (err error) {
+		o.tick()
+		ceph, err = gate.Admit(disk.Layers[len(disk.Layers)-1], !disk.ReadOnly && !disk.Shared)
+		if err != nil {
+			return fmt.Errorf("opening volume %s: %w", disk.Volume, err)
+		}
+		return nil
+	})
+	return ceph, err
+}
+
 // chain returns the layers to open, after a look at each. A layer that is being added counts if it exists:
 // QEMU may have begun to write to it.
 func (o *op) chain(v *record) ([]Layer, error) {

@@ -43,6 +43,13 @@ type Bulk interface {
 	ReadAll(k Kind) (records map[string][]byte, strays []string, err error)
 }
 
+// Gate is a place whose images take more to be opened than their names.
+type Gate interface {
+	// Admit returns what it takes. Nobody but the caller's process may open the image for writing from then on,
+	// if exclusive is set: whoever has it open is cut off.
+	Admit(top handover.Layer, exclusive bool) (*handover.Ceph, error)
+}
+
 // Images is where a place keeps images.
 type Images interface {
 	// Make makes an image unless it is there. It is complete and durable when it is there.

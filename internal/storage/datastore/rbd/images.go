@@ -139,12 +139,28 @@ func (s *imageStore) makeQCOW2(name string, i chain.Image) error {
 	if err := empty.Write(f); err != nil {
 		return err
 	}
-	_, err = s.place.run(nil, "rbd", "import", "--no-progress", f.Name(), s.place.spec(name))
+	if _, err = s.place.run(nil, "rbd", "import", "--no-progress", f.Name(), s.place.spec(name)); err != nil {
+		return err
+	}
+	return s.makeRoom(name, i.Size)
+}
+
+// makeRoom makes an image long enough for all that qcow2 may put into it, which costs nothing. QEMU would make
+// it longer by and by, each time with a change of Ceph's metadata.
+func (s *imageStore) makeRoom(name string, size int64) error {
+	const mib, fixed = 1 << 20, 16 << 20 // LUKS and other headers
+	_, err := s.place.run(nil, "rbd", "resize", "--no-progress", "--size", strconv.FormatInt((size+size/4096+fixed)/mib, 10), s.place.spec(name))
 	return err
 }
 
-// rm removes an image if it is there.
+// rm removes an image if it is there. Ceph would keep one that a process has open, also one that was killed a
+// moment ago.
 func (s *imageStore) rm(name string) error {
+	if err := s.place.fence(name); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
 	if _, err := s.place.run(nil, "rbd", "rm", "--no-progress", s.place.spec(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -285,6 +301,11 @@ func (s *imageStore) Grow(ctx context.Context, l chain.Layer, bytes int64, _ boo
 	secrets, err := unlock()
 	if err != nil {
 		return err
+	}
+	if length, err := f.Size(); err != nil || length < bytes {
+		if err := errors.Join(err, s.makeRoom(chain.ImageName(l), bytes)); err != nil {
+			return err
+		}
 	}
 	return chain.FromTool(s.qemu.Resize(ctx, s.Locate(l), secrets, bytes))
 }

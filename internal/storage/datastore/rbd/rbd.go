@@ -2,8 +2,7 @@
 //
 // Images are qcow2 or raw inside RBD images, which QEMU's own driver opens; nothing is mapped by the kernel.
 // Records are keys of one object (omap), which Ceph replaces as a whole; locks are advisory locks of another.
-// Everything but the data goes through the commands rados and rbd, each of which connects anew and takes 50
-// to 200 ms. The pool, or the RBD namespace in it, belongs to the datastore alone. The caller is the agent.
+// Everything but the data goes through Ceph's commands, each of which connects anew and takes 50 to 200 ms. The pool, or the RBD namespace in it, belongs to the datastore alone. The caller is the agent.
 //
 // What can go wrong: no answer from the cluster (ErrUnavailable after the timeout), no room (Ceph lets writers
 // wait then, so that too is ErrUnavailable in the end), commands that are missing.
@@ -93,7 +92,7 @@ func (p *place) runFor(limit time.Duration, stdin []byte, command string, args .
 		all = append(all, "--conf", p.Conf)
 	}
 	if p.User != "" {
-		all = append(all, "--id", p.User)
+		all = append(all, "--name", p.user())
 	}
 	if command == "rados" || args[0] == "ls" || args[0] == "du" { // others name images in full
 		all = append(all, "--pool", p.Pool)
@@ -119,6 +118,12 @@ func (p *place) runFor(limit time.Duration, stdin []byte, command string, args .
 	switch {
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("%w: %s: no answer for %s", datastore.ErrUnavailable, what, limit)
+	case errors.Is(err, exec.ErrNotFound):
+		return nil, fmt.Errorf("%w: %w; install the package ceph-common", datastore.ErrUnavailable, err)
+	case strings.Contains(text, "couldn't connect") || strings.Contains(text, "error opening pool") ||
+		strings.Contains(text, "namespace") && strings.Contains(text, "does not exist"):
+		// The reason may read like that of an image that is not there.
+		return nil, fmt.Errorf("%w: %s: %s", datastore.ErrUnavailable, what, text)
 	case strings.Contains(text, "(2) No such file") || strings.Contains(text, "No such key"):
 		return nil, fmt.Errorf("%s: %w", what, fs.ErrNotExist)
 	case strings.Contains(text, "(28) No space") || strings.Contains(text, "(122) Disk quota"):

@@ -1,0 +1,228 @@
+package rbd
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"time"
+
+	"atoll.dev/atoll/internal/datadir/handover"
+	"atoll.dev/atoll/internal/storage/datastore"
+	"atoll.dev/atoll/internal/storage/datastore/chain"
+)
+
+const (
+	// defaultConf is where Ceph has its configuration.
+	defaultConf = "/etc/ceph/ceph.conf"
+	// looks is how often images are looked at until whoever has them open is cut off: tools are done in between.
+	looks     = 4
+	lookEvery = 300 * time.Millisecond
+	// gone is how long the cluster may take to notice who is cut off.
+	gone = 15 * time.Second
+	// maxConf bounds a ceph.conf and a keyring.
+	maxConf = 1 << 20
+)
+
+// Admit implements chain.Gate. The look at the image also tells that the cluster answers: QEMU stands still
+// while it opens an image.
+func (p *place) Admit(top handover.Layer, exclusive bool) (*handover.Ceph, error) {
+	if top.RBD == nil {
+		return nil, fmt.Errorf("%w: layer %s is not in Ceph", datastore.ErrCorrupt, top.ID)
+	}
+	if exclusive {
+		if err := p.fence(top.RBD.Image); err != nil {
+			return nil, err
+		}
+	}
+	conf, err := readSmall(p.confPath())
+	if err != nil {
+		return nil, fmt.Errorf("%w: the configuration of Ceph: %w", datastore.ErrUnavailable, err)
+	}
+	key, err := p.cephxKey()
+	if err != nil {
+		return nil, err
+	}
+	return &handover.Ceph{Conf: portable(conf), Key: key}, nil
+}
+
+func (p *place) confPath() string {
+	if p.Conf == "" {
+		return defaultConf
+	}
+	return p.Conf
+}
+
+// readSmall reads a file that people write.
+func readSmall(name string) ([]byte, error) {
+	st, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if st.Size() > maxConf {
+		return nil, fmt.Errorf("%s is larger than %d bytes", name, maxConf)
+	}
+	return os.ReadFile(name)
+}
+
+// settings are those that hold for a process that opens volumes, whatever the host's ceph.conf says. The time
+// limits are for connecting. A request that is under way is never given up: a guest waits for its disk.
+func settings() [][2]string {
+	return [][2]string{
+		{"client_mount_timeout", "15"},
+		{"rados_mon_op_timeout", "15"},
+		{"keyring", ""},
+		{"key", ""},
+		{"keyfile", ""},
+		{"log_file", ""},
+		{"log_to_stderr", "false"},
+		{"err_to_stderr", "false"},
+		{"log_to_syslog", "false"},
+		{"err_to_syslog", "false"},
+		{"admin_socket", ""},
+		{"pid_file", ""},
+	}
+}
+
+// portable is a ceph.conf for a process that can open no file: without the names of keyrings and logs, and
+// without keys.
+func portable(conf []byte) []byte {
+	var out bytes.Buffer
+	ours := map[string]bool{}
+	out.WriteString("[global]\n")
+	for _, s := range settings() {
+		ours[s[0]] = true
+		if s[0] != "key" && s[0] != "keyfile" { // which may not be empty
+			fmt.Fprintf(&out, "%s = %s\n", s[0], s[1])
+		}
+	}
+	for _, line := range strings.Split(string(conf), "\n") {
+		if name, _, ok := setting(line); !ok || !ours[name] {
+			out.WriteString(line + "\n")
+		}
+	}
+	return out.Bytes()
+}
+
+// setting reads a line of a ceph.conf or keyring. Ceph takes blanks, dashes and underscores in names for the same.
+func setting(line string) (name, value string, ok bool) {
+	name, value, ok = strings.Cut(line, "=")
+	name = strings.Join(strings.FieldsFunc(strings.ToLower(name), func(r rune) bool { return strings.ContainsRune(" \t\r_-", r) }), "_")
+	if !ok || strings.HasPrefix(name, "#") || strings.HasPrefix(name, ";") || strings.HasPrefix(name, "[") {
+		return "", "", false
+	}
+	return name, strings.TrimSpace(value), true
+}
+
+// user is the name of the Ceph user in full.
+func (p *place) user() string {
+	if p.User == "" {
+		return "client.admin"
+	}
+	return "client." + p.User
+}
+
+// cephxKey finds the user's key, "" where the cluster may want none.
+func (p *place) cephxKey() (string, error) {
+	out, err := p.run(nil, "ceph-conf", "--show-config")
+	if err != nil {
+		return "", err
+	}
+	values := map[string]string{}
+	for line := range strings.Lines(string(out)) {
+		if name, value, ok := setting(line); ok {
+			values[name] = value
+		}
+	}
+	if key := values["key"]; key != "" {
+		return key, nil
+	}
+	if file := values["keyfile"]; file != "" {
+		b, err := readSmall(file)
+		if err != nil {
+			return "", fmt.Errorf("%w: the key of %s: %w", datastore.ErrUnavailable, p.user(), err)
+		}
+		return strings.TrimSpace(string(b)), nil
+	}
+	for _, file := range strings.FieldsFunc(values["keyring"], func(r rune) bool { return strings.ContainsRune(", ;", r) }) {
+		b, err := readSmall(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return "", fmt.Errorf("%w: the keyring of %s: %w", datastore.ErrUnavailable, p.user(), err)
+		}
+		if key := keyOf(b, p.user()); key != "" {
+			return key, nil
+		}
+	}
+	if strings.Contains(values["auth_client_required"], "none") {
+		return "", nil
+	}
+	return "", fmt.Errorf("%w: there is no key of %s in %s", datastore.ErrUnavailable, p.user(), values["keyring"])
+}
+
+// keyOf finds the key of a user in a keyring.
+func keyOf(keyring []byte, user string) string {
+	section := ""
+	lines := bufio.NewScanner(bytes.NewReader(keyring))
+	for lines.Scan() {
+		line := strings.TrimSpace(lines.Text())
+		if strings.HasPrefix(line, "[") {
+			section = strings.Trim(line, "[] \t")
+		} else if name, value, ok := setting(line); ok && name == "key" && section == user {
+			return value
+		}
+	}
+	return ""
+}
+
+// watchers are the addresses of those who have an image open.
+func (p *place) watchers(name string) ([]string, error) {
+	out, err := p.run(nil, "rbd", "status", "--format", "json", p.spec(name))
+	if err != nil {
+		return nil, err
+	}
+	var status struct {
+		Watchers []struct {
+			Address string `json:"address"`
+		} `json:"watchers"`
+	}
+	if err := json.Unmarshal(out, &status); err != nil {
+		return nil, chain.Unavailable(err)
+	}
+	var all []string
+	for _, w := range status.Watchers {
+		all = append(all, w.Address)
+	}
+	return all, nil
+}
+
+// fence makes sure that nobody has an image open. By the records nobody has, so that whoever does has crashed, and
+// Ceph has not noticed yet, or runs on a host that was given up. The cluster takes nothing from it any more.
+func (p *place) fence(name string) error {
+	cut := map[string]bool{}
+	for begun, i := time.Now(), 1; ; i++ {
+		watchers, err := p.watchers(name)
+		if err != nil || len(watchers) == 0 {
+			return err
+		}
+		if time.Since(begun) > gone {
+			return fmt.Errorf("%w: image %s is open at %s, which the cluster does not cut off", datastore.ErrBusy, name, strings.Join(watchers, ", "))
+		}
+		for _, w := range watchers {
+			if i < looks || cut[w] {
+				continue
+			}
+			if _, err := p.run(nil, "ceph", "osd", "blocklist", "add", w); err != nil {
+				return fmt.Errorf("cutting off %s, which has image %s open (this takes the capability mon 'profile rbd'): %w", w, name, err)
+			}
+			cut[w] = true
+		}
+		<-time.After(lookEvery)
+	}
+}
