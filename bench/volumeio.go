@@ -15,32 +15,44 @@ import (
 	"atoll.dev/atoll/internal/vm/qmp"
 )
 
-// Bounds of the measured part of a volume. What is written for the first time on the host is behind what the guest
-// has written.
+// A volume has three parts: the guest writes the first one, the host the second one, and qemu-img the third one, so
+// that each is the first to write. All else is done in the part that is one's own.
 const (
 	ioBytes = 256 << 20
+	ioParts = 3
 	ioPort  = "10809" // of the host's loopback, for NBD
 )
 
-// ioJob is one way to use a volume.
+// ioJob is one way to use a volume, as arguments of fio and of qemu-img bench.
 type ioJob struct {
 	measure string
 	args    []string
 	read    bool
+	image   []string
+	bytes   int64 // that qemu-img reads or writes
 }
 
 func ioJobs() []ioJob {
+	// Steps of a prime number of blocks, for want of random ones.
+	const stride = "32436224"
+	large, small := []string{"-c", "768", "-d", "4", "-s", "1M"}, []string{"-c", "50000", "-d", "16", "-s", "4k", "-S", stride}
+	const largeBytes, smallBytes = 768 << 20, 50000 << 12
+	fio := func(rw, bs, depth string) []string {
+		return []string{"--rw=" + rw, "--bs=" + bs, "--iodepth=" + depth, "--time_based", "--runtime=4"}
+	}
 	return []ioJob{
-		{"sequential read", []string{"--rw=read", "--bs=1M", "--iodepth=4", "--time_based", "--runtime=4"}, true},
-		{"sequential write", []string{"--rw=write", "--bs=1M", "--iodepth=4", "--time_based", "--runtime=4"}, false},
-		{"4k random read", []string{"--rw=randread", "--bs=4k", "--iodepth=16", "--time_based", "--runtime=4"}, true},
-		{"4k random write", []string{"--rw=randwrite", "--bs=4k", "--iodepth=16", "--time_based", "--runtime=4"}, false},
+		{"sequential read", fio("read", "1M", "4"), true, large, largeBytes},
+		{"sequential write", fio("write", "1M", "4"), false, append([]string{"-w"}, large...), largeBytes},
+		{"4k random read", fio("randread", "4k", "16"), true, small, smallBytes},
+		{"4k random write", fio("randwrite", "4k", "16"), false, append([]string{"-w"}, small...), smallBytes},
 	}
 }
 
-// volumeIO runs fio on a block volume in a micro-VM, and on the same image opened on the host by QEMU's storage
-// daemon, with the same fio and depth. The host's fio reaches the daemon by NBD over the loopback, which copies less
-// than any file or device would; what a pod of the host gets, a loop device over FUSE, is measured as well.
+// volumeIO runs fio on a block volume in a micro-VM, and compares it with the same image opened on the host, by QEMU
+// with the same cache and depth, in two ways. Of the storage daemon that opens volumes for pods of the host the same
+// fio asks by NBD over the loopback: all is as in the guest, but for the copies that NBD makes, which slow down large
+// requests. And qemu-img bench uses the image without anything in between, which is as fast as it can get; it knows no
+// random requests, and makes long steps instead.
 func volumeIO(ctx context.Context, h *host) ([]Row, error) {
 	var rows []Row
 	for _, kind := range []struct{ name, class string }{{"thin", benchClass}, {"encrypted", encryptedClass}} {
@@ -55,7 +67,7 @@ func volumeIO(ctx context.Context, h *host) ([]Row, error) {
 
 func (h *host) compareIO(ctx context.Context, name, class string) ([]Row, error) {
 	claim := "io-" + name
-	if err := errors.Join(h.claim(ctx, claim, class, 1<<10, true), h.bound(ctx)); err != nil {
+	if err := errors.Join(h.claim(ctx, claim, class, ioParts*ioBytes>>20, true), h.bound(ctx)); err != nil {
 		return nil, err
 	}
 	guest, err := h.ioIn(ctx, claim, "atoll", func(string) (string, error) { return claim, nil },
@@ -63,13 +75,16 @@ func (h *host) compareIO(ctx context.Context, name, class string) ([]Row, error)
 	if err != nil {
 		return nil, err
 	}
-	device, err := h.ioIn(ctx, claim, "runc", func(string) (string, error) { return claim, nil },
-		[]string{"--ioengine=libaio", "--filename=" + devicePath}, ioBytes)
+	nbd, err := h.ioIn(ctx, claim, "runc", func(volume string) (string, error) { return h.serveNBD(ctx, volume) },
+		[]string{"--ioengine=nbd", "--uri=nbd://127.0.0.1:" + ioPort + "/volume"}, ioBytes)
 	if err != nil {
 		return nil, err
 	}
-	nbd, err := h.ioIn(ctx, claim, "runc", func(volume string) (string, error) { return h.serveNBD(ctx, volume) },
-		[]string{"--ioengine=nbd", "--uri=nbd://127.0.0.1:" + ioPort + "/volume"}, 2*ioBytes)
+	volume, err := h.handleOf(ctx, claim)
+	if err != nil {
+		return nil, err
+	}
+	image, err := h.imageIO(ctx, volume)
 	if err != nil {
 		return nil, err
 	}
@@ -77,15 +92,13 @@ func (h *host) compareIO(ctx context.Context, name, class string) ([]Row, error)
 	var rows []Row
 	for i, job := range jobs {
 		measure := name + " volume, " + job.measure
-		row := versus(measure, "MiB/s", guest[i], "host, NBD", nbd[i])
-		row.Note = "the same image in qemu-storage-daemon on the host; first writes are to other parts of it"
-		rows = append(rows, row, versus(measure, "MiB/s", guest[i], "host, FUSE and loop", device[i]))
+		rows = append(rows, versus(measure, "MiB/s", guest[i], "fio on the host, NBD", nbd[i]), versus(measure, "MiB/s", guest[i], "qemu-img bench", image[i]))
 	}
 	return rows, nil
 }
 
-// ioIn runs fio on a volume that a pod of a runtime has, in the pod whose name in returns, which may be another. The
-// first result is of blocks that were never written before, at an offset; the others are of the first part.
+// ioIn runs fio on a volume that a pod of a runtime has, in the pod whose name in returns, which may be another. It
+// uses the part at the offset; the first result is of blocks that were never written before.
 func (h *host) ioIn(ctx context.Context, claim, runtime string, in func(volume string) (string, error), engine []string, offset int64) ([][]float64, error) {
 	pod := withClaim(volumePod(claim, runtime), claim, true)
 	if _, err := h.start(ctx, pod); err != nil {
@@ -99,15 +112,15 @@ func (h *host) ioIn(ctx context.Context, claim, runtime string, in func(volume s
 	if err != nil {
 		return nil, err
 	}
-	fio := func(job ioJob, args ...string) (float64, error) {
-		all := append([]string{"fio", "--name=job", "--output-format=json", "--direct=1", fmt.Sprintf("--size=%d", ioBytes)}, engine...)
-		out, err := h.exec(ctx, name, append(append(all, args...), job.args...)...)
+	fio := func(job ioJob) (float64, error) {
+		all := append([]string{"fio", "--name=job", "--output-format=json", "--direct=1", fmt.Sprintf("--size=%d", ioBytes), fmt.Sprintf("--offset=%d", offset)}, engine...)
+		out, err := h.exec(ctx, name, append(all, job.args...)...)
 		if err != nil {
 			return 0, err
 		}
 		return fioBandwidth(out, job.read)
 	}
-	first, err := fio(ioJob{args: []string{"--rw=write", "--bs=1M", "--iodepth=4", "--end_fsync=1"}}, fmt.Sprintf("--offset=%d", offset))
+	first, err := fio(ioJob{args: []string{"--rw=write", "--bs=1M", "--iodepth=4", "--end_fsync=1"}})
 	if err != nil {
 		return nil, err
 	}
