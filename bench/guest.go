@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -16,8 +17,14 @@ import (
 // tool starts a pod of the bench image and waits until it is Running.
 func (h *host) tool(ctx context.Context, name, runtime string, command ...string) (*corev1.Pod, error) {
 	pod := benchPod(name, runtime)
-	pod.Spec.Containers[0].Image = benchImage
 	pod.Spec.Containers[0].Command = command
+	return h.start(ctx, pod)
+}
+
+// start starts a pod of the bench image and waits until it is Running.
+func (h *host) start(ctx context.Context, pod *corev1.Pod) (*corev1.Pod, error) {
+	name := pod.Name
+	pod.Spec.Containers[0].Image = benchImage
 	pods := h.kube.CoreV1().Pods(benchNamespace)
 	if _, err := pods.Create(ctx, pod, metav1.CreateOptions{}); err != nil {
 		return nil, err
@@ -133,8 +140,9 @@ func fioBandwidth(out []byte, read bool) (float64, error) {
 			Write side `json:"write"`
 		} `json:"jobs"`
 	}
-	if err := json.Unmarshal(out, &result); err != nil || len(result.Jobs) == 0 {
-		return 0, fmt.Errorf("reading fio's result: %w", err)
+	begin := max(0, bytes.IndexByte(out, '{')) // remarks come before it
+	if err := json.Unmarshal(out[begin:], &result); err != nil || len(result.Jobs) == 0 {
+		return 0, fmt.Errorf("reading fio's result from %.200q: %w", out, err)
 	}
 	if read {
 		return result.Jobs[0].Read.BytesPerSecond / (1 << 20), nil

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -38,6 +39,7 @@ type host struct {
 	cri  cri.RuntimeServiceClient
 	conn *grpc.ClientConn
 	kube kubernetes.Interface
+	rest *rest.Config // for kube
 	seq  int
 }
 
@@ -55,7 +57,7 @@ func newHost(o options) (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &host{o: o, cri: cri.NewRuntimeServiceClient(conn), conn: conn, kube: kube}
+	h := &host{o: o, cri: cri.NewRuntimeServiceClient(conn), conn: conn, kube: kube, rest: config}
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: benchNamespace, Labels: map[string]string{"atoll.dev/host-access": "allowed"}}}
 	if _, err := kube.CoreV1().Namespaces().Create(context.Background(), ns, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 		return nil, fmt.Errorf("creating namespace %s: %w", benchNamespace, err)

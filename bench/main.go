@@ -1,11 +1,13 @@
 // Command bench measures what Atoll promises, side by side with runc pods on
 // the same host in the same run, and prints one table and one JSON file.
 //
-// It is not a test: it asserts nothing. It needs a running supervisor, root, and
+// It is not a test: it asserts nothing. Volumes are measured beside what they can be compared with: the same
+// pod without one, the same image opened on the host, volumes of another size. It needs a running supervisor, root, and
 // the images busybox and bench loaded; `make bench` sees to that.
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"flag"
@@ -17,16 +19,20 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"atoll.dev/atoll/internal/datadir"
 )
 
-// Row is one line of the table: values of the same measure for each runtime.
+// Row is one line of the table: values of the same measure for each runtime, or for Atoll and something else.
 type Row struct {
 	Measure string  `json:"measure"`
 	Unit    string  `json:"unit"`
 	N       int     `json:"n,omitempty"`
 	Atoll   Value   `json:"atoll"`
 	Runc    *Value  `json:"runc,omitempty"`
-	Ratio   float64 `json:"ratio,omitempty"` // atoll median / runc median
+	Other   *Value  `json:"other,omitempty"` // of Against, where that is not runc
+	Against string  `json:"against,omitempty"`
+	Ratio   float64 `json:"ratio,omitempty"` // atoll median / the other median
 	Note    string  `json:"note,omitempty"`
 }
 
@@ -41,6 +47,7 @@ type Value struct {
 type options struct {
 	dataDir, runDir, output string
 	n, idle, cycles         int
+	volumes                 int
 	only                    string
 }
 
@@ -53,16 +60,21 @@ type bench struct {
 func main() {
 	var o options
 	flag.StringVar(&o.dataDir, "data-dir", "/var/lib/atoll", "data directory of the running supervisor")
-	flag.StringVar(&o.runDir, "run-dir", "/run/atoll", "its run directory")
 	flag.StringVar(&o.output, "output", "bench/results", "directory for the JSON file")
 	flag.IntVar(&o.n, "n", 30, "repetitions of each start measurement")
 	flag.IntVar(&o.idle, "idle", 300, "idle pods for the memory measurement")
 	flag.IntVar(&o.cycles, "cycles", 200, "create/delete cycles for the leak check")
-	flag.StringVar(&o.only, "only", "", "comma-separated names of measures: cri,cold,kubectl,density,io,tcp,leak,idle,resident")
+	flag.StringVar(&o.only, "only", "", "comma-separated names of measures: cri,cold,kubectl,density,io,tcp,leak,idle,resident,volume-csi,volume-attach,volume-io,volume-leak; volume is all that begin so")
+	flag.IntVar(&o.volumes, "volumes", 200, "volumes for volume-leak")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, o); err != nil {
+	tree, err := datadir.New(o.dataDir)
+	if err == nil {
+		o.runDir = tree.Run()
+		err = run(ctx, o)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		stop()
 		os.Exit(1)
@@ -85,10 +97,14 @@ func run(ctx context.Context, o options) error {
 		{"density", densityBurst},
 		{"leak", withoutKubelet(leakCycles)},
 		{"idle", idleMemory},
+		{"volume-csi", withVolumes(volumeCSI)},
+		{"volume-attach", withVolumes(volumeAttach)},
+		{"volume-io", withVolumes(volumeIO)},
+		{"volume-leak", withVolumes(volumeLeak)},
 	}
 	var rows []Row
 	for _, b := range all {
-		if o.only != "" && !slices.Contains(strings.Split(o.only, ","), b.name) {
+		if !selected(o.only, b.name) {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "bench: %s ...\n", b.name)
@@ -105,17 +121,24 @@ func run(ctx context.Context, o options) error {
 	return save(o.output, rows)
 }
 
+// selected tells whether a measure is wanted: all are, or those named, or those whose first word is named.
+func selected(only, name string) bool {
+	return only == "" || slices.ContainsFunc(strings.Split(only, ","), func(want string) bool {
+		return name == want || strings.HasPrefix(name, want+"-")
+	})
+}
+
 func table(rows []Row) {
 	w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(w, "MEASURE\tUNIT\tN\tATOLL P50\tP95\tMAX\tRUNC P50\tP95\tRATIO\tNOTE")
+	fmt.Fprintln(w, "MEASURE\tUNIT\tN\tATOLL P50\tP95\tMAX\tAGAINST\tP50\tP95\tRATIO\tNOTE")
 	for _, r := range rows {
-		runc, runc95, ratio := "-", "-", "-"
-		if r.Runc != nil {
-			runc, runc95 = number(r.Runc.P50), number(r.Runc.P95)
+		against, p50, p95, ratio := "-", "-", "-", "-"
+		if other := cmp.Or(r.Runc, r.Other); other != nil {
+			against, p50, p95 = cmp.Or(r.Against, "runc"), number(other.P50), number(other.P95)
 			ratio = fmt.Sprintf("%.2f", r.Ratio)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Measure, r.Unit, r.N,
-			number(r.Atoll.P50), number(r.Atoll.P95), number(r.Atoll.Max), runc, runc95, ratio, r.Note)
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.Measure, r.Unit, r.N,
+			number(r.Atoll.P50), number(r.Atoll.P95), number(r.Atoll.Max), against, p50, p95, ratio, r.Note)
 	}
 	w.Flush()
 }
@@ -157,6 +180,13 @@ func compare(measure, unit string, atoll, runc []float64) Row {
 			row.Ratio = row.Atoll.P50 / v.P50
 		}
 	}
+	return row
+}
+
+// versus makes a row of two samples of which the other is not runc.
+func versus(measure, unit string, atoll []float64, against string, other []float64) Row {
+	row := compare(measure, unit, atoll, other)
+	row.Runc, row.Other, row.Against = nil, row.Runc, against
 	return row
 }
 

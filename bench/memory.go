@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -108,6 +110,7 @@ func hostState(h *host) map[string]int {
 	return map[string]int{
 		"processes":  count("ps -e --no-headers | grep -c -E 'qemu|atoll|runc' || true"),
 		"links":      count("ip -o link | wc -l"),
+		"loops":      count("cat /sys/block/loop*/loop/backing_file 2>/dev/null | grep -c -e " + h.o.dataDir + " -e " + h.o.runDir + " || true"),
 		"mounts":     count("wc -l < /proc/self/mounts"),
 		"netns":      count("find /run/netns /var/run/netns " + h.o.runDir + " -path '*netns/*' 2>/dev/null | sort -u | wc -l"),
 		"cgroups":    count("find /sys/fs/cgroup -type d -path '*kubepods*' | wc -l"),
@@ -143,14 +146,20 @@ func leakCycles(ctx context.Context, h *host) ([]Row, error) {
 	if err := h.fullPool(ctx); err != nil {
 		return nil, err
 	}
-	after := hostState(h)
+	note := changes(before, hostState(h))
+	return []Row{{Measure: "create/delete cycles without a leak", Unit: "cycles", Atoll: Value{P50: float64(h.o.cycles)}, Note: note}}, nil
+}
+
+// changes tells what a host has more or less than before.
+func changes(before, after map[string]int) string {
 	var note strings.Builder
-	for what, n := range after {
+	for _, what := range slices.Sorted(maps.Keys(after)) {
+		n := after[what]
 		if what == "memory MiB" {
 			fmt.Fprintf(&note, "available memory %+d MiB; ", n-before[what])
 		} else if n != before[what] {
 			fmt.Fprintf(&note, "%s %+d; ", what, n-before[what])
 		}
 	}
-	return []Row{{Measure: "create/delete cycles without a leak", Unit: "cycles", Atoll: Value{P50: float64(h.o.cycles)}, Note: note.String()}}, nil
+	return note.String()
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -84,7 +85,7 @@ func kubectlStart(ctx context.Context, h *host) ([]Row, error) {
 			if err := h.fullPool(ctx); err != nil {
 				return nil, err
 			}
-			took, err := h.startPod(ctx, fmt.Sprintf("one-%s-%d", runtime, i), runtime)
+			took, err := h.startPod(ctx, benchPod(fmt.Sprintf("one-%s-%d", runtime, i), runtime), isRunning)
 			if err != nil {
 				return nil, err
 			}
@@ -96,14 +97,24 @@ func kubectlStart(ctx context.Context, h *host) ([]Row, error) {
 	return []Row{compare("create accepted to Running, one at a time", "ms", samples["atoll"], samples["runc"])}, h.deletePods(ctx)
 }
 
-func (h *host) startPod(ctx context.Context, name, runtime string) (time.Duration, error) {
-	pods := h.kube.CoreV1().Pods(benchNamespace)
+func isRunning(pod *corev1.Pod) bool { return pod.Status.Phase == corev1.PodRunning }
+
+// isReady is true once all containers run and their probes have succeeded, of which there are none here.
+func isReady(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+// startPod creates a pod, waits until it is as wanted, and deletes it.
+func (h *host) startPod(ctx context.Context, pod *corev1.Pod, wanted func(*corev1.Pod) bool) (time.Duration, error) {
+	pods, name := h.kube.CoreV1().Pods(benchNamespace), pod.Name
 	watch, err := pods.Watch(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()})
 	if err != nil {
 		return 0, err
 	}
 	defer watch.Stop()
-	if _, err := pods.Create(ctx, benchPod(name, runtime), metav1.CreateOptions{}); err != nil {
+	if _, err := pods.Create(ctx, pod, metav1.CreateOptions{}); err != nil {
 		return 0, fmt.Errorf("creating pod %s: %w", name, err)
 	}
 	begin := time.Now()
@@ -111,13 +122,12 @@ func (h *host) startPod(ctx context.Context, name, runtime string) (time.Duratio
 	for {
 		select {
 		case event := <-watch.ResultChan():
-			if pod, ok := event.Object.(*corev1.Pod); ok && pod.Status.Phase == corev1.PodRunning {
+			if pod, ok := event.Object.(*corev1.Pod); ok && wanted(pod) {
 				took := time.Since(begin)
-				grace := int64(0)
-				return took, pods.Delete(ctx, name, metav1.DeleteOptions{GracePeriodSeconds: &grace})
+				return took, pods.Delete(ctx, name, metav1.DeleteOptions{})
 			}
 		case <-timeout:
-			return 0, fmt.Errorf("pod %s did not run within two minutes", name)
+			return 0, fmt.Errorf("pod %s did not start within two minutes", name)
 		}
 	}
 }
@@ -125,8 +135,7 @@ func (h *host) startPod(ctx context.Context, name, runtime string) (time.Duratio
 // deletePods removes every pod of the bench and waits until they are gone.
 func (h *host) deletePods(ctx context.Context) error {
 	pods := h.kube.CoreV1().Pods(benchNamespace)
-	grace := int64(0)
-	if err := pods.DeleteCollection(ctx, metav1.DeleteOptions{GracePeriodSeconds: &grace}, metav1.ListOptions{}); err != nil {
+	if err := pods.DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
 		return err
 	}
 	for range 1200 {

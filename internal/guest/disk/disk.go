@@ -80,10 +80,13 @@ func (d *Disks) serial(name string) string {
 	return strings.TrimSpace(string(page[4:min(len(page), 4+int(page[3]))]))
 }
 
-// Find returns the path of the device with that serial. A disk that was just added appears within
-// a moment, so it waits for it until ctx ends, at most two seconds.
+// appears bounds how long a disk that was just added takes to appear: a moment, or seconds on a host that has far
+// too much to do.
+const appears = 20 * time.Second
+
+// Find returns the path of the device with that serial. It waits for one that was just added until ctx ends.
 func (d *Disks) Find(ctx context.Context, serial string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, appears)
 	defer cancel()
 	wait := time.Millisecond
 	for {

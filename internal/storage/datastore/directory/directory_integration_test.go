@@ -371,6 +371,7 @@ func TestLimits(t *testing.T) {
 type growing struct{ file string }
 
 func (g growing) Snapshot(context.Context, handover.Layer, *handover.WrappedKey) error { return nil }
+
 func (g growing) Resize(_ context.Context, bytes int64) error {
 	f, err := os.OpenFile(g.file, os.O_RDWR, 0)
 	if err != nil {
