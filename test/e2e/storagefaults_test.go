@@ -11,8 +11,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // topImage is the file that a volume of the default datastore is written to.
@@ -172,6 +174,13 @@ spec: {refusePercent: 100, directory: {path: %s/store, node: %q}}
 		out, err := n.try("exec", "one", "--", "cat", "/data/done")
 		if err != nil || strings.TrimSpace(out) != "done" {
 			return fmt.Errorf("%s, %w", out, err)
+		}
+		return nil
+	})
+	eventually(t, "the pod's clock, which has stood still, to be right", func() error {
+		seconds, err := strconv.ParseInt(strings.TrimSpace(n.exec("one", "date", "+%s")), 10, 64)
+		if behind := time.Since(time.Unix(seconds, 0)); err != nil || behind > 10*time.Second {
+			return fmt.Errorf("it is %v behind, %w", behind, err)
 		}
 		return nil
 	})
