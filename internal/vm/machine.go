@@ -41,6 +41,7 @@ type Machine struct {
 	reason  string     // of QEMU's SHUTDOWN event
 	killed  bool
 	stalled bool // for want of space
+	goneOn  func()
 	waiters []*waiter
 	exit    Exit
 }

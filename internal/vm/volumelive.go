@@ -211,12 +211,28 @@ func (m *Machine) unstall() {
 	}
 	m.mu.Lock()
 	m.stalled = false
+	goneOn := m.goneOn
 	m.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), changeTimeout)
 	defer cancel()
 	if err := m.Resume(ctx); err != nil {
 		slog.Warn("letting a micro-VM go on", "error", err)
+		return
 	}
+	if goneOn != nil { // unless it stops again at once
+		time.AfterFunc(retryStalled, func() {
+			if !m.Stalled() {
+				goneOn()
+			}
+		})
+	}
+}
+
+// OnGoingOn sets what is called when the machine has stood still and goes on. Its clock has stood still as well.
+func (m *Machine) OnGoingOn(f func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.goneOn = f
 }
 
 // isLockMessage knows what QEMU says about an image that another process has open.

@@ -20,8 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Timer is a timer that also goes off when the wall clock is set. One goroutine uses it; Close may
-// come from another.
+// Timer is a timer that also goes off when the wall clock is set. One goroutine uses it; Arm and Close
+// may come from another, and hold for a Wait that is under way.
 type Timer struct {
 	file *os.File
 }

@@ -1,7 +1,7 @@
 // Package clock makes a guest's wall clock follow the host's.
 //
 // A guest has the host's time from Setup on and then counts by itself. The follower tells it the time
-// again soon after the start, when the host's clock has been set, and every ten minutes, since the two
+// again soon after the start, when the host's clock has been set, when the guest has stood still, and every ten minutes, since the two
 // drift apart by some 60 ms at most meanwhile. It never sets the host's clock. Package sandbox runs one per
 // micro-VM; between its calls it waits for one timer and costs nothing.
 //
@@ -15,6 +15,7 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -59,11 +60,21 @@ type Config struct {
 
 // Follower keeps the clock of one guest.
 type Follower struct {
-	cfg Config
+	cfg  Config
+	soon atomic.Bool // Soon was called since the timer went off
 }
 
 // New makes a follower for a guest that is set up.
 func New(cfg Config) *Follower { return &Follower{cfg: cfg} }
+
+// soonAfter is how long Soon lets the guest come to itself.
+const soonAfter = 200 * time.Millisecond
+
+// Soon makes the guest be told the time, since its clock has stood still.
+func (f *Follower) Soon() {
+	f.soon.Store(true)
+	_ = f.cfg.Timer.Arm(soonAfter) // fails when the guest has ended
+}
 
 // Run follows until the guest has ended or ctx has.
 func (f *Follower) Run(ctx context.Context) error {
@@ -91,9 +102,15 @@ func (f *Follower) follow(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		f.soon.Store(false)
 		// Armed first: a clock that is set while the guest is told the time goes on to the next round.
 		if err := f.cfg.Timer.Arm(jitter(period)); err != nil {
 			return err
+		}
+		if f.soon.Load() {
+			if err := f.cfg.Timer.Arm(soonAfter); err != nil {
+				return err
+			}
 		}
 		err = f.sync(ctx)
 		switch {

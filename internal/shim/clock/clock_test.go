@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
+	"atoll.dev/atoll/internal/linux/wallclock"
 )
 
 // fakeTimer goes off as armed or when the test says that the clock was set.
@@ -204,4 +205,45 @@ func TestGuestEnds(t *testing.T) {
 			t.Errorf("run: %v", err)
 		}
 	})
+}
+
+// TestSoon: a guest that has stood still is told the time long before the next round.
+func TestSoon(t *testing.T) {
+	timer, err := wallclock.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := make(chan struct{}, 10)
+	f := New(Config{Guest: tellGuest{told: told}, Timer: timer})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- f.Run(ctx) }()
+	begin := time.Now()
+	for n := 0; n < 2; { // before the first round, and between two
+		f.Soon()
+		select {
+		case <-told:
+			n++
+		case <-time.After(2 * soonAfter): // Run arms the timer when it begins
+		}
+	}
+	if took := time.Since(begin); took > period/10 {
+		t.Errorf("told after %v", took)
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+// tellGuest notes that it was told the time.
+type tellGuest struct{ told chan<- struct{} }
+
+func (g tellGuest) TellTime(context.Context, *guestv1.TellTimeRequest) (*guestv1.Empty, error) {
+	return &guestv1.Empty{}, nil
+}
+
+func (g tellGuest) SetTime(context.Context, *guestv1.SetTimeRequest) (*guestv1.Empty, error) {
+	g.told <- struct{}{}
+	return &guestv1.Empty{}, nil
 }

@@ -60,6 +60,7 @@ type Machine interface {
 	LimitVolume(ctx context.Context, serial string, l vm.Limits) error
 	RemoveVolume(ctx context.Context, serial string) error
 	Stalled() bool
+	OnGoingOn(func())
 }
 
 // Guest is the part of the guest protocol that volumes need.

@@ -48,6 +48,7 @@ func (f *fake) SnapshotVolume(_ context.Context, _ string, _, _ vm.Layer) error 
 func (f *fake) ResizeVolume(context.Context, string, int64) error    { return f.call("resize") }
 func (f *fake) LimitVolume(context.Context, string, vm.Limits) error { return f.call("limit") }
 func (f *fake) RemoveVolume(context.Context, string) error           { return f.call("remove") }
+func (f *fake) OnGoingOn(func())                                     {}
 func (f *fake) Stalled() bool                                        { return f.stalled }
 
 func (f *fake) ProbeDisk(context.Context, *guestv1.ProbeDiskRequest) (*guestv1.ProbeDiskResponse, error) {

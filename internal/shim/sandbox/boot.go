@@ -311,7 +311,11 @@ func (s *Service) serve(m *VM, pod *task.Pod) {
 		if err != nil {
 			return err
 		}
-		return clock.New(clock.Config{Guest: m.Session, Timer: timer}).Run(ctx)
+		follower := clock.New(clock.Config{Guest: m.Session, Timer: timer})
+		if m.Volumes != nil { // which alone can make it stand still
+			m.Volumes.OnGoingOn(follower.Soon)
+		}
+		return follower.Run(ctx)
 	})
 	if s.netns != "" {
 		background("forwarding ports", func(ctx context.Context) error {
