@@ -283,7 +283,7 @@ func (c *cgroups) Join(parent, name string, pids ...int) error {
 	c.d.mu.Lock()
 	c.d.entry.Cgroups = c.group.Dirs
 	c.d.mu.Unlock()
-	return errors.Join(err, c.d.reg.Put(c.d.record()))
+	return errors.Join(err, c.d.save())
 }
 
 func (c *cgroups) KeepCPU() error {

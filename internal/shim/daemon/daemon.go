@@ -94,6 +94,8 @@ type daemon struct {
 	quit    chan struct{} // closed when the daemon is to end
 	once    sync.Once
 
+	saving sync.Mutex // held while the record is written
+
 	mu     sync.Mutex // guards the fields below
 	entry  registry.Entry
 	events *events.Publisher // nil before the assignment
@@ -156,7 +158,7 @@ func (d *daemon) listen() (net.Listener, error) {
 	if err := os.MkdirAll(d.reg.Dir(d.init.Member), 0o700); err != nil {
 		return nil, fmt.Errorf("making directory of member: %w", err)
 	}
-	if err := d.reg.Put(d.record()); err != nil {
+	if err := d.save(); err != nil {
 		return nil, err
 	}
 	l, err := net.Listen("unix", d.reg.Socket(d.init.Member))
@@ -278,7 +280,7 @@ func (d *daemon) assign(a wire.Assignment) error {
 	d.events = events.New(a.TTRPC, a.Namespace)
 	publisher := d.events
 	d.mu.Unlock()
-	if err := d.reg.Put(d.record()); err != nil {
+	if err := d.save(); err != nil {
 		return err
 	}
 	level := slog.LevelInfo
@@ -324,11 +326,18 @@ func (d *daemon) record() registry.Entry {
 	return d.entry
 }
 
+// save writes it, as it is by then.
+func (d *daemon) save() error {
+	d.saving.Lock()
+	defer d.saving.Unlock()
+	return d.reg.Put(d.record())
+}
+
 func (d *daemon) setQEMU(pid int) {
 	d.mu.Lock()
 	d.entry.QEMU = pid
 	d.mu.Unlock()
-	if err := d.reg.Put(d.record()); err != nil {
+	if err := d.save(); err != nil {
 		slog.Warn("recording qemu", "error", err)
 	}
 }

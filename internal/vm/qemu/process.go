@@ -58,7 +58,7 @@ func Start(cfg Config, cred Credential) (*Process, error) {
 	}
 	p := &Process{stderr: errR, done: make(chan struct{})}
 	started := make(chan error, 1)
-	go p.run(cfg.Binary, cfg.args(), attr, started)
+	go p.run(cfg.Binary, cfg.args(), attr, cfg.Accel == "tcg", started)
 	err = <-started
 	_ = errW.Close()
 	_ = null.Close()
@@ -75,11 +75,20 @@ func Start(cfg Config, cred Credential) (*Process, error) {
 // Go threads end with a goroutine that was locked to them, so forking from just any thread could
 // kill QEMU at some later time. This thread lives exactly as long as QEMU does: it is locked, waits
 // for the process, and is never unlocked, so that it also takes its no_new_privs flag to the grave.
-func (p *Process) run(binary string, args []string, attr *os.ProcAttr, started chan<- error) {
+//
+// An emulating QEMU has smallPages: it asks for huge ones for the code it translates, which leaves two
+// megabytes of an idle machine unused. The setting is this process's, too, and its child inherits it.
+func (p *Process) run(binary string, args []string, attr *os.ProcAttr, smallPages bool, started chan<- error) {
 	runtime.LockOSThread()
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		started <- fmt.Errorf("setting no_new_privs: %w", err)
 		return
+	}
+	if smallPages {
+		if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0); err != nil {
+			started <- fmt.Errorf("turning huge pages off: %w", err)
+			return
+		}
 	}
 	proc, err := os.StartProcess(binary, args, attr)
 	if err != nil {
