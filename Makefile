@@ -152,8 +152,9 @@ CEPH_PACKAGES := ceph-mon ceph-mgr ceph-osd ceph-common qemu-block-extra
 
 .PHONY: test-ceph
 test-ceph: RUN_PACKAGES += $(CEPH_PACKAGES)
-test-ceph: deps build/tools/gotest ## the storage engine on a real Ceph cluster of one, made for the test
-	@$(ROOT) $(GOTEST) -stage ceph -log build/test-ceph.log -- -count=1 -timeout 40m -tags ceph ./internal/storage/datastore/rbd
+test-ceph: deps assets build/tools/gotest ## volumes on real Ceph clusters of one, made for the tests
+	@$(ROOT) $(GOTEST) -stage ceph -log build/test-ceph.log -- -p 1 -count=1 -timeout 60m -tags integration,ceph -run Ceph \
+		./internal/storage/datastore/rbd ./internal/shim ./internal/storage/csi/export
 
 E2E_STAGE := e2e
 .PHONY: test-e2e

@@ -36,6 +36,10 @@ type opened struct {
 
 // Open implements controller.Host.
 func (d *datastores) Open(ctx context.Context, ds *api.Datastore) error {
+	if _, err := d.set.Get(ds.Name); errors.Is(err, stores.ErrNone) || errors.Is(err, stores.ErrUnknown) {
+		// Opening may take seconds, in which nobody must take it for one that there is not.
+		d.set.Close(ds.Name, fmt.Errorf("%w: it is just being opened", datastore.ErrUnavailable))
+	}
 	err := d.tryOpen(ctx, ds)
 	if err != nil {
 		d.forget(ds.Name)

@@ -4,7 +4,7 @@
 //
 // A QEMU started here has an unprivileged user, no capabilities, QEMU's own seccomp filter, and
 // gets everything it uses as an inherited file, so that it needs access to no path of the host but
-// its own binary and firmware.
+// its own binary and firmware. For volumes in Ceph it loads its driver and uses the network of the host.
 package qemu
 
 import (
