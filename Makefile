@@ -17,7 +17,7 @@ DATA_DIR ?= /var/lib/atoll
 ATOLL := bin/atoll
 FILES := internal/assets/files
 # agnhost is built for `make conformance` only.
-IMAGES := busybox nginx tester
+IMAGES := busybox nginx postgres tester
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 # What nodes report: the Kubernetes version with ours as build metadata.
@@ -155,6 +155,7 @@ test-ceph: RUN_PACKAGES += $(CEPH_PACKAGES)
 test-ceph: deps build/tools/gotest ## the storage engine on a real Ceph cluster of one, made for the test
 	@$(ROOT) $(GOTEST) -stage ceph -log build/test-ceph.log -- -count=1 -timeout 40m -tags ceph ./internal/storage/datastore/rbd
 
+E2E_STAGE := e2e
 .PHONY: test-e2e
 test-e2e: build images build/tools/gotest ## a supervisor on this host, used the way a person does
 	@dir=$${ATOLL_E2E_DATA_DIR:-}; \
@@ -162,7 +163,15 @@ test-e2e: build images build/tools/gotest ## a supervisor on this host, used the
 		echo "a supervisor runs on $(DATA_DIR) (make demo?); the tests use it"; \
 		dir=$(DATA_DIR); $(ROOT) $(ATOLL) up --detach --data-dir $$dir; \
 	fi; \
-	$(ROOT) env ATOLL_E2E_DATA_DIR=$$dir $(GOTEST) -stage e2e -log build/test-e2e.log -- -count=1 -timeout 120m -tags e2e ./test/e2e
+	$(ROOT) env ATOLL_E2E_DATA_DIR=$$dir ATOLL_CRASH_ROUNDS='$(CRASH_ROUNDS)' ATOLL_CRASH_SEED='$(CRASH_SEED)' \
+		$(GOTEST) -stage $(E2E_STAGE) -log build/test-$(E2E_STAGE).log -- -count=1 -timeout 120m -tags e2e $(E2E_FLAGS) ./test/e2e
+
+.PHONY: test-crash
+test-crash: E2E_STAGE := crash
+test-crash: E2E_FLAGS := -run '^TestCrash$$'
+test-crash: CRASH_ROUNDS := 20
+test-crash: test-e2e ## a database loses nothing when its micro-VM and the services are killed: CRASH_ROUNDS=20 CRASH_SEED=...
+	@grep -o 'ATOLL_CRASH_SEED=.*\|round .*' build/test-crash.log
 
 .PHONY: test
 test: build images build/tools/gotest ## everything: unit, integration, end to end

@@ -1,6 +1,7 @@
 #!/bin/bash
-# The demo: starts a supervisor on this host, runs a small web application in
-# micro-VMs and shows it. `make demo` calls it; doing it again is fine.
+# The demo: starts a supervisor on this host, runs a small web application with
+# a database in micro-VMs and shows it. `make demo` calls it; doing it again is
+# fine, and the database keeps what it has.
 #
 #   run.sh <atoll binary> <data directory>
 set -euo pipefail
@@ -21,16 +22,61 @@ show() {
 	demo "$@"
 }
 
+# secret <namespace> <name> <key> <command>: makes a Secret of what a command
+# prints, unless there is one: what it protects must stay readable.
+secret() {
+	kubectl -n "$1" get secret "$2" -o name 2>/dev/null && return
+	"${@:4}" | kubectl -n "$1" create secret generic "$2" --from-file="$3=/dev/stdin"
+}
+password() { head -c 18 /dev/urandom | base64 | tr -d '\n'; }
+
+# page <path>: what the web server answers, within three minutes.
+page() {
+	local began=$SECONDS said=$SECONDS answer
+	until answer=$(curl -fsS --max-time 10 "http://$address:$node_port$1" 2>&1); do
+		if [ $((SECONDS - began)) -gt 180 ]; then
+			echo "no answer from http://$address:$node_port$1: $answer" >&2
+			demo get pods >&2
+			exit 1
+		fi
+		if [ $((SECONDS - said)) -ge 10 ]; then
+			said=$SECONDS
+			echo "... $((SECONDS - began)) s; ready: $(demo get pods -l 'app in (db, api, web)' --no-headers | awk '{printf "%s %s  ", $1, $2}')"
+		fi
+		sleep 1
+	done
+	echo "$answer"
+}
+
+# rows: how many visits the database has.
+rows() { demo exec db-0 -- psql -qAtc 'SELECT count(*) FROM visits'; }
+
+# kept <rows> <event>: fails when the database has fewer rows than before.
+kept() {
+	local now
+	page /api/visits
+	now=$(rows)
+	if [ "$now" -lt "$1" ]; then
+		echo "the database had $1 rows before $2 and has $now now"
+		exit 1
+	fi
+	echo "rows before $2: $1, and now: $now"
+}
+
 say "starting a supervisor on this host"
 "$atoll" up --detach --data-dir "$data"
 
 say "loading images (built from Debian packages, no registry)"
-"$atoll" image load --data-dir "$data" "$images/busybox.tar" "$images/nginx.tar"
+"$atoll" image load --data-dir "$data" "$images/busybox.tar" "$images/nginx.tar" "$images/postgres.tar"
 
 say "applying examples/demo"
+kubectl apply -f "$here/namespace.yaml"
+secret atoll-keys demo key head -c 32 /dev/urandom
+secret demo db password password
 # The client runs once: a Job cannot be changed, so an old one goes first.
 demo delete job client --ignore-not-found >/dev/null 2>&1 || true
 kubectl apply -f "$here"
+show rollout status statefulset/db --timeout=300s
 show rollout status deployment/api --timeout=180s
 show rollout status deployment/web --timeout=180s
 show wait --for=condition=complete job/client --timeout=180s
@@ -44,16 +90,10 @@ done
 
 address=$(kubectl get nodes -o 'jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}')
 say "the web server answers at http://$address:$node_port/ (a NodePort)"
-for attempt in $(seq 30); do
-	if curl -fsS --max-time 5 "http://$address:$node_port/"; then
-		break
-	fi
-	[ "$attempt" -lt 30 ] || { echo "no answer"; exit 1; }
-	sleep 1
-done
+page /
 echo "and the back end behind it, three times:"
 for _ in 1 2 3; do
-	curl -fsS --max-time 5 "http://$address:$node_port/api/hostname"
+	page /api/hostname
 done
 
 say "what a pod sees of the Service by name"
@@ -70,6 +110,27 @@ while ! demo rollout status deployment/web --watch=false | grep -q 'successfully
 done
 echo "$requests requests during the rollout, $failures failed"
 
+say "PostgreSQL on an encrypted volume: /api/visits notes each visit there"
+show get statefulset,pvc
+"$atoll" volume ls --data-dir "$data" -o wide
+for _ in 1 2 3; do
+	page /api/visits
+done
+
+say "the database's pod is deleted; the new one has the same volume"
+before=$(rows)
+show delete pod db-0
+show rollout status statefulset/db --timeout=180s
+kept "$before" "its deletion"
+
+say "atoll down, atoll up: every pod ends, and comes back"
+before=$(rows)
+"$atoll" down --data-dir "$data"
+"$atoll" up --detach --data-dir "$data"
+echo "waiting for the application ..."
+kept "$before" "atoll down"
+show rollout status deployment/web --timeout=180s
+
 say "the host"
 "$atoll" status --data-dir "$data"
 
@@ -80,6 +141,7 @@ cat <<END
 The demo works. Try:
   $atoll kubectl$option -n demo get pods
   $atoll kubectl$option -n demo exec -it deploy/web -- sh
+  $atoll kubectl$option -n demo exec -it db-0 -- psql    # SELECT * FROM visits;
   $atoll kubectl$option -n demo edit configmap page      # the page follows within a minute
   $atoll kubectl$option run box --image=busybox --image-pull-policy=IfNotPresent -it --rm -- sh
   $atoll status$option -o wide
