@@ -11,6 +11,7 @@ require (
 	github.com/google/go-containerregistry v0.20.1
 	github.com/google/nftables v0.3.0
 	github.com/hashicorp/yamux v0.1.2
+	github.com/lib/pq v1.12.3
 	go.etcd.io/etcd/server/v3 v3.6.13
 	golang.org/x/crypto v0.57.0
 	k8s.io/kubectl v0.36.4
