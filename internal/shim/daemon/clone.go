@@ -277,19 +277,17 @@ func (c *cgroups) Join(parent, name string, pids ...int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var err error
-	if c.group, err = hostcgroup.Join(parent, name, pids...); err == nil {
-		err = c.group.KeepCPU()
-	}
+	c.group, err = hostcgroup.Join(parent, name, pids...)
 	c.d.mu.Lock()
 	c.d.entry.Cgroups = c.group.Dirs
 	c.d.mu.Unlock()
 	return errors.Join(err, c.d.save())
 }
 
-func (c *cgroups) KeepCPU() error {
+func (c *cgroups) Sustain(memory int64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.group.KeepCPU()
+	return c.group.Sustain(memory)
 }
 
 func (*cgroups) SetOOMScore(pid, score int) error { return process.SetOOMScore(pid, score) }

@@ -1,8 +1,8 @@
 // Package hostcgroup puts a micro-VM's processes into a cgroup below the pod's, so that the pod's limits
 // on the host hold for QEMU and its shim, and their usage is the pod's.
 //
-// It sets no limits: the kubelet's are on the parent. Only a CPU limit that would stall the micro-VM is
-// raised there, see KeepCPU. It works on cgroup v2, on v1, and on hosts that
+// It sets no limits: the kubelet's are on the parent. Only limits that would stall the micro-VM, or have it
+// killed, are raised there, see Sustain. It works on cgroup v2, on v1, and on hosts that
 // mix them: the processes join every hierarchy in which the parent exists. internal/shim/sandbox joins,
 // internal/shim/start removes what a dead shim left.
 //
@@ -65,17 +65,53 @@ func Join(parent, name string, pids ...int) (Group, error) {
 // is held up by the host charges the time to its containers besides, so below some share nothing moves.
 const leastCPU = 0.25
 
-// KeepCPU raises a CPU limit of the parent that is below leastCPU. The kubelet sets the limit when it
-// makes the parent and when it resizes the pod. Without a group there is nothing to do.
-func (g Group) KeepCPU() error {
+// machineMemory is what QEMU and its shim take at most besides the guest's memory: translated code (128 MiB),
+// device models, page tables.
+const machineMemory = 192 << 20
+
+// Sustain raises limits of the parent that are too small for a micro-VM with so much memory, in bytes. The
+// kubelet sets them when it makes the parent and when it resizes the pod.
+//
+// A guest keeps its containers to their limits, but by and by it touches all of its memory, if only for files
+// it has read once, and gives none back. So the host's limit must leave room for the whole machine; one that is
+// lower would end in the death of a pod whose containers have done nothing wrong. Without a group there is
+// nothing to do.
+func (g Group) Sustain(memory int64) error {
 	var errs []error
 	for _, dir := range g.Dirs {
-		errs = append(errs, keepCPU(filepath.Dir(dir)))
+		parent := filepath.Dir(dir)
+		errs = append(errs, keepCPU(parent), keepMemory(parent, memory+machineMemory))
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("raising the CPU limit of the pod's cgroup: %w", err)
+		return fmt.Errorf("raising the limits of the pod's cgroup: %w", err)
 	}
 	return nil
+}
+
+func keepMemory(dir string, least int64) error {
+	for _, name := range []string{"memory.max", "memory.limit_in_bytes"} { // of cgroup v2, of v1
+		file := filepath.Join(dir, name)
+		data, err := os.ReadFile(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		text := strings.TrimSpace(string(data))
+		if text == "max" {
+			return nil
+		}
+		limit, err := strconv.ParseInt(text, 10, 64)
+		if err != nil {
+			return fmt.Errorf("%s is %q", file, text)
+		}
+		if limit >= least {
+			return nil
+		}
+		return os.WriteFile(file, []byte(strconv.FormatInt(least, 10)), 0o644)
+	}
+	return nil // another controller's hierarchy
 }
 
 func keepCPU(dir string) error {

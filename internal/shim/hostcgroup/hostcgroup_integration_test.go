@@ -53,12 +53,15 @@ func TestJoin(t *testing.T) {
 	}
 	raised := 0
 	for _, dir := range g.Dirs {
-		for name, limit := range map[string][2]string{"cpu.max": {"1200 100000", "25000 100000"}, "cpu.cfs_quota_us": {"1200", "25000"}} {
+		for name, limit := range map[string][2]string{
+			"cpu.max": {"1200 100000", "25000 100000"}, "cpu.cfs_quota_us": {"1200", "25000"},
+			"memory.max": {"218103808", "738197504"}, "memory.limit_in_bytes": {"218103808", "738197504"},
+		} {
 			file := filepath.Join(filepath.Dir(dir), name)
 			if os.WriteFile(file, []byte(limit[0]), 0) != nil {
 				continue // not this version of cgroups, or another controller
 			}
-			if err := g.KeepCPU(); err != nil {
+			if err := g.Sustain(512 << 20); err != nil {
 				t.Error(err)
 			}
 			if got, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(got)) != limit[1] {
@@ -67,8 +70,8 @@ func TestJoin(t *testing.T) {
 			raised++
 		}
 	}
-	if raised != 1 {
-		t.Errorf("%d groups with a CPU limit, want 1", raised)
+	if raised != 2 {
+		t.Errorf("%d limits, want one of processors and one of memory", raised)
 	}
 	if err := Remove(g.Dirs[:1]); err == nil {
 		t.Error("removed a group with a process in it")

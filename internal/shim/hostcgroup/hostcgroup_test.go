@@ -36,7 +36,7 @@ func TestRemoveMissing(t *testing.T) {
 	}
 }
 
-func TestKeepCPU(t *testing.T) {
+func TestSustain(t *testing.T) {
 	for name, c := range map[string]struct{ file, before, period, after string }{
 		"v2, small":     {"cpu.max", "1200 100000\n", "", "25000 100000"},
 		"v2, unlimited": {"cpu.max", "max 100000\n", "", "max 100000\n"},
@@ -44,6 +44,12 @@ func TestKeepCPU(t *testing.T) {
 		"v1, small":     {"cpu.cfs_quota_us", "1200\n", "50000\n", "12500"},
 		"v1, unlimited": {"cpu.cfs_quota_us", "-1\n", "100000\n", "-1\n"},
 		"v1, enough":    {"cpu.cfs_quota_us", "25000\n", "100000\n", "25000\n"},
+
+		"v2, little memory":    {"memory.max", "218103808\n", "", "738197504"},
+		"v2, unlimited memory": {"memory.max", "max\n", "", "max\n"},
+		"v2, enough memory":    {"memory.max", "1073741824\n", "", "1073741824\n"},
+		"v1, little memory":    {"memory.limit_in_bytes", "218103808\n", "", "738197504"},
+		"v1, unlimited memory": {"memory.limit_in_bytes", "9223372036854771712\n", "", "9223372036854771712\n"},
 	} {
 		parent := t.TempDir()
 		g := Group{Dirs: []string{filepath.Join(parent, "vm-1"), filepath.Join(t.TempDir(), "vm-1")}}
@@ -55,7 +61,7 @@ func TestKeepCPU(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := g.KeepCPU(); err != nil {
+		if err := g.Sustain(512 << 20); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		if got, err := os.ReadFile(file); err != nil || string(got) != c.after {
@@ -66,10 +72,10 @@ func TestKeepCPU(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(odd, "cpu.max"), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := (Group{Dirs: []string{filepath.Join(odd, "vm-1")}}).KeepCPU(); err == nil {
+	if err := (Group{Dirs: []string{filepath.Join(odd, "vm-1")}}).Sustain(512 << 20); err == nil {
 		t.Error("an odd limit is understood")
 	}
-	if err := (Group{}).KeepCPU(); err != nil {
+	if err := (Group{}).Sustain(512 << 20); err != nil {
 		t.Error(err)
 	}
 }

@@ -124,7 +124,18 @@ func (s *Service) place(m *VM) error {
 	if parent == "" {
 		return nil
 	}
-	return s.cfg.Cgroups.Join(parent, "vm-"+s.id[:min(len(s.id), 12)], m.Machine.PID(), os.Getpid())
+	if err := s.cfg.Cgroups.Join(parent, "vm-"+s.id[:min(len(s.id), 12)], m.Machine.PID(), os.Getpid()); err != nil {
+		return err
+	}
+	return s.sustain()
+}
+
+// sustain keeps the pod's limits on the host from being too small for the micro-VM as it is now.
+func (s *Service) sustain() error {
+	s.room.Lock()
+	memory := s.room.memory
+	s.room.Unlock()
+	return s.cfg.Cgroups.Sustain(memory)
 }
 
 // wake lets the clone run and joins it to the pod's network, both at once.
@@ -254,8 +265,8 @@ func (s *Service) makePod(m *VM) *task.Pod {
 		Grow:    func(ctx context.Context, want task.Resources) error { return s.growRunning(ctx, m, want) },
 		Protect: func(score int) { s.lowerScore(m, score) },
 		Sustain: func() {
-			if err := s.cfg.Cgroups.KeepCPU(); err != nil {
-				slog.Warn("micro-VM may stall", "sandbox", s.id, "error", err)
+			if err := s.sustain(); err != nil {
+				slog.Warn("micro-VM may stall or be killed", "sandbox", s.id, "error", err)
 			}
 		},
 	}

@@ -118,8 +118,9 @@ type Config struct {
 // Cgroups places processes on the host.
 type Cgroups interface {
 	Join(parent, name string, pids ...int) error
-	// KeepCPU undoes a CPU limit that the kubelet has set since and that would stall the micro-VM.
-	KeepCPU() error
+	// Sustain undoes limits of the kubelet's that would stall a micro-VM with so much memory, in bytes, or have
+	// it killed.
+	Sustain(memory int64) error
 	Leave() error
 	// SetOOMScore sets oom_score_adj; fs.ErrPermission where that is not allowed.
 	SetOOMScore(pid, score int) error

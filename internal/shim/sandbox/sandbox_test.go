@@ -45,6 +45,7 @@ type world struct {
 	scores    map[int]int // by pid
 	left      int
 	sustained int
+	room      int64 // that was to be sustained
 	ports     chan struct{}
 	shutdown  chan struct{}
 
@@ -186,8 +187,8 @@ func (w *world) Join(parent, name string, _ ...int) error {
 	return nil
 }
 
-func (w *world) KeepCPU() error {
-	w.sustained++
+func (w *world) Sustain(memory int64) error {
+	w.sustained, w.room = w.sustained+1, memory
 	return nil
 }
 
@@ -263,8 +264,8 @@ func TestLife(t *testing.T) {
 	if w.group != "/kubepods/pod1/vm-0123456789ab" {
 		t.Errorf("cgroup %q", w.group)
 	}
-	if w.attached.Sustain(); w.sustained != 1 {
-		t.Errorf("CPU limit looked at %d times", w.sustained)
+	if w.attached.Sustain(); w.sustained != 2 || w.room != w.memory {
+		t.Errorf("limits looked at %d times, for %d bytes of memory", w.sustained, w.room)
 	}
 	if _, err := w.attached.Volumes.Prepare(t.Context(), "c", nil); err != nil {
 		t.Fatal(err)
