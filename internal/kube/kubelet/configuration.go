@@ -48,10 +48,8 @@ func configuration(cfg Config, groups cgroups, limits hostLimits) *kubeletv1beta
 	no, yes := false, true
 	f := cfg.Files
 	healthPort := int32(cfg.HealthPort)
-	highGC, lowGC := int32(95), int32(90)
-	parallelPulls := int32(4)
-	eventQPS := int32(100)
-	apiQPS := int32(200)
+	highGC, lowGC, parallelPulls := int32(95), int32(90), int32(4)
+	eventQPS, apiQPS := int32(100), int32(200)
 	resolvConf := cfg.ResolvConf
 	kc := &kubeletv1beta1.KubeletConfiguration{
 		TypeMeta:                 metav1.TypeMeta{APIVersion: kubeletv1beta1.SchemeGroupVersion.String(), Kind: "KubeletConfiguration"},
