@@ -48,8 +48,7 @@ func configuration(cfg Config, groups cgroups, limits hostLimits) *kubeletv1beta
 	no, yes := false, true
 	f := cfg.Files
 	healthPort := int32(cfg.HealthPort)
-	eventQPS := int32(100)
-	apiQPS := int32(200)
+	eventQPS, apiQPS := int32(100), int32(200)
 	resolvConf := cfg.ResolvConf
 	kc := &kubeletv1beta1.KubeletConfiguration{
 		TypeMeta:                 metav1.TypeMeta{APIVersion: kubeletv1beta1.SchemeGroupVersion.String(), Kind: "KubeletConfiguration"},
