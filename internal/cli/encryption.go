@@ -110,13 +110,13 @@ by itself. A provider is named where a StorageClass names it without an Encrypti
 			a.printf("key %q of provider %q was %s\n", key.ID, key.Provider, how)
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
-			done, clear := a.progress(args[0], "volumes")
+			done, erase := a.progress(args[0], "volumes")
 			if strings.Contains(args[0], "/") {
 				err = client.Wait(ctx, args[0], key, done)
 			} else {
 				err = a.waitForProvider(ctx, key, done)
 			}
-			clear()
+			erase()
 			if err == nil {
 				a.printf("the keys of all volumes and snapshots of %s are wrapped with it; keep a copy of it outside of the cluster\n", args[0])
 			}
@@ -129,7 +129,7 @@ by itself. A provider is named where a StorageClass names it without an Encrypti
 }
 
 // progress shows how far something is, on a terminal, until it is cleared.
-func (a *app) progress(name, what string) (told func(done, total int), clear func()) {
+func (a *app) progress(name, what string) (told func(done, total int), erase func()) {
 	if !isTerminal(a.errOut) {
 		return func(int, int) {}, func() {}
 	}
@@ -215,8 +215,8 @@ that snapshots or copies share keep their key. To change the key that wraps thos
 }
 
 func (a *app) rotateVolumes(ctx context.Context, list []storage.Store, handles []string) error {
-	told, clear := a.progress("new keys", "volumes")
-	defer clear()
+	told, erase := a.progress("new keys", "volumes")
+	defer erase()
 	for n, handle := range handles {
 		told(n, len(handles))
 		name, id, _ := stores.Split(handle)
@@ -225,7 +225,7 @@ func (a *app) rotateVolumes(ctx context.Context, list []storage.Store, handles [
 		if err != nil {
 			return fmt.Errorf("volume %s: %w", handle, err)
 		}
-		clear()
+		erase()
 		a.printf("volume %s has a new key\n", handle)
 		if kept > 0 {
 			a.printf("  %d of its images keep the old one, since snapshots or copies share them\n", kept)

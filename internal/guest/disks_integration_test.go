@@ -42,7 +42,10 @@ func TestFormatAgain(t *testing.T) {
 		}
 		return device
 	}
-	s := newServer(slog.New(slog.DiscardHandler), &machine{parts: parts{disks: disk.New(sys, t.TempDir())}}, nil)
+	s, err := newServer(t.Context(), slog.New(slog.DiscardHandler), &machine{parts: parts{disks: disk.New(sys, t.TempDir())}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	img, err := mkfs.New(t.Context(), mkfs.Ext4, bytes, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
