@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -69,9 +70,9 @@ func volumeCSI(ctx context.Context, h *host) ([]Row, error) {
 func (d *driver) cycle(ctx context.Context, name string, bytes int64, t *csiTimes) (err error) {
 	defer func() {
 		end := context.WithoutCancel(ctx)
-		for i := len(d.made) - 1; i >= 0; i-- {
+		for _, remove := range slices.Backward(d.made) {
 			begin := time.Now()
-			err = errors.Join(err, d.made[i](end))
+			err = errors.Join(err, remove(end))
 			t.remove = append(t.remove, milliseconds(time.Since(begin)))
 		}
 		d.made = nil

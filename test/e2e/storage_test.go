@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -240,12 +241,12 @@ spec: {volumeSnapshotClassName: atoll, source: {persistentVolumeClaimName: data-
 // copyForReaders: a clone of a volume in use, which two micro-VMs read at once, and a block volume that both
 // write to, on a shared datastore.
 func copyForReaders(t *testing.T, n *namespace) {
-	dir, err := os.MkdirTemp(suite.dataDir, "shared-")
-	if err != nil {
+	store := n.name + "-shared"
+	dir := filepath.Join(suite.dataDir, store)
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	store := n.name + "-shared"
 	n.clusterObject("datastore", store, fmt.Sprintf(`
 apiVersion: atoll.dev/v1alpha1
 kind: Datastore

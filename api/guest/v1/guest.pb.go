@@ -33,12 +33,11 @@
 package guestv1
 
 import (
+	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
+	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
-
-	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 )
 
 const (
@@ -3053,57 +3052,54 @@ func file_guest_proto_rawDescGZIP() []byte {
 	return file_guest_proto_rawDescData
 }
 
-var (
-	file_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-	file_guest_proto_msgTypes  = make([]protoimpl.MessageInfo, 42)
-	file_guest_proto_goTypes   = []any{
-		CreateVolumeRequest_Kind(0),     // 0: atoll.guest.v1.CreateVolumeRequest.Kind
-		Event_Kind(0),                   // 1: atoll.guest.v1.Event.Kind
-		(*Empty)(nil),                   // 2: atoll.guest.v1.Empty
-		(*SetupRequest)(nil),            // 3: atoll.guest.v1.SetupRequest
-		(*Network)(nil),                 // 4: atoll.guest.v1.Network
-		(*Route)(nil),                   // 5: atoll.guest.v1.Route
-		(*SetupResponse)(nil),           // 6: atoll.guest.v1.SetupResponse
-		(*WarmRequest)(nil),             // 7: atoll.guest.v1.WarmRequest
-		(*MountImageRequest)(nil),       // 8: atoll.guest.v1.MountImageRequest
-		(*UnmountImageRequest)(nil),     // 9: atoll.guest.v1.UnmountImageRequest
-		(*CreateVolumeRequest)(nil),     // 10: atoll.guest.v1.CreateVolumeRequest
-		(*DiskVolume)(nil),              // 11: atoll.guest.v1.DiskVolume
-		(*ProbeDiskRequest)(nil),        // 12: atoll.guest.v1.ProbeDiskRequest
-		(*ProbeDiskResponse)(nil),       // 13: atoll.guest.v1.ProbeDiskResponse
-		(*WriteDiskRequest)(nil),        // 14: atoll.guest.v1.WriteDiskRequest
-		(*Extent)(nil),                  // 15: atoll.guest.v1.Extent
-		(*GrowVolumeRequest)(nil),       // 16: atoll.guest.v1.GrowVolumeRequest
-		(*GrowVolumeResponse)(nil),      // 17: atoll.guest.v1.GrowVolumeResponse
-		(*StatVolumeRequest)(nil),       // 18: atoll.guest.v1.StatVolumeRequest
-		(*ReleaseVolumesRequest)(nil),   // 19: atoll.guest.v1.ReleaseVolumesRequest
-		(*File)(nil),                    // 20: atoll.guest.v1.File
-		(*PutFilesRequest)(nil),         // 21: atoll.guest.v1.PutFilesRequest
-		(*GetFileRequest)(nil),          // 22: atoll.guest.v1.GetFileRequest
-		(*GetFileResponse)(nil),         // 23: atoll.guest.v1.GetFileResponse
-		(*CreateContainerRequest)(nil),  // 24: atoll.guest.v1.CreateContainerRequest
-		(*ImageVolume)(nil),             // 25: atoll.guest.v1.ImageVolume
-		(*CreateContainerResponse)(nil), // 26: atoll.guest.v1.CreateContainerResponse
-		(*ProcessRequest)(nil),          // 27: atoll.guest.v1.ProcessRequest
-		(*StartResponse)(nil),           // 28: atoll.guest.v1.StartResponse
-		(*CreateExecRequest)(nil),       // 29: atoll.guest.v1.CreateExecRequest
-		(*WaitResponse)(nil),            // 30: atoll.guest.v1.WaitResponse
-		(*KillRequest)(nil),             // 31: atoll.guest.v1.KillRequest
-		(*ResizePtyRequest)(nil),        // 32: atoll.guest.v1.ResizePtyRequest
-		(*UpdateRequest)(nil),           // 33: atoll.guest.v1.UpdateRequest
-		(*PidsResponse)(nil),            // 34: atoll.guest.v1.PidsResponse
-		(*StatsRequest)(nil),            // 35: atoll.guest.v1.StatsRequest
-		(*StatsResponse)(nil),           // 36: atoll.guest.v1.StatsResponse
-		(*VolumeUsage)(nil),             // 37: atoll.guest.v1.VolumeUsage
-		(*NetworkUsage)(nil),            // 38: atoll.guest.v1.NetworkUsage
-		(*Event)(nil),                   // 39: atoll.guest.v1.Event
-		(*OnlineResourcesResponse)(nil), // 40: atoll.guest.v1.OnlineResourcesResponse
-		(*TellTimeRequest)(nil),         // 41: atoll.guest.v1.TellTimeRequest
-		(*SetTimeRequest)(nil),          // 42: atoll.guest.v1.SetTimeRequest
-		nil,                             // 43: atoll.guest.v1.SetupRequest.SysctlsEntry
-	}
-)
-
+var file_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_guest_proto_goTypes = []any{
+	(CreateVolumeRequest_Kind)(0),   // 0: atoll.guest.v1.CreateVolumeRequest.Kind
+	(Event_Kind)(0),                 // 1: atoll.guest.v1.Event.Kind
+	(*Empty)(nil),                   // 2: atoll.guest.v1.Empty
+	(*SetupRequest)(nil),            // 3: atoll.guest.v1.SetupRequest
+	(*Network)(nil),                 // 4: atoll.guest.v1.Network
+	(*Route)(nil),                   // 5: atoll.guest.v1.Route
+	(*SetupResponse)(nil),           // 6: atoll.guest.v1.SetupResponse
+	(*WarmRequest)(nil),             // 7: atoll.guest.v1.WarmRequest
+	(*MountImageRequest)(nil),       // 8: atoll.guest.v1.MountImageRequest
+	(*UnmountImageRequest)(nil),     // 9: atoll.guest.v1.UnmountImageRequest
+	(*CreateVolumeRequest)(nil),     // 10: atoll.guest.v1.CreateVolumeRequest
+	(*DiskVolume)(nil),              // 11: atoll.guest.v1.DiskVolume
+	(*ProbeDiskRequest)(nil),        // 12: atoll.guest.v1.ProbeDiskRequest
+	(*ProbeDiskResponse)(nil),       // 13: atoll.guest.v1.ProbeDiskResponse
+	(*WriteDiskRequest)(nil),        // 14: atoll.guest.v1.WriteDiskRequest
+	(*Extent)(nil),                  // 15: atoll.guest.v1.Extent
+	(*GrowVolumeRequest)(nil),       // 16: atoll.guest.v1.GrowVolumeRequest
+	(*GrowVolumeResponse)(nil),      // 17: atoll.guest.v1.GrowVolumeResponse
+	(*StatVolumeRequest)(nil),       // 18: atoll.guest.v1.StatVolumeRequest
+	(*ReleaseVolumesRequest)(nil),   // 19: atoll.guest.v1.ReleaseVolumesRequest
+	(*File)(nil),                    // 20: atoll.guest.v1.File
+	(*PutFilesRequest)(nil),         // 21: atoll.guest.v1.PutFilesRequest
+	(*GetFileRequest)(nil),          // 22: atoll.guest.v1.GetFileRequest
+	(*GetFileResponse)(nil),         // 23: atoll.guest.v1.GetFileResponse
+	(*CreateContainerRequest)(nil),  // 24: atoll.guest.v1.CreateContainerRequest
+	(*ImageVolume)(nil),             // 25: atoll.guest.v1.ImageVolume
+	(*CreateContainerResponse)(nil), // 26: atoll.guest.v1.CreateContainerResponse
+	(*ProcessRequest)(nil),          // 27: atoll.guest.v1.ProcessRequest
+	(*StartResponse)(nil),           // 28: atoll.guest.v1.StartResponse
+	(*CreateExecRequest)(nil),       // 29: atoll.guest.v1.CreateExecRequest
+	(*WaitResponse)(nil),            // 30: atoll.guest.v1.WaitResponse
+	(*KillRequest)(nil),             // 31: atoll.guest.v1.KillRequest
+	(*ResizePtyRequest)(nil),        // 32: atoll.guest.v1.ResizePtyRequest
+	(*UpdateRequest)(nil),           // 33: atoll.guest.v1.UpdateRequest
+	(*PidsResponse)(nil),            // 34: atoll.guest.v1.PidsResponse
+	(*StatsRequest)(nil),            // 35: atoll.guest.v1.StatsRequest
+	(*StatsResponse)(nil),           // 36: atoll.guest.v1.StatsResponse
+	(*VolumeUsage)(nil),             // 37: atoll.guest.v1.VolumeUsage
+	(*NetworkUsage)(nil),            // 38: atoll.guest.v1.NetworkUsage
+	(*Event)(nil),                   // 39: atoll.guest.v1.Event
+	(*OnlineResourcesResponse)(nil), // 40: atoll.guest.v1.OnlineResourcesResponse
+	(*TellTimeRequest)(nil),         // 41: atoll.guest.v1.TellTimeRequest
+	(*SetTimeRequest)(nil),          // 42: atoll.guest.v1.SetTimeRequest
+	nil,                             // 43: atoll.guest.v1.SetupRequest.SysctlsEntry
+}
 var file_guest_proto_depIdxs = []int32{
 	4,  // 0: atoll.guest.v1.SetupRequest.network:type_name -> atoll.guest.v1.Network
 	43, // 1: atoll.guest.v1.SetupRequest.sysctls:type_name -> atoll.guest.v1.SetupRequest.SysctlsEntry

@@ -4,7 +4,6 @@ package guestv1
 
 import (
 	context "context"
-
 	ttrpc "github.com/containerd/ttrpc"
 )
 

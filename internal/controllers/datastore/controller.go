@@ -66,7 +66,7 @@ const (
 	// lookEvery is how often the status is looked at, and a datastore that failed is tried again.
 	lookEvery = 15 * time.Second
 	tidyEvery = time.Hour
-	// workers is how many datastores are looked at at the same time, so that one that does not answer holds up
+	// workers is how many datastores are looked at together, so that one that does not answer holds up
 	// none of the others.
 	workers = 8
 	// touchAfter collects changes that come in quick succession.

@@ -33,9 +33,11 @@ const (
 	ShmPath = "/run/atoll/shm"
 
 	// RehearseEnv in init's environment, which the kernel makes of its command line, says how many pod starts
-	// to rehearse before Ready, on the disks with the serials RehearseImage and RehearseScratch.
-	RehearseEnv     = "ATOLL_REHEARSE"
-	RehearseImage   = "img0"
+	// to rehearse before Ready, on RehearseImage and RehearseScratch.
+	RehearseEnv = "ATOLL_REHEARSE"
+	// RehearseImage is the serial of the disk with the image of rehearsals.
+	RehearseImage = "img0"
+	// RehearseScratch is the serial of the scratch disk of rehearsals.
 	RehearseScratch = "scratch"
 
 	// MaxHeader bounds the header line of a stream, newline included.

@@ -100,7 +100,7 @@ func portable(conf []byte) []byte {
 			fmt.Fprintf(&out, "%s = %s\n", s[0], s[1])
 		}
 	}
-	for _, line := range strings.Split(string(conf), "\n") {
+	for line := range strings.SplitSeq(string(conf), "\n") {
 		if name, _, ok := setting(line); !ok || !ours[name] {
 			out.WriteString(line + "\n")
 		}
