@@ -3,6 +3,7 @@
 package network_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,9 +23,8 @@ func run(t *testing.T, ns, script string) string {
 	t.Helper()
 	var out []byte
 	networktest.Do(t, ns, func() (err error) {
-		out, err = exec.Command("sh", "-ec", script).CombinedOutput()
-		if err != nil {
-			t.Fatalf("%s: %v: %s", script, err, out)
+		if out, err = exec.Command("sh", "-ec", script).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %s", script, err, out)
 		}
 		return nil
 	})
