@@ -13,7 +13,7 @@
 // the kernel's generator before anything else; every process started after that gets its own
 // AT_RANDOM, stack layout and getrandom. What stays shared: the kernel's own layout (KASLR is off),
 // and what the Go runtime of this process seeded at its start (map hashes, the generator behind
-// math/rand). Nothing here uses math/rand, crypto/rand reads the kernel, and this process holds no
+// math/rand), and the kernel's stack canary of the processes that wait for containers. Nothing here uses math/rand, crypto/rand reads the kernel, and this process holds no
 // keys; a hash seed known to a neighbour lets nobody in. boot_id is drawn by the kernel when it is
 // first read, so nothing may read it before Setup.
 package guest

@@ -264,7 +264,7 @@ spec: {directory: {path: %s, shared: true}}
 		}
 	})
 	for _, pod := range []string{"left", "right"} {
-		n.apply(volumePod(pod, "atoll", "{name: copy, mountPath: /data}", "{name: both, devicePath: /dev/both}", ofClaim("copy")+","+ofClaim("both")))
+		n.apply(volumePod(pod, "atoll", "{name: copy, mountPath: /data}", "{name: both, devicePath: /opt/both}", ofClaim("copy")+","+ofClaim("both")))
 	}
 	n.ready("left")
 	n.ready("right")

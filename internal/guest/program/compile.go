@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"path"
+	"slices"
 	"sort"
 	"strings"
 
@@ -53,10 +54,11 @@ func (c Container) Compile() (*Program, error) {
 	}
 	b.call(unix.SYS_UNSHARE, imm(unshare))
 	b.do("mounting root file system")
-	// The guest's mounts are all private, so there is no propagation to cut first. No device node
-	// of the writable layer works: those in /dev are made below.
+	// The guest's mounts are all private, so there is no propagation to cut first. Unless block volumes
+	// are wanted elsewhere than in /dev no device node of the writable layer works; where they are, the
+	// device filter of the container's cgroup still does its work.
 	flags := unix.MS_NODEV
-	if c.Privileged {
+	if c.Privileged || spec.Linux != nil && slices.ContainsFunc(spec.Linux.Devices, outsideDev) {
 		flags = 0
 	}
 	b.call(unix.SYS_MOUNT, b.str("overlay"), b.str(c.Rootfs), b.str("overlay"), imm(flags), b.str(c.Overlay))
@@ -188,6 +190,11 @@ func usualLinks() [][2]string {
 		{"/proc/self/fd/2", "/dev/stderr"},
 		{"pts/ptmx", "/dev/ptmx"},
 	}
+}
+
+// outsideDev tells whether a device is to be on the root file system.
+func outsideDev(d specs.LinuxDevice) bool {
+	return !strings.HasPrefix(path.Clean("/"+d.Path), "/dev/")
 }
 
 // devices makes nodes, and those of the spec.

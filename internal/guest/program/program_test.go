@@ -98,6 +98,8 @@ func TestGolden(t *testing.T) {
 	withTerminal.Terminal = true
 	privileged := container(ordinary("sh"))
 	privileged.Privileged = true
+	elsewhere := container(ordinary("sh"))
+	elsewhere.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/opt/0", Type: "b", Major: 8, Minor: 16}}
 	furnished := container(ordinary("sh"))
 	furnished.Spec.Mounts = usual(furnished.Spec.Mounts[4:]...)
 	furnished.Binds = map[int]Bind{7: {Root: "/v/hosts", Sub: "hosts"}, 8: {Root: "/v/data", Dir: true}}
@@ -107,6 +109,7 @@ func TestGolden(t *testing.T) {
 		"privileged": privileged.Compile,
 		"user":       withUser.Compile,
 		"terminal":   withTerminal.Compile,
+		"device":     elsewhere.Compile, // outside of /dev
 		"exec":       Exec{Process: ordinary("ls").Process, Seccomp: make([]byte, 8), Home: "/"}.Compile,
 		"exectty":    Exec{Process: ordinary("ls").Process, Terminal: true}.Compile,
 		"pause":      Pause,

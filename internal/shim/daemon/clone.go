@@ -191,8 +191,8 @@ func (c *clone) make(ctx context.Context) (*sandbox.VM, error) {
 	meta := t.Meta()
 	tap.File = nil
 	v := &sandbox.VM{
-		Machine: m, Volumes: m, Session: s, Tap: tap, Memory: int64(meta.MemoryMiB-meta.ReservedMiB) << 20, CPUs: meta.CPUs,
-		Scratch: vm.ScratchSerial, Accel: meta.Accel,
+		Machine: m, Volumes: m, Session: s, Tap: tap, Memory: int64(meta.MemoryMiB-meta.ReservedMiB) << 20,
+		Kernel: int64(meta.ReservedMiB) << 20, CPUs: meta.CPUs, Scratch: vm.ScratchSerial, Accel: meta.Accel,
 	}
 	if c.hurried() {
 		return v, c.files.warm.Close()

@@ -127,15 +127,42 @@ func (s *Service) place(m *VM) error {
 	if err := s.cfg.Cgroups.Join(parent, "vm-"+s.id[:min(len(s.id), 12)], m.Machine.PID(), os.Getpid()); err != nil {
 		return err
 	}
-	return s.sustain()
+	return s.sustain(m)
 }
 
 // sustain keeps the pod's limits on the host from being too small for the micro-VM as it is now.
-func (s *Service) sustain() error {
+func (s *Service) sustain(m *VM) error {
 	s.room.Lock()
-	memory := s.room.memory
+	memory := s.room.memory + m.Kernel
 	s.room.Unlock()
 	return s.cfg.Cgroups.Sustain(memory)
+}
+
+// sustainOrWarn is sustain for callers that have no use for an error.
+func (s *Service) sustainOrWarn(m *VM) {
+	if err := s.sustain(m); err != nil {
+		slog.Warn("micro-VM may stall or be killed", "sandbox", s.id, "error", err)
+	}
+}
+
+const (
+	limitsPoll   = 250 * time.Millisecond
+	limitsSettle = 10 * time.Second // after that the next statistics are near
+)
+
+// followLimits sustains the micro-VM while the kubelet resizes the pod: it may lower the pod's limits after those
+// of its containers.
+func (s *Service) followLimits(m *VM) {
+	ticker := time.NewTicker(limitsPoll)
+	defer ticker.Stop()
+	for end := time.Now().Add(limitsSettle); time.Now().Before(end); {
+		s.sustainOrWarn(m)
+		select {
+		case <-ticker.C:
+		case <-s.background.Done():
+			return
+		}
+	}
 }
 
 // wake lets the clone run and joins it to the pod's network, both at once.
@@ -187,6 +214,7 @@ func (s *Service) setup(ctx context.Context, m *VM, pod *task.Pod, req *guestv1.
 		return fmt.Errorf("setting up the guest: %w", err)
 	}
 	if grown {
+		s.sustainOrWarn(m)
 		if err := s.online(ctx, m); err != nil {
 			return fmt.Errorf("setting up the guest: %w", err)
 		}
@@ -265,10 +293,9 @@ func (s *Service) makePod(m *VM) *task.Pod {
 		Grow:    func(ctx context.Context, want task.Resources) error { return s.growRunning(ctx, m, want) },
 		Protect: func(score int) { s.lowerScore(m, score) },
 		Sustain: func() {
-			if err := s.sustain(); err != nil {
-				slog.Warn("micro-VM may stall or be killed", "sandbox", s.id, "error", err)
-			}
+			s.sustainOrWarn(m)
 		},
+		Resized: func() { s.running.Go(func() { s.followLimits(m) }) },
 	}
 	for _, name := range []string{"hostname", "hosts", "resolv.conf"} {
 		pod.Files = append(pod.Files, specs.Mount{
@@ -429,6 +456,7 @@ func (s *Service) growRunning(ctx context.Context, m *VM, want task.Resources) e
 	if err != nil || !grown {
 		return err
 	}
+	s.sustainOrWarn(m)
 	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
 	defer cancel()
 	return s.online(ctx, m)

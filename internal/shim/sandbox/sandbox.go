@@ -83,7 +83,8 @@ type VM struct {
 	Volumes disks.Machine // the same machine, for persistent volumes
 	Session Session
 	Tap     network.Tap
-	Memory  int64  // bytes it was started with
+	Memory  int64  // bytes it was started with, for the pod
+	Kernel  int64  // bytes it has besides, which a large kernel takes for itself
 	CPUs    int    // it was started with
 	Scratch string // virtio serial of its scratch disk, "" for none
 	Accel   vm.Accel

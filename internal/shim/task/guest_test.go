@@ -215,6 +215,7 @@ func newPod(t *testing.T) *pod {
 		Ready:   func(ctx context.Context) error { return p.ready(ctx) },
 		Protect: func(score int) { p.scores = append(p.scores, score) },
 		Sustain: func() { p.kept++ },
+		Resized: func() {},
 		Grow: func(_ context.Context, want Resources) error {
 			p.grown = append(p.grown, want)
 			if want.Memory > 1<<40 {

@@ -395,6 +395,7 @@ func (s *Service) update(ctx context.Context, r *api.UpdateTaskRequest) error {
 		s.setLimits(c, old)
 		return errors.Join(err)
 	}
+	pod.Resized()
 	return nil
 }
 

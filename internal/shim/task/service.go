@@ -73,6 +73,8 @@ type Pod struct {
 	Protect func(score int)
 	// Sustain is called when the kubelet may have changed the pod's limits on the host.
 	Sustain func()
+	// Resized is called when a container's limits have changed; the pod's may follow.
+	Resized func()
 }
 
 // Resources is what containers need together; zero means no limit is known.
