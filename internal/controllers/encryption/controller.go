@@ -31,7 +31,8 @@ import (
 
 // Host is this host's volumes and keys.
 type Host interface {
-	// Look returns the encrypted volumes and snapshots of this host. With an error it returns those it found.
+	// Look returns the encrypted volumes and snapshots of this host. With an error it returns
+	// those it found, and there may be others.
 	Look(ctx context.Context) ([]Volume, error)
 	// Move wraps the keys of a volume that Look has returned for another class.
 	Move(ctx context.Context, v Volume, class string) error
@@ -57,6 +58,8 @@ type State struct {
 	// Volumes of the class, and those that need no other key. VolumeErr says why one does.
 	Volumes, Current int
 	VolumeErr        error
+	// Unseen says why there may be volumes that are not counted; Look has returned it.
+	Unseen error
 }
 
 // Config of the controller.
@@ -184,8 +187,11 @@ func (c *Controller) Run(ctx context.Context) error {
 
 // pass looks at everything once.
 func (c *Controller) pass(ctx context.Context) {
-	volumes, err := c.cfg.Host.Look(ctx)
-	c.complain("volumes", err)
+	volumes, unseen := c.cfg.Host.Look(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	c.complain("volumes", unseen)
 	for n := range volumes {
 		c.follow(ctx, &volumes[n])
 	}
@@ -210,16 +216,16 @@ func (c *Controller) pass(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		c.sync(ctx, name, todo[name])
+		c.sync(ctx, name, todo[name], unseen)
 	}
 }
 
-// sync brings the volumes of a class up to date and says so in its status, if it is an object.
-func (c *Controller) sync(ctx context.Context, name string, class *api.EncryptionClass) {
+// sync brings the volumes of a class that were seen up to date and says so in its status, if it is an object.
+func (c *Controller) sync(ctx context.Context, name string, class *api.EncryptionClass, unseen error) {
 	last := time.Now()
 	state := c.cfg.Host.Rotate(ctx, name, func(s State) {
 		if class != nil && s.Current < s.Volumes && time.Since(last) > tellEvery {
-			last = time.Now()
+			last, s.Unseen = time.Now(), unseen
 			c.complain(name+" status", c.report(ctx, class, s))
 		}
 	})
@@ -227,6 +233,7 @@ func (c *Controller) sync(ctx context.Context, name string, class *api.Encryptio
 		c.complain(name, errors.Join(state.KeyErr, state.VolumeErr))
 		return
 	}
+	state.Unseen = unseen
 	if ctx.Err() == nil {
 		c.complain(name+" status", c.report(ctx, class, state))
 	}

@@ -9,6 +9,10 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
@@ -50,6 +54,18 @@ func TestStatus(t *testing.T) {
 			key(State{Volumes: 5, Current: 5}), "True/KeyUsable", "True/AllCurrent", "6 of 6",
 		},
 		{
+			"a datastore is down", nil, key(State{Volumes: 0, Current: 0, Unseen: errors.New("datastore far is not open")}),
+			"True/KeyUsable", "Unknown/NotAllSeen", "datastore far is not open",
+		},
+		{
+			"a record is damaged and others are not done", nil, key(State{Volumes: 5, Current: 4, Unseen: errors.New("record of v")}),
+			"True/KeyUsable", "Unknown/NotAllSeen", "4 of 5",
+		},
+		{
+			"a datastore of another host is down", &api.EncryptionClassHost{Node: "z", ObservedGeneration: 2, Fingerprint: "ab", KeyProvider: "corp", Unseen: "datastore far"},
+			key(State{Volumes: 5, Current: 5}), "True/KeyUsable", "Unknown/NotAllSeen", "host z could not look at all",
+		},
+		{
 			"another host cannot", &api.EncryptionClassHost{Node: "a", ObservedGeneration: 2, KeyProblem: "it is locked"},
 			key(State{}), "False/KeyNotUsable", "Unknown/Unknown", "",
 		},
@@ -74,6 +90,48 @@ func TestStatus(t *testing.T) {
 				t.Errorf("%+v", got.Conditions)
 			}
 		})
+	}
+}
+
+// blind is a Host that does not see everything.
+type blind struct{ Host }
+
+func (blind) Look(context.Context) ([]Volume, error) {
+	return nil, errors.New("datastore far is not open")
+}
+
+func (blind) Rotate(context.Context, string, func(State)) State {
+	return State{Provider: "corp", KeyID: "2026", Fingerprint: "ab"}
+}
+
+// TestUnseen: what Look could not see is in the status.
+func TestUnseen(t *testing.T) {
+	class := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": api.GroupVersion().String(), "kind": "EncryptionClass",
+		"metadata": map[string]any{"namespace": "team", "name": "gold"}, "spec": map[string]any{"keyProvider": "corp"},
+	}}
+	kinds := map[schema.GroupVersionResource]string{api.Classes(): "EncryptionClassList"}
+	client := dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), kinds, class)
+	informer := cache.NewSharedIndexInformer(&cache.ListWatch{}, &unstructured.Unstructured{}, 0, cache.Indexers{})
+	if err := informer.GetStore().Add(class); err != nil {
+		t.Fatal(err)
+	}
+	c := &Controller{
+		cfg: Config{Host: blind{}, Node: "here", Logger: slog.New(slog.DiscardHandler)}, client: client.Resource(api.Classes()),
+		classes: informer, events: record.NewFakeRecorder(10), complained: map[string]string{},
+	}
+	c.pass(t.Context())
+	after, err := c.client.Namespace("team").Get(t.Context(), "gold", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got api.EncryptionClass
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(after.Object, &got); err != nil {
+		t.Fatal(err)
+	}
+	if condition := meta.FindStatusCondition(got.Status.Conditions, api.ClassKeysCurrent); condition == nil || condition.Status != metav1.ConditionUnknown ||
+		!strings.Contains(condition.Message, "datastore far") {
+		t.Errorf("%+v", condition)
 	}
 }
 
