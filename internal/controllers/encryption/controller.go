@@ -86,6 +86,8 @@ type Controller struct {
 	client  dynamic.NamespaceableResourceInterface
 	classes cache.SharedIndexInformer
 	claims  cache.SharedIndexInformer
+	nodes   cache.SharedIndexInformer
+	node    metadata.Getter
 	events  record.EventRecorder
 	sink    record.EventBroadcaster
 	touched chan struct{}
@@ -112,12 +114,15 @@ func New(cfg Config) (*Controller, error) {
 		return nil, fmt.Errorf("encryption controller: %w", err)
 	}
 	claims := schema.GroupVersionResource{Version: "v1", Resource: "persistentvolumeclaims"}
+	nodes := schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
 	sink := record.NewBroadcaster()
 	c := &Controller{
 		cfg:        cfg,
 		client:     client.Resource(api.Classes()),
 		classes:    dynamicinformer.NewFilteredDynamicInformer(client, api.Classes(), "", 0, cache.Indexers{}, nil).Informer(),
 		claims:     metadatainformer.NewFilteredMetadataInformer(meta, claims, "", 0, cache.Indexers{}, nil).Informer(),
+		nodes:      metadatainformer.NewFilteredMetadataInformer(meta, nodes, "", 0, cache.Indexers{}, nil).Informer(),
+		node:       meta.Resource(nodes),
 		events:     sink.NewRecorder(scheme, corev1.EventSource{Component: "atoll-encryption", Host: cfg.Node}),
 		sink:       sink,
 		touched:    make(chan struct{}, 1),
@@ -144,6 +149,9 @@ func New(cfg Config) (*Controller, error) {
 			return nil, fmt.Errorf("encryption controller: %w", err)
 		}
 	}
+	if _, err := c.nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: func(any) { c.Touch() }}); err != nil {
+		return nil, fmt.Errorf("encryption controller: %w", err)
+	}
 	return c, nil
 }
 
@@ -162,7 +170,8 @@ func (c *Controller) Run(ctx context.Context) error {
 	defer c.sink.Shutdown()
 	wg.Go(func() { c.classes.Run(ctx.Done()) })
 	wg.Go(func() { c.claims.Run(ctx.Done()) })
-	if !cache.WaitForCacheSync(ctx.Done(), c.classes.HasSynced, c.claims.HasSynced) {
+	wg.Go(func() { c.nodes.Run(ctx.Done()) })
+	if !cache.WaitForCacheSync(ctx.Done(), c.classes.HasSynced, c.claims.HasSynced, c.nodes.HasSynced) {
 		return nil
 	}
 	for {

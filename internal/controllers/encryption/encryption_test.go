@@ -13,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
+	metadatafake "k8s.io/client-go/metadata/fake"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
@@ -132,6 +133,41 @@ func TestUnseen(t *testing.T) {
 	if condition := meta.FindStatusCondition(got.Status.Conditions, api.ClassKeysCurrent); condition == nil || condition.Status != metav1.ConditionUnknown ||
 		!strings.Contains(condition.Message, "datastore far") {
 		t.Errorf("%+v", condition)
+	}
+}
+
+// TestGone: a host whose Node is gone is waited for no more, but one whose Node is new is.
+func TestGone(t *testing.T) {
+	scheme := metadatafake.NewTestScheme()
+	if err := metav1.AddMetaToScheme(scheme); err != nil {
+		t.Fatal(err)
+	}
+	node := func(name string) *metav1.PartialObjectMetadata {
+		return &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Node"}, ObjectMeta: metav1.ObjectMeta{Name: name}}
+	}
+	nodes := cache.NewSharedIndexInformer(&cache.ListWatch{}, &metav1.PartialObjectMetadata{}, 0, cache.Indexers{})
+	if err := nodes.GetStore().Add(node("seen")); err != nil {
+		t.Fatal(err)
+	}
+	client := metadatafake.NewSimpleMetadataClient(scheme, node("new"))
+	c := &Controller{cfg: Config{Node: "here"}, nodes: nodes, node: client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "nodes"})}
+	class := &api.EncryptionClass{ObjectMeta: metav1.ObjectMeta{Generation: 2}}
+	for _, name := range []string{"gone", "here", "new", "seen"} {
+		class.Status.Hosts = append(class.Status.Hosts, api.EncryptionClassHost{Node: name, ObservedGeneration: 2, Fingerprint: "ab", KeyProvider: "corp"})
+	}
+	class.Status.Hosts[0] = api.EncryptionClassHost{Node: "gone", ObservedGeneration: 1, Volumes: 3, KeyProblem: "it is locked"}
+	got := statusOf(c.withoutGone(t.Context(), class), "here", State{Provider: "corp", KeyID: "2026", Fingerprint: "ab"})
+	var names []string
+	for _, h := range got.Hosts {
+		names = append(names, h.Node)
+	}
+	if strings.Join(names, " ") != "here new seen" || got.Volumes != 0 || len(class.Status.Hosts) != 4 {
+		t.Errorf("hosts %v, %d volumes", names, got.Volumes)
+	}
+	for _, condition := range got.Conditions {
+		if condition.Status != metav1.ConditionTrue {
+			t.Errorf("%+v", condition)
+		}
 	}
 }
 

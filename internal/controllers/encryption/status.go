@@ -36,7 +36,7 @@ const maxMessage = 4096
 // all of them; who was overtaken does it again at the next look.
 func (c *Controller) report(ctx context.Context, class *api.EncryptionClass, s State) error {
 	before := class.Status
-	next := statusOf(class, c.cfg.Node, s)
+	next := statusOf(c.withoutGone(ctx, class), c.cfg.Node, s)
 	if equality.Semantic.DeepEqual(before, next) {
 		return nil
 	}
@@ -63,6 +63,24 @@ func (c *Controller) report(ctx context.Context, class *api.EncryptionClass, s S
 	class.TypeMeta = kind
 	c.announce(class, before, next)
 	return nil
+}
+
+// withoutGone returns a class without what hosts have said whose Nodes are gone: they will not come to it.
+func (c *Controller) withoutGone(ctx context.Context, class *api.EncryptionClass) *api.EncryptionClass {
+	out := class.DeepCopy()
+	out.Status.Hosts = slices.DeleteFunc(out.Status.Hosts, func(h api.EncryptionClassHost) bool {
+		return h.Node != "" && h.Node != c.cfg.Node && c.gone(ctx, h.Node)
+	})
+	return out
+}
+
+// gone tells whether there is no such Node. Nodes may be newer than what has been seen of them.
+func (c *Controller) gone(ctx context.Context, node string) bool {
+	if _, ok, err := c.nodes.GetStore().GetByKey(node); err != nil || ok {
+		return false
+	}
+	_, err := c.node.Get(ctx, node, metav1.GetOptions{})
+	return apierrors.IsNotFound(err)
 }
 
 // announce makes an event of each condition that has changed for the worse, or back.
