@@ -111,7 +111,7 @@ by itself. A provider is named where a StorageClass names it without an Encrypti
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
 			done, erase := a.progress(args[0], "volumes")
-			said := ""
+			of, said := args[0], ""
 			stuck := func(why string) {
 				if why != said {
 					erase()
@@ -123,10 +123,11 @@ by itself. A provider is named where a StorageClass names it without an Encrypti
 				err = client.Wait(ctx, args[0], key, done, stuck)
 			} else {
 				err = a.waitForProvider(ctx, key, done, stuck)
+				of += " on this host"
 			}
 			erase()
 			if err == nil {
-				a.printf("the keys of all volumes and snapshots of %s are wrapped with it; keep a copy of it outside of the cluster\n", args[0])
+				a.printf("the keys of all volumes and snapshots of %s are wrapped with it; keep a copy of it outside of the cluster\n", of)
 			}
 			return err
 		},
