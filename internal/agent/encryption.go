@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"strings"
 
 	controller "atoll.dev/atoll/internal/controllers/encryption"
@@ -19,8 +20,10 @@ type encryption struct {
 
 // Look implements controller.Host.
 func (e *encryption) Look(ctx context.Context) ([]controller.Volume, error) {
+	open, unseen := e.set.Known()
 	var err error
-	e.items, err = rotation.Items(ctx, e.set.All())
+	e.items, err = rotation.Items(ctx, open)
+	err = errors.Join(unseen, err)
 	var out []controller.Volume
 	for n, i := range e.items {
 		v := controller.Volume{Index: n, Name: i.String(), Class: i.Class}

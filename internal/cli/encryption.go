@@ -59,7 +59,7 @@ func (a *app) encryptionListCommand() *cobra.Command {
 					if condition.Type == "Ready" {
 						state = string(condition.Status)
 					}
-					if condition.Status == "False" {
+					if condition.Status == "False" || condition.Reason == "NotAllSeen" {
 						problems = append(problems, c.Namespace+"/"+c.Name+": "+condition.Message)
 					}
 				}
@@ -111,14 +111,23 @@ by itself. A provider is named where a StorageClass names it without an Encrypti
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
 			done, erase := a.progress(args[0], "volumes")
+			of, said := args[0], ""
+			stuck := func(why string) {
+				if why != said {
+					erase()
+					fmt.Fprintln(a.errOut, "waiting: "+why)
+				}
+				said = why
+			}
 			if strings.Contains(args[0], "/") {
-				err = client.Wait(ctx, args[0], key, done)
+				err = client.Wait(ctx, args[0], key, done, stuck)
 			} else {
-				err = a.waitForProvider(ctx, key, done)
+				err = a.waitForProvider(ctx, key, done, stuck)
+				of += " on this host"
 			}
 			erase()
 			if err == nil {
-				a.printf("the keys of all volumes and snapshots of %s are wrapped with it; keep a copy of it outside of the cluster\n", args[0])
+				a.printf("the keys of all volumes and snapshots of %s are wrapped with it; keep a copy of it outside of the cluster\n", of)
 			}
 			return err
 		},
@@ -138,18 +147,17 @@ func (a *app) progress(name, what string) (told func(done, total int), erase fun
 }
 
 // waitForProvider waits for the volumes of this host whose StorageClass names the provider.
-func (a *app) waitForProvider(ctx context.Context, key encryption.Key, told func(done, total int)) error {
+func (a *app) waitForProvider(ctx context.Context, key encryption.Key, told func(done, total int), stuck func(why string)) error {
 	return a.withStores(ctx, nil, func(list []storage.Store) error {
 		var open []stores.Store
 		for _, s := range list {
 			open = append(open, stores.Store{Name: s.Name, Backend: s.Backend})
 		}
 		done, total := 0, 0
+		var unseen error
 		err := wait.PollUntilContextCancel(ctx, time.Second, true, func(ctx context.Context) (bool, error) {
-			items, err := rotation.Items(ctx, open)
-			if err != nil {
-				return false, err
-			}
+			var items []rotation.Item
+			items, unseen = rotation.Items(ctx, open)
 			done, total = 0, 0
 			for _, i := range items {
 				if i.Class != key.Provider {
@@ -161,8 +169,14 @@ func (a *app) waitForProvider(ctx context.Context, key encryption.Key, told func
 				}
 			}
 			told(done, total)
-			return done == total, nil
+			if unseen != nil && ctx.Err() == nil {
+				stuck("not all volumes can be looked at; keep all older keys: " + unseen.Error())
+			}
+			return done == total && unseen == nil, nil
 		})
+		if err != nil && ctx.Err() != nil && unseen != nil {
+			return fmt.Errorf("not all volumes can be looked at, keep all older keys; of the others %d of %d are done: %w", done, total, unseen)
+		}
 		if err != nil && ctx.Err() != nil {
 			return fmt.Errorf("%d of %d volumes and snapshots of this host are done; the agent goes on if the old key is still there (`atoll logs agent`)", done, total)
 		}

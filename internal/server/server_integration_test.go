@@ -310,6 +310,7 @@ func checkStorage(t *testing.T, client *kubernetes.Clientset) {
 		{"a", "patch", "atoll.dev", "datastores/status", "", agent, true},
 		{"a", "update", "encryption.vmware.com", "encryptionclasses/status", "default", agent, true},
 		{"a", "update", "encryption.vmware.com", "encryptionclasses", "default", agent, false},
+		{"a", "list", "", "nodes", "", agent, true},
 		{"a", "get", "", "secrets", "atoll-keys", agent, true},
 		{"a", "list", "", "secrets", "atoll-keys", agent, false},
 		{"a", "get", "", "secrets", "default", agent, false},

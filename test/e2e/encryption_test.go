@@ -55,7 +55,7 @@ spec: {keyProvider: %s, keyID: %q}
 	n.says("pvc/data", "atoll-keys/"+provider)
 	ones := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("1", 32)))
 	run(t, "", "create", "secret", "generic", provider, "-n", "atoll-keys", "--from-literal=second="+strings.Repeat("2", 32))
-	n.classCondition("gold", "Ready", "False", `no key "first", only "second"`)
+	n.classCondition("gold", "Ready", "False", `no key "first"`)
 	secret := func(patch string) {
 		t.Helper()
 		run(t, "", "patch", "secret", provider, "-n", "atoll-keys", "--type=json", "-p", patch)

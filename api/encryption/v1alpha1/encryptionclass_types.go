@@ -61,7 +61,7 @@ const (
 	// ClassReady: the key can be used.
 	ClassReady = "Ready"
 	// ClassKeysCurrent: the keys of all volumes and snapshots of the class are wrapped with the key that it
-	// names; older ones are not needed any more.
+	// names; older ones are not needed any more. Unknown while some cannot be looked at.
 	ClassKeysCurrent = "KeysCurrent"
 )
 
@@ -113,4 +113,7 @@ type EncryptionClassHost struct {
 	KeyProblem string `json:"keyProblem,omitempty"`
 	// +optional
 	VolumeProblem string `json:"volumeProblem,omitempty"`
+	// Unseen says why there may be volumes that are not counted: a datastore is down, or a record is damaged.
+	// +optional
+	Unseen string `json:"unseen,omitempty"`
 }

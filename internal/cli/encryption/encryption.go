@@ -197,8 +197,9 @@ func newName(newest string, now time.Time) string {
 }
 
 // Wait holds until the keys of all volumes of a class are wrapped with a key. It fails when the class says
-// that it cannot be, or at the end of ctx.
-func (c *Client) Wait(ctx context.Context, of string, key Key, told func(done, total int)) error {
+// that it cannot be, or at the end of ctx. stuck is called while that cannot be known, since some volumes
+// cannot be looked at.
+func (c *Client) Wait(ctx context.Context, of string, key Key, told func(done, total int), stuck func(why string)) error {
 	state := "no agent has looked at it"
 	err := wait.PollUntilContextCancel(ctx, lookEvery, true, func(ctx context.Context) (bool, error) {
 		class, err := c.class(ctx, of)
@@ -217,6 +218,8 @@ func (c *Client) Wait(ctx context.Context, of string, key Key, told func(done, t
 			return false, errors.New(ready.Message)
 		case current.Status == metav1.ConditionFalse && current.Reason == "OldKeyNeeded":
 			return false, errors.New(current.Message)
+		case current.Status == metav1.ConditionUnknown:
+			stuck(current.Message)
 		}
 		return current.Status == metav1.ConditionTrue, nil
 	})

@@ -82,3 +82,31 @@ func TestRotate(t *testing.T) {
 		t.Errorf("%d keys, %v", len(after.Data), err)
 	}
 }
+
+// TestWaitForWhatCannotBeSeen: a rotation is not done while volumes may be hidden, and says why.
+func TestWaitForWhatCannotBeSeen(t *testing.T) {
+	class := func(status, reason string) *unstructured.Unstructured {
+		return &unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": api.GroupVersion().String(), "kind": "EncryptionClass",
+			"metadata": map[string]any{"namespace": "team", "name": "gold", "generation": int64(1)},
+			"spec":     map[string]any{"keyProvider": "corp"},
+			"status": map[string]any{"keyID": "b", "conditions": []any{
+				map[string]any{"type": api.ClassReady, "status": "True", "reason": "KeyUsable", "observedGeneration": int64(1)},
+				map[string]any{"type": api.ClassKeysCurrent, "status": status, "reason": reason, "message": "datastore far", "observedGeneration": int64(1)},
+			}},
+		}}
+	}
+	kinds := map[schema.GroupVersionResource]string{api.Classes(): "EncryptionClassList"}
+	objects := dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), kinds, class("Unknown", "NotAllSeen"))
+	c := &Client{classes: objects.Resource(api.Classes()), now: time.Now}
+	said := ""
+	err := c.Wait(t.Context(), "team/gold", Key{Provider: "corp", ID: "b"}, func(int, int) {}, func(why string) {
+		said = why
+		if _, err := c.classes.Namespace("team").Update(t.Context(), class("True", "AllCurrent"), metav1.UpdateOptions{}); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil || said != "datastore far" {
+		t.Errorf("said %q, %v", said, err)
+	}
+}

@@ -31,7 +31,8 @@ import (
 
 // Host is this host's volumes and keys.
 type Host interface {
-	// Look returns the encrypted volumes and snapshots of this host. With an error it returns those it found.
+	// Look returns the encrypted volumes and snapshots of this host. With an error it returns
+	// those it found, and there may be others.
 	Look(ctx context.Context) ([]Volume, error)
 	// Move wraps the keys of a volume that Look has returned for another class.
 	Move(ctx context.Context, v Volume, class string) error
@@ -57,6 +58,8 @@ type State struct {
 	// Volumes of the class, and those that need no other key. VolumeErr says why one does.
 	Volumes, Current int
 	VolumeErr        error
+	// Unseen says why there may be volumes that are not counted; Look has returned it.
+	Unseen error
 }
 
 // Config of the controller.
@@ -83,6 +86,8 @@ type Controller struct {
 	client  dynamic.NamespaceableResourceInterface
 	classes cache.SharedIndexInformer
 	claims  cache.SharedIndexInformer
+	nodes   cache.SharedIndexInformer
+	node    metadata.Getter
 	events  record.EventRecorder
 	sink    record.EventBroadcaster
 	touched chan struct{}
@@ -109,12 +114,15 @@ func New(cfg Config) (*Controller, error) {
 		return nil, fmt.Errorf("encryption controller: %w", err)
 	}
 	claims := schema.GroupVersionResource{Version: "v1", Resource: "persistentvolumeclaims"}
+	nodes := schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
 	sink := record.NewBroadcaster()
 	c := &Controller{
 		cfg:        cfg,
 		client:     client.Resource(api.Classes()),
 		classes:    dynamicinformer.NewFilteredDynamicInformer(client, api.Classes(), "", 0, cache.Indexers{}, nil).Informer(),
 		claims:     metadatainformer.NewFilteredMetadataInformer(meta, claims, "", 0, cache.Indexers{}, nil).Informer(),
+		nodes:      metadatainformer.NewFilteredMetadataInformer(meta, nodes, "", 0, cache.Indexers{}, nil).Informer(),
+		node:       meta.Resource(nodes),
 		events:     sink.NewRecorder(scheme, corev1.EventSource{Component: "atoll-encryption", Host: cfg.Node}),
 		sink:       sink,
 		touched:    make(chan struct{}, 1),
@@ -141,6 +149,9 @@ func New(cfg Config) (*Controller, error) {
 			return nil, fmt.Errorf("encryption controller: %w", err)
 		}
 	}
+	if _, err := c.nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{DeleteFunc: func(any) { c.Touch() }}); err != nil {
+		return nil, fmt.Errorf("encryption controller: %w", err)
+	}
 	return c, nil
 }
 
@@ -159,7 +170,8 @@ func (c *Controller) Run(ctx context.Context) error {
 	defer c.sink.Shutdown()
 	wg.Go(func() { c.classes.Run(ctx.Done()) })
 	wg.Go(func() { c.claims.Run(ctx.Done()) })
-	if !cache.WaitForCacheSync(ctx.Done(), c.classes.HasSynced, c.claims.HasSynced) {
+	wg.Go(func() { c.nodes.Run(ctx.Done()) })
+	if !cache.WaitForCacheSync(ctx.Done(), c.classes.HasSynced, c.claims.HasSynced, c.nodes.HasSynced) {
 		return nil
 	}
 	for {
@@ -184,8 +196,11 @@ func (c *Controller) Run(ctx context.Context) error {
 
 // pass looks at everything once.
 func (c *Controller) pass(ctx context.Context) {
-	volumes, err := c.cfg.Host.Look(ctx)
-	c.complain("volumes", err)
+	volumes, unseen := c.cfg.Host.Look(ctx)
+	if ctx.Err() != nil {
+		return
+	}
+	c.complain("volumes", unseen)
 	for n := range volumes {
 		c.follow(ctx, &volumes[n])
 	}
@@ -210,16 +225,16 @@ func (c *Controller) pass(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		c.sync(ctx, name, todo[name])
+		c.sync(ctx, name, todo[name], unseen)
 	}
 }
 
-// sync brings the volumes of a class up to date and says so in its status, if it is an object.
-func (c *Controller) sync(ctx context.Context, name string, class *api.EncryptionClass) {
+// sync brings the volumes of a class that were seen up to date and says so in its status, if it is an object.
+func (c *Controller) sync(ctx context.Context, name string, class *api.EncryptionClass, unseen error) {
 	last := time.Now()
 	state := c.cfg.Host.Rotate(ctx, name, func(s State) {
 		if class != nil && s.Current < s.Volumes && time.Since(last) > tellEvery {
-			last = time.Now()
+			last, s.Unseen = time.Now(), unseen
 			c.complain(name+" status", c.report(ctx, class, s))
 		}
 	})
@@ -227,6 +242,7 @@ func (c *Controller) sync(ctx context.Context, name string, class *api.Encryptio
 		c.complain(name, errors.Join(state.KeyErr, state.VolumeErr))
 		return
 	}
+	state.Unseen = unseen
 	if ctx.Err() == nil {
 		c.complain(name+" status", c.report(ctx, class, state))
 	}

@@ -9,6 +9,11 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
+	metadatafake "k8s.io/client-go/metadata/fake"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
@@ -50,6 +55,18 @@ func TestStatus(t *testing.T) {
 			key(State{Volumes: 5, Current: 5}), "True/KeyUsable", "True/AllCurrent", "6 of 6",
 		},
 		{
+			"a datastore is down", nil, key(State{Volumes: 0, Current: 0, Unseen: errors.New("datastore far is not open")}),
+			"True/KeyUsable", "Unknown/NotAllSeen", "datastore far is not open",
+		},
+		{
+			"a record is damaged and others are not done", nil, key(State{Volumes: 5, Current: 4, Unseen: errors.New("record of v")}),
+			"True/KeyUsable", "Unknown/NotAllSeen", "4 of 5",
+		},
+		{
+			"a datastore of another host is down", &api.EncryptionClassHost{Node: "z", ObservedGeneration: 2, Fingerprint: "ab", KeyProvider: "corp", Unseen: "datastore far"},
+			key(State{Volumes: 5, Current: 5}), "True/KeyUsable", "Unknown/NotAllSeen", "host z could not look at all",
+		},
+		{
 			"another host cannot", &api.EncryptionClassHost{Node: "a", ObservedGeneration: 2, KeyProblem: "it is locked"},
 			key(State{}), "False/KeyNotUsable", "Unknown/Unknown", "",
 		},
@@ -74,6 +91,83 @@ func TestStatus(t *testing.T) {
 				t.Errorf("%+v", got.Conditions)
 			}
 		})
+	}
+}
+
+// blind is a Host that does not see everything.
+type blind struct{ Host }
+
+func (blind) Look(context.Context) ([]Volume, error) {
+	return nil, errors.New("datastore far is not open")
+}
+
+func (blind) Rotate(context.Context, string, func(State)) State {
+	return State{Provider: "corp", KeyID: "2026", Fingerprint: "ab"}
+}
+
+// TestUnseen: what Look could not see is in the status.
+func TestUnseen(t *testing.T) {
+	class := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": api.GroupVersion().String(), "kind": "EncryptionClass",
+		"metadata": map[string]any{"namespace": "team", "name": "gold"}, "spec": map[string]any{"keyProvider": "corp"},
+	}}
+	kinds := map[schema.GroupVersionResource]string{api.Classes(): "EncryptionClassList"}
+	client := dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), kinds, class)
+	informer := cache.NewSharedIndexInformer(&cache.ListWatch{}, &unstructured.Unstructured{}, 0, cache.Indexers{})
+	if err := informer.GetStore().Add(class); err != nil {
+		t.Fatal(err)
+	}
+	c := &Controller{
+		cfg: Config{Host: blind{}, Node: "here", Logger: slog.New(slog.DiscardHandler)}, client: client.Resource(api.Classes()),
+		classes: informer, events: record.NewFakeRecorder(10), complained: map[string]string{},
+	}
+	c.pass(t.Context())
+	after, err := c.client.Namespace("team").Get(t.Context(), "gold", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got api.EncryptionClass
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(after.Object, &got); err != nil {
+		t.Fatal(err)
+	}
+	if condition := meta.FindStatusCondition(got.Status.Conditions, api.ClassKeysCurrent); condition == nil || condition.Status != metav1.ConditionUnknown ||
+		!strings.Contains(condition.Message, "datastore far") {
+		t.Errorf("%+v", condition)
+	}
+}
+
+// TestGone: a host whose Node is gone is waited for no more, but one whose Node is new is.
+func TestGone(t *testing.T) {
+	scheme := metadatafake.NewTestScheme()
+	if err := metav1.AddMetaToScheme(scheme); err != nil {
+		t.Fatal(err)
+	}
+	node := func(name string) *metav1.PartialObjectMetadata {
+		return &metav1.PartialObjectMetadata{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Node"}, ObjectMeta: metav1.ObjectMeta{Name: name}}
+	}
+	nodes := cache.NewSharedIndexInformer(&cache.ListWatch{}, &metav1.PartialObjectMetadata{}, 0, cache.Indexers{})
+	if err := nodes.GetStore().Add(node("seen")); err != nil {
+		t.Fatal(err)
+	}
+	client := metadatafake.NewSimpleMetadataClient(scheme, node("new"))
+	c := &Controller{cfg: Config{Node: "here"}, nodes: nodes, node: client.Resource(schema.GroupVersionResource{Version: "v1", Resource: "nodes"})}
+	class := &api.EncryptionClass{ObjectMeta: metav1.ObjectMeta{Generation: 2}}
+	for _, name := range []string{"gone", "here", "new", "seen"} {
+		class.Status.Hosts = append(class.Status.Hosts, api.EncryptionClassHost{Node: name, ObservedGeneration: 2, Fingerprint: "ab", KeyProvider: "corp"})
+	}
+	class.Status.Hosts[0] = api.EncryptionClassHost{Node: "gone", ObservedGeneration: 1, Volumes: 3, KeyProblem: "it is locked"}
+	got := statusOf(c.withoutGone(t.Context(), class), "here", State{Provider: "corp", KeyID: "2026", Fingerprint: "ab"})
+	var names []string
+	for _, h := range got.Hosts {
+		names = append(names, h.Node)
+	}
+	if strings.Join(names, " ") != "here new seen" || got.Volumes != 0 || len(class.Status.Hosts) != 4 {
+		t.Errorf("hosts %v, %d volumes", names, got.Volumes)
+	}
+	for _, condition := range got.Conditions {
+		if condition.Status != metav1.ConditionTrue {
+			t.Errorf("%+v", condition)
+		}
 	}
 }
 

@@ -26,6 +26,7 @@ const (
 	reasonRewrapped = "Rewrapping"
 	reasonOldKey    = "OldKeyNeeded"
 	reasonUnknown   = "Unknown"
+	reasonUnseen    = "NotAllSeen"
 )
 
 // maxMessage bounds the message of a condition.
@@ -35,7 +36,7 @@ const maxMessage = 4096
 // all of them; who was overtaken does it again at the next look.
 func (c *Controller) report(ctx context.Context, class *api.EncryptionClass, s State) error {
 	before := class.Status
-	next := statusOf(class, c.cfg.Node, s)
+	next := statusOf(c.withoutGone(ctx, class), c.cfg.Node, s)
 	if equality.Semantic.DeepEqual(before, next) {
 		return nil
 	}
@@ -64,13 +65,31 @@ func (c *Controller) report(ctx context.Context, class *api.EncryptionClass, s S
 	return nil
 }
 
+// withoutGone returns a class without what hosts have said whose Nodes are gone: they will not come to it.
+func (c *Controller) withoutGone(ctx context.Context, class *api.EncryptionClass) *api.EncryptionClass {
+	out := class.DeepCopy()
+	out.Status.Hosts = slices.DeleteFunc(out.Status.Hosts, func(h api.EncryptionClassHost) bool {
+		return h.Node != "" && h.Node != c.cfg.Node && c.gone(ctx, h.Node)
+	})
+	return out
+}
+
+// gone tells whether there is no such Node. Nodes may be newer than what has been seen of them.
+func (c *Controller) gone(ctx context.Context, node string) bool {
+	if _, ok, err := c.nodes.GetStore().GetByKey(node); err != nil || ok {
+		return false
+	}
+	_, err := c.node.Get(ctx, node, metav1.GetOptions{})
+	return apierrors.IsNotFound(err)
+}
+
 // announce makes an event of each condition that has changed for the worse, or back.
 func (c *Controller) announce(class *api.EncryptionClass, before, next api.EncryptionClassStatus) {
 	for _, now := range next.Conditions {
 		was := meta.FindStatusCondition(before.Conditions, now.Type)
 		switch {
 		case was == nil && now.Status == metav1.ConditionTrue, was != nil && was.Reason == now.Reason:
-		case now.Status == metav1.ConditionTrue || now.Reason == reasonRewrapped:
+		case now.Status == metav1.ConditionTrue || now.Reason == reasonRewrapped || now.Reason == reasonUnseen:
 			c.events.Event(class, corev1.EventTypeNormal, now.Reason, now.Message)
 		default:
 			c.events.Event(class, corev1.EventTypeWarning, now.Reason, now.Message)
@@ -84,6 +103,7 @@ func statusOf(class *api.EncryptionClass, node string, s State) api.EncryptionCl
 	entry := api.EncryptionClassHost{
 		Node: node, Volumes: int32(s.Volumes), Current: int32(s.Current), ObservedGeneration: class.Generation,
 		KeyProvider: s.Provider, KeyID: s.KeyID, Fingerprint: s.Fingerprint, KeyProblem: text(s.KeyErr), VolumeProblem: text(s.VolumeErr),
+		Unseen: text(s.Unseen),
 	}
 	next.Hosts = slices.DeleteFunc(next.Hosts, func(h api.EncryptionClassHost) bool { return h.Node == node })
 	next.Hosts = append(next.Hosts, entry)
@@ -128,6 +148,14 @@ func keysCurrent(class *api.EncryptionClass, s api.EncryptionClassStatus) metav1
 		case h.VolumeProblem != "":
 			out.Reason, out.Message = reasonOldKey, count+"; "+h.VolumeProblem
 			return out
+		}
+	}
+	for _, h := range s.Hosts {
+		switch {
+		case h.Unseen != "":
+			out.Status, out.Reason = metav1.ConditionUnknown, reasonUnseen
+			out.Message = fmt.Sprintf("%s, but host %s could not look at all there are; keep all older keys: %s", count, h.Node, h.Unseen)
+			return out
 		case h.ObservedGeneration != class.Generation || h.Fingerprint != s.Hosts[0].Fingerprint || h.KeyProvider != s.Hosts[0].KeyProvider:
 			out.Reason, out.Message = reasonRewrapped, fmt.Sprintf("%s; host %s has not come to it", count, h.Node)
 			return out
@@ -145,6 +173,6 @@ func text(err error) string {
 	if err == nil {
 		return ""
 	}
-	s := err.Error()
+	s := strings.ReplaceAll(err.Error(), "\n", "; ")
 	return s[:min(len(s), maxMessage/2)]
 }

@@ -13,11 +13,11 @@ import (
 
 // Claim returns the class of encryption of a claim's volume, "" being none: what the claim's annotation
 // names, or if its StorageClass encrypts, which is what fallback says, the default class of its namespace,
-// or else fallback.
+// or else fallback. datastore.ErrUnavailable: the API server did not answer as it should.
 func (s *Secrets) Claim(ctx context.Context, namespace, name, fallback string) (string, error) {
 	claim, err := s.client.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
-		return "", fmt.Errorf("reading which EncryptionClass claim %s/%s names: %w", namespace, name, err)
+		return "", fmt.Errorf("reading which EncryptionClass claim %s/%s names: %w", namespace, name, unanswered(err))
 	}
 	switch class, ok := claim.Annotations[api.ClaimAnnotation]; {
 	case ok && (class == "" || strings.Contains(class, "/")):
@@ -30,7 +30,7 @@ func (s *Secrets) Claim(ctx context.Context, namespace, name, fallback string) (
 	}
 	list, err := s.classes.Namespace(namespace).List(ctx, metav1.ListOptions{LabelSelector: api.DefaultLabel + "=true"})
 	if err != nil {
-		return "", fmt.Errorf("looking for the default EncryptionClass of namespace %s: %w", namespace, err)
+		return "", fmt.Errorf("looking for the default EncryptionClass of namespace %s: %w", namespace, unanswered(err))
 	}
 	var names []string
 	for _, class := range list.Items {

@@ -25,6 +25,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	api "atoll.dev/atoll/api/encryption/v1alpha1"
+	"atoll.dev/atoll/internal/storage/datastore"
 )
 
 // Namespace holds the Secrets.
@@ -52,6 +53,22 @@ func New(config *rest.Config) (*Secrets, error) {
 	return &Secrets{client: client, classes: objects.Resource(api.Classes())}, nil
 }
 
+// unanswered marks an error of the API other than that there is no such object: asking again may help.
+func unanswered(err error) error {
+	if apierrors.IsNotFound(err) {
+		return err
+	}
+	return outage{err}
+}
+
+// outage is datastore.ErrUnavailable without its text: the datastore has nothing to do with it.
+type outage struct{ error }
+
+func (o outage) Unwrap() error { return o.error }
+
+// Is makes it datastore.ErrUnavailable.
+func (outage) Is(target error) bool { return target == datastore.ErrUnavailable }
+
 // ClassOf is the class of encryption that an EncryptionClass is.
 func ClassOf(namespace, name string) string { return namespace + "/" + name }
 
@@ -66,7 +83,7 @@ func (s *Secrets) Class(ctx context.Context, class string) (provider, key string
 	case apierrors.IsNotFound(err):
 		return "", "", fmt.Errorf("there is no EncryptionClass %s; create it, or name another one by the annotation %q of the claim", class, api.ClaimAnnotation)
 	case err != nil:
-		return "", "", fmt.Errorf("reading EncryptionClass %s: %w", class, err)
+		return "", "", fmt.Errorf("reading EncryptionClass %s: %w", class, unanswered(err))
 	}
 	var c api.EncryptionClass
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(obj.Object, &c); err != nil {
@@ -85,7 +102,7 @@ func (s *Secrets) Provider(ctx context.Context, name string) (kind string, keys 
 	case apierrors.IsNotFound(err):
 		return "", nil, fmt.Errorf("there is no key provider %q: create the Secret %s/%s with a key of 32 bytes, or name another provider", name, Namespace, name)
 	case err != nil:
-		return "", nil, fmt.Errorf("reading Secret %s/%s: %w", Namespace, name, err)
+		return "", nil, fmt.Errorf("reading Secret %s/%s: %w", Namespace, name, unanswered(err))
 	case secret.Type != "" && secret.Type != corev1.SecretTypeOpaque:
 		return string(secret.Type), nil, nil
 	}

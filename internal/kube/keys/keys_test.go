@@ -2,18 +2,22 @@ package keys
 
 import (
 	"bytes"
+	"errors"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	api "atoll.dev/atoll/api/encryption/v1alpha1"
+	"atoll.dev/atoll/internal/storage/datastore"
 )
 
 // class is an EncryptionClass as a server has it.
@@ -93,5 +97,24 @@ func TestClaim(t *testing.T) {
 		if got != c.want || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 			t.Errorf("%s/%s, %q: %q, %v", c.namespace, c.name, c.fallback, got, err)
 		}
+	}
+}
+
+// TestOutage: an API server that does not answer is told apart from what is wrong with the objects.
+func TestOutage(t *testing.T) {
+	core := fake.NewClientset()
+	core.PrependReactor("get", "persistentvolumeclaims", func(action clienttesting.Action) (bool, runtime.Object, error) {
+		if action.(clienttesting.GetAction).GetName() == "gone" {
+			return false, nil, nil
+		}
+		return true, nil, apierrors.NewServiceUnavailable("starting")
+	})
+	s := reader(nil)
+	s.client = core
+	if _, err := s.Claim(t.Context(), "team", "data", ""); !errors.Is(err, datastore.ErrUnavailable) || !apierrors.IsServiceUnavailable(err) {
+		t.Error(err)
+	}
+	if _, err := s.Claim(t.Context(), "team", "gone", ""); err == nil || errors.Is(err, datastore.ErrUnavailable) {
+		t.Error(err)
 	}
 }

@@ -149,17 +149,11 @@ func (c *controller) create(ctx context.Context, p plan) (created, error) {
 	if candidates, err = madeBefore(ctx, candidates, p.spec.ID); err != nil {
 		return created{}, err
 	}
-	encryption, err := c.encryption(ctx, p)
-	if err != nil {
-		return created{}, err
-	}
 	var failed error
 	for _, s := range candidates {
 		spec := p.spec
-		spec.Encryption = encryption
-		// Made by an earlier call, when the claim named another class; it will be given this one.
-		if v, err := s.Volume(ctx, spec.ID); err == nil && v.Encryption != "" && encryption != "" {
-			spec.Encryption = v.Encryption
+		if spec.Encryption, err = c.encryption(ctx, p, s); err != nil {
+			return created{}, err
 		}
 		if spec.Source != nil && spec.Source.Volume != "" {
 			source := *spec.Source
@@ -178,14 +172,27 @@ func (c *controller) create(ctx context.Context, p plan) (created, error) {
 	return created{}, failed
 }
 
-// encryption is the class of encryption of a volume to be made.
-func (c *controller) encryption(ctx context.Context, p plan) (string, error) {
+// encryption is the class of encryption of a volume to be made. One that an earlier call has made keeps what
+// it has, whatever its claim says by now: another class it will be given, and it cannot be made anew.
+func (c *controller) encryption(ctx context.Context, p plan, s stores.Store) (string, error) {
 	claim, namespace := p.policy.Labels[stores.LabelClaim], p.policy.Labels[stores.LabelNamespace]
 	if c.cfg.Encryption == nil || claim == "" || namespace == "" {
 		return p.policy.Encryption, nil
 	}
+	v, err := s.Volume(ctx, p.spec.ID)
+	switch {
+	case err != nil && !errors.Is(err, datastore.ErrNotFound):
+		return "", fmt.Errorf("datastore %q: %w", s.Name, err)
+	case err == nil && v.State == datastore.StateReady && v.Encryption == "":
+		return p.policy.Encryption, nil // what a StorageClass asks for does not change: without it is another volume
+	case err == nil && v.State == datastore.StateReady:
+		return v.Encryption, nil
+	}
 	class, err := c.cfg.Encryption(ctx, namespace, claim, p.policy.Encryption)
-	if err != nil {
+	switch {
+	case errors.Is(err, datastore.ErrUnavailable) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+		return "", status.Error(codes.Unavailable, err.Error())
+	case err != nil:
 		return "", status.Error(codes.FailedPrecondition, err.Error())
 	}
 	return class, nil

@@ -75,6 +75,9 @@ func (m *maker) Volume(context.Context, string) (datastore.Volume, error) {
 
 func (m *maker) Create(_ context.Context, spec datastore.Spec) (datastore.Volume, error) {
 	m.spec = spec
+	if m.made.ID != "" && m.made.Encryption != spec.Encryption {
+		return datastore.Volume{}, datastore.ErrExists
+	}
 	return datastore.Volume{ID: spec.ID, Size: spec.Size}, nil
 }
 
@@ -86,8 +89,13 @@ func TestEncryption(t *testing.T) {
 			return namespace + "/gold", nil
 		case "bad":
 			return "", errors.New("there is no EncryptionClass")
+		case "silent":
+			return "", fmt.Errorf("reading the claim: %w", datastore.ErrUnavailable)
 		}
 		return fallback, nil
+	}
+	ready := func(class string) datastore.Volume {
+		return datastore.Volume{ID: "pvc-1", Encryption: class, State: datastore.StateReady}
 	}
 	for _, c := range []struct {
 		claim, param string
@@ -99,7 +107,14 @@ func TestEncryption(t *testing.T) {
 		{claim: "plain", param: "corp", want: "corp"},
 		{claim: "named", want: "team/gold"},
 		{claim: "named", param: "corp", want: "team/gold"},
-		{claim: "named", made: datastore.Volume{ID: "pvc-1", Encryption: "team/silver"}, want: "team/silver"},
+		{claim: "named", made: ready("team/silver"), want: "team/silver"},
+		{claim: "named", made: ready("")},                             // the annotation is younger than the volume
+		{claim: "plain", made: ready("team/gold"), want: "team/gold"}, // it was removed
+		{claim: "bad", made: ready("team/gold"), want: "team/gold"},
+		{claim: "silent", made: ready("team/gold"), want: "team/gold"},
+		{claim: "plain", param: "corp", made: ready(""), want: "corp", code: codes.AlreadyExists}, // another StorageClass
+		{claim: "named", made: datastore.Volume{}, want: "team/gold"},
+		{claim: "silent", code: codes.Unavailable},
 		{claim: "bad", param: "corp", code: codes.FailedPrecondition},
 		{claim: "", param: "corp", want: "corp"}, // no claim at all
 	} {
@@ -117,7 +132,7 @@ func TestEncryption(t *testing.T) {
 				AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
 			}},
 		})
-		if status.Code(err) != c.code || m.spec.Encryption != c.want {
+		if status.Code(Status(err)) != c.code || m.spec.Encryption != c.want {
 			t.Errorf("%+v: %+v, %v", c, m.spec, err)
 		}
 	}

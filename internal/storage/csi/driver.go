@@ -48,7 +48,8 @@ type Config struct {
 	// NodeService may be nil: there is none.
 	NodeService csi.NodeServer
 	// Encryption, if set, returns the class of encryption of a claim's volume, or "". fallback is what the
-	// StorageClass says.
+	// StorageClass says. It is not called for a volume that is there. datastore.ErrUnavailable: nobody can say
+	// now, and asking again may help.
 	Encryption func(ctx context.Context, namespace, claim, fallback string) (string, error)
 	// Socket is the absolute path of the unix socket to serve at.
 	Socket string

@@ -29,6 +29,8 @@ type Item struct {
 	// Claim is the claim that a volume was made for, namespace/name, or "".
 	Claim string
 
+	// making: it is not finished, and cannot be wrapped anew before it is.
+	making bool
 	engine datastore.Upkeep
 }
 
@@ -40,24 +42,30 @@ func (i Item) String() string {
 	return "volume " + stores.Handle(i.Store, i.Source.Volume)
 }
 
-// Items returns what is encrypted on datastores. One that fails does not hide the others.
+// Items returns what is encrypted on datastores. One that fails does not hide the others; with an error there
+// may be more than what is returned.
 func Items(ctx context.Context, list []stores.Store) ([]Item, error) {
 	var out []Item
 	var failed error
 	for _, s := range list {
 		contents, err := s.List(ctx)
-		if err != nil {
-			failed = errors.Join(failed, fmt.Errorf("datastore %s: %w", s.Name, err))
-			continue
+		switch {
+		case errors.Is(err, datastore.ErrCorrupt): // the others are there
+			failed = errors.Join(failed, fmt.Errorf("datastore %s, restore what is damaged from a backup (`atoll storage check`): %w", s.Name, err))
+		case err != nil:
+			failed = errors.Join(failed, fmt.Errorf("datastore %s, bring it back (`atoll datastore ls`): %w", s.Name, err))
 		}
 		for _, v := range contents.Volumes {
-			if v.Encryption != "" && v.State == datastore.StateReady {
-				out = append(out, Item{s.Name, datastore.Source{Volume: v.ID}, v.Encryption, v.KEKs, stores.Claim(v), s.Backend})
+			if v.Encryption != "" && v.State != datastore.StateDeleting {
+				out = append(out, Item{
+					Store: s.Name, Source: datastore.Source{Volume: v.ID}, Class: v.Encryption, KEKs: v.KEKs, Claim: stores.Claim(v),
+					making: v.State != datastore.StateReady, engine: s.Backend,
+				})
 			}
 		}
 		for _, v := range contents.Snapshots {
 			if v.Encryption != "" {
-				out = append(out, Item{s.Name, datastore.Source{Snapshot: v.ID}, v.Encryption, v.KEKs, "", s.Backend})
+				out = append(out, Item{Store: s.Name, Source: datastore.Source{Snapshot: v.ID}, Class: v.Encryption, KEKs: v.KEKs, engine: s.Backend})
 			}
 		}
 	}
@@ -101,6 +109,9 @@ func Rewrap(ctx context.Context, keys datastore.Keys, items []Item, class string
 	}
 	told(r)
 	for _, i := range todo {
+		if i.making { // it is Ready or gone soon
+			continue
+		}
 		err := i.engine.Rewrap(ctx, i.Source, class)
 		switch {
 		case err == nil:

@@ -85,7 +85,7 @@ func TestRewrap(t *testing.T) {
 	}
 
 	from.classes["team/gold"] = [2]string{"corp", "c"}
-	if r := rotate("team/gold"); r.KeyErr == nil || !strings.Contains(r.KeyErr.Error(), `no key "c", only "a", "b"`) || r.Current != 0 {
+	if r := rotate("team/gold"); r.KeyErr == nil || !strings.Contains(r.KeyErr.Error(), `no key "c"; ask the administrator`) || r.Current != 0 {
 		t.Errorf("a key that is not there: %+v", r)
 	}
 	from.classes["team/gold"] = [2]string{"nobody", ""}

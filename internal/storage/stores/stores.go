@@ -116,7 +116,29 @@ func (s *Set) Get(name string) (Store, error) {
 func (s *Set) All() []Store {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	return s.sorted()
+}
+
+// sorted returns the open datastores. The lock is held.
+func (s *Set) sorted() []Store {
 	return slices.SortedFunc(maps.Values(s.byName), func(a, b Store) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// Known returns the open datastores, and why there may be more of this host: one that is not open, or not all
+// have been listed.
+func (s *Set) Known() ([]Store, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var unseen []error
+	if !s.listed {
+		unseen = append(unseen, errors.New("the agent has just started and has not opened all datastores yet; wait for it"))
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.closed)) {
+		if why := s.closed[name]; !errors.Is(why, ErrElsewhere) {
+			unseen = append(unseen, fmt.Errorf("datastore %s is not open, bring it back (`atoll datastore ls`): %w", name, why))
+		}
+	}
+	return s.sorted(), errors.Join(unseen...)
 }
 
 // Complete tells whether All is all there will ever be: everything has been listed, and is on this host and

@@ -2,6 +2,7 @@ package stores
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"atoll.dev/atoll/internal/storage/datastore"
@@ -49,6 +50,24 @@ func TestWhyADatastoreIsNotOpen(t *testing.T) {
 	want("c", nil)
 	if !s.Complete() || len(s.All()) != 2 {
 		t.Errorf("%v", s.All())
+	}
+}
+
+// TestKnown: what cannot be looked at is said, unless it is somebody else's.
+func TestKnown(t *testing.T) {
+	s := &Set{}
+	s.Put(Store{Name: "a"})
+	if all, err := s.Known(); len(all) != 1 || err == nil || !strings.Contains(err.Error(), "not opened all datastores") {
+		t.Errorf("before everything was listed: %v, %v", all, err)
+	}
+	s.Listed()
+	s.Close("b", ErrElsewhere)
+	if all, err := s.Known(); len(all) != 1 || err != nil {
+		t.Errorf("with one of another host: %v, %v", all, err)
+	}
+	s.Close("a", datastore.ErrUnavailable)
+	if all, err := s.Known(); len(all) != 0 || !errors.Is(err, datastore.ErrUnavailable) || !strings.Contains(err.Error(), "datastore a is not open") {
+		t.Errorf("with one that is down: %v, %v", all, err)
 	}
 }
 

@@ -234,7 +234,8 @@ func (o *op) source(r *record, source datastore.Source, limit int64) (*record, e
 	case limit > 0 && r.Size > limit:
 		return nil, fmt.Errorf("%w: %s has %d bytes, the limit is %d", datastore.ErrInvalid, id, r.Size, limit)
 	case from.Class != "" && r.Class == "":
-		return nil, fmt.Errorf("%w: a copy of %s, which is encrypted, that is not", datastore.ErrUnsupported, id)
+		return nil, fmt.Errorf("%w: %s is encrypted, so a copy of it has to be: name an EncryptionClass by the annotation %q of the claim, "+
+			"or use a StorageClass with the parameter encryption", datastore.ErrUnsupported, id, "csi.vsphere.encryption-class")
 	}
 	r.FromSnapshot, r.FromVolume = source.Snapshot, source.Volume
 	if k == Volumes {

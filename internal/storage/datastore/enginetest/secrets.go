@@ -60,6 +60,9 @@ func encryption(b *bench) {
 	must(b.s.Create(b.Context(), datastore.Spec{ID: "other", Encryption: "silver", Source: &datastore.Source{Volume: "v"}}))(b)
 	_, err := b.s.Create(b.Context(), datastore.Spec{ID: "clear", Source: &datastore.Source{Volume: "v"}})
 	b.fails(err, datastore.ErrUnsupported)
+	if !strings.Contains(fmt.Sprint(err), "csi.vsphere.encryption-class") {
+		b.Errorf("no way out: %v", err)
+	}
 	b.create("plain", mib)
 	must(b.s.Create(b.Context(), datastore.Spec{ID: "more", Encryption: "gold", Source: &datastore.Source{Volume: "plain"}}))(b)
 	b.io("more", "write -P 1 0 64k")

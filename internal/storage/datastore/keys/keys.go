@@ -21,8 +21,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"slices"
-	"strings"
 
 	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/storage/datastore"
@@ -144,21 +142,13 @@ func (r ring) Find(_ context.Context, id string) (Ref, error) {
 		return Ref{}, fmt.Errorf("key provider %q has no keys; add one of %d bytes", r.name, Size)
 	}
 	if !ok {
-		return Ref{}, fmt.Errorf("key provider %q has no key %q, only %s", r.name, id, r.list())
+		// Who names a key need not be who may know what there is.
+		return Ref{}, fmt.Errorf("key provider %q has no key %q; ask the administrator, who finds its keys in the provider's Secret, or name none to use its last one", r.name, id)
 	}
 	if len(kek) != Size {
 		return Ref{}, fmt.Errorf("key %q of key provider %q has %d bytes, and must have %d", id, r.name, len(kek), Size)
 	}
 	return Ref{id, ID(kek)}, nil
-}
-
-func (r ring) list() string {
-	var out []string
-	for name := range r.keys {
-		out = append(out, fmt.Sprintf("%q", name))
-	}
-	slices.Sort(out)
-	return strings.Join(out, ", ")
 }
 
 // find returns the key with a fingerprint. Its name may have changed.

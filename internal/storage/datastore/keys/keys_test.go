@@ -59,6 +59,14 @@ func TestWrap(t *testing.T) {
 	}
 }
 
+// TestNoSuchKey: who names a wrong key learns which others there are from nobody.
+func TestNoSuchKey(t *testing.T) {
+	_, err := ring{"corp", map[string][]byte{"other-team": make([]byte, Size)}}.Find(t.Context(), "guess")
+	if err == nil || strings.Contains(err.Error(), "other-team") || !strings.Contains(err.Error(), `no key "guess"`) || !strings.Contains(err.Error(), "administrator") {
+		t.Error(err)
+	}
+}
+
 // vault is a provider of a kind that is not known.
 type vault struct{ Static }
 
