@@ -66,6 +66,33 @@ func TestPodsFirst(t *testing.T) {
 	})
 }
 
+// TestStuckMember: a pod whose member does not come up holds up the others for a while only.
+func TestStuckMember(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeMaker{delay: time.Second}
+		p := runLoop(t, 2, f)
+		time.Sleep(2 * time.Second)
+		f.delay = time.Hour
+		for i := range 3 {
+			<-ask(p, fmt.Sprint(i))
+		}
+		synctest.Wait()
+		f.delay = time.Second
+		time.Sleep(patience - 10*time.Millisecond)
+		if n := f.count(); n != 3 {
+			t.Errorf("%d members were begun while a pod waits", n)
+		}
+		time.Sleep(20 * time.Millisecond)
+		if refill := f.member(t, 3); refill.aside.Load() {
+			t.Error("the next member stands aside for a pod that waits in vain")
+		}
+		time.Sleep(3 * time.Second)
+		if s := status(p); s.Ready != 2 {
+			t.Errorf("the pool is not refilled: %+v", s)
+		}
+	})
+}
+
 // ask asks for a member like a client does.
 func ask(p *Pool, id string) <-chan wire.Taken {
 	r := &request{assignment: wire.Assignment{Sandbox: id}, answer: make(chan wire.Taken, 1)}
