@@ -1,7 +1,8 @@
 // Command bench measures what Atoll promises, side by side with runc pods on
 // the same host in the same run, and prints one table and one JSON file.
 //
-// It is not a test: it asserts nothing. Volumes are measured beside what they can be compared with: the same
+// It is not a test: it asserts nothing, but that pods and volumes leave nothing behind. It fails in the end if
+// they do, or if a measure could not be taken. Volumes are measured beside what they can be compared with: the same
 // pod without one, the same image opened on the host, volumes of another size. It needs a running supervisor, root, and
 // the images busybox and bench loaded; `make bench` sees to that.
 package main
@@ -10,6 +11,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -103,6 +105,7 @@ func run(ctx context.Context, o options) error {
 		{"volume-leak", withVolumes(volumeLeak)},
 	}
 	var rows []Row
+	var errs []error
 	for _, b := range all {
 		if !selected(o.only, b.name) {
 			continue
@@ -112,13 +115,14 @@ func run(ctx context.Context, o options) error {
 		rows = append(rows, got...)
 		if err != nil {
 			rows = append(rows, Row{Measure: b.name, Note: "failed: " + err.Error()})
+			errs = append(errs, fmt.Errorf("%s: %w", b.name, err))
 		}
 		if ctx.Err() != nil {
 			break
 		}
 	}
 	table(rows)
-	return save(o.output, rows)
+	return errors.Join(append(errs, save(o.output, rows))...)
 }
 
 // selected tells whether a measure is wanted: all are, or those named, or those whose first word is named.

@@ -4,11 +4,9 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -98,68 +96,4 @@ func idleMemory(ctx context.Context, h *host) ([]Row, error) {
 		{Measure: "host memory per idle pod, all in", Unit: "MiB", N: running, Atoll: Value{P50: (before - after) / float64(max(1, running))}, Note: "slope of MemAvailable"},
 	}
 	return rows, h.deletePods(ctx)
-}
-
-// hostState counts what a leaking pod would leave behind.
-func hostState(h *host) map[string]int {
-	count := func(script string) int {
-		out, _ := exec.Command("sh", "-c", script).Output()
-		n, _ := strconv.Atoi(strings.TrimSpace(string(out)))
-		return n
-	}
-	return map[string]int{
-		"processes":  count("ps -e --no-headers | grep -c -E 'qemu|atoll|runc' || true"),
-		"links":      count("ip -o link | wc -l"),
-		"loops":      count("cat /sys/block/loop*/loop/backing_file 2>/dev/null | grep -c -e " + h.o.dataDir + " -e " + h.o.runDir + " || true"),
-		"mounts":     count("wc -l < /proc/self/mounts"),
-		"netns":      count("find /run/netns /var/run/netns " + h.o.runDir + " -path '*netns/*' 2>/dev/null | sort -u | wc -l"),
-		"cgroups":    count("find /sys/fs/cgroup -type d -path '*kubepods*' | wc -l"),
-		"files":      count("find " + h.o.dataDir + " " + h.o.runDir + " -type f -not -path '*/logs/*' -not -path '*/etcd/*' 2>/dev/null | wc -l"),
-		"nft rules":  count("nft list ruleset 2>/dev/null | grep -c ' counter\\| dnat\\| masquerade' || true"),
-		"memory MiB": int(statusField("/proc/meminfo", "MemAvailable:") / 1024),
-	}
-}
-
-// leakCycles creates and deletes pods one after another and compares the host before and after.
-func leakCycles(ctx context.Context, h *host) ([]Row, error) {
-	cycle := func() error {
-		s, _, err := h.startCRI(ctx, "atoll")
-		if err == nil {
-			h.stopCRI(s)
-		}
-		return err
-	}
-	for range 5 {
-		if err := cycle(); err != nil {
-			return nil, err
-		}
-	}
-	if err := h.fullPool(ctx); err != nil {
-		return nil, err
-	}
-	before := hostState(h)
-	for i := range h.o.cycles {
-		if err := cycle(); err != nil {
-			return nil, fmt.Errorf("cycle %d: %w", i, err)
-		}
-	}
-	if err := h.fullPool(ctx); err != nil {
-		return nil, err
-	}
-	note := changes(before, hostState(h))
-	return []Row{{Measure: "create/delete cycles without a leak", Unit: "cycles", Atoll: Value{P50: float64(h.o.cycles)}, Note: note}}, nil
-}
-
-// changes tells what a host has more or less than before.
-func changes(before, after map[string]int) string {
-	var note strings.Builder
-	for _, what := range slices.Sorted(maps.Keys(after)) {
-		n := after[what]
-		if what == "memory MiB" {
-			fmt.Fprintf(&note, "available memory %+d MiB; ", n-before[what])
-		} else if n != before[what] {
-			fmt.Fprintf(&note, "%s %+d; ", what, n-before[what])
-		}
-	}
-	return note.String()
 }

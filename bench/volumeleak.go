@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"time"
 )
@@ -45,40 +44,20 @@ func volumeLeak(ctx context.Context, h *host) ([]Row, error) {
 	if _, err := cycle(0, 10); err != nil { // makes what is made once
 		return nil, err
 	}
-	if err := h.fullPool(ctx); err != nil {
+	before, err := h.stateAtRest(ctx, clearTime)
+	if err != nil {
 		return nil, err
 	}
-	before := hostState(h)
 	took, err := cycle(0, h.o.volumes)
 	if err != nil {
 		return nil, err
 	}
-	if err := h.fullPool(ctx); err != nil {
+	after, err := h.stateCleared(ctx, before)
+	if err != nil {
 		return nil, err
 	}
-	// The kubelet clears up after the last pods within two minutes.
-	after := hostState(h)
-	for range 24 {
-		if same(before, after) {
-			break
-		}
-		time.Sleep(5 * time.Second)
-		after = hostState(h)
-	}
-	attached := compare("volume attached to a pod and detached again", "ms", took, nil)
-	return []Row{
-		{
-			Measure: "volumes made, attached in turn and deleted without a leak", Unit: "volumes",
-			Atoll: Value{P50: float64(h.o.volumes)}, Note: changes(before, after),
-		},
-		attached,
-	}, nil
-}
-
-// same tells whether a host has what it had before, but for memory.
-func same(before, after map[string]int) bool {
-	before, after = maps.Clone(before), maps.Clone(after)
-	delete(before, "memory MiB")
-	delete(after, "memory MiB")
-	return maps.Equal(before, after)
+	row, err := verdict(Row{
+		Measure: "volumes made, attached in turn and deleted", Unit: "volumes", Atoll: Value{P50: float64(h.o.volumes)},
+	}, before, after)
+	return []Row{row, compare("volume attached to a pod and detached again", "ms", took, nil)}, err
 }

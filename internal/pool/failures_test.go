@@ -100,6 +100,9 @@ func runLoop(t *testing.T, warm int, f *fakeMaker) *Pool {
 	t.Cleanup(func() {
 		cancel()
 		<-done
+		for _, m := range f.members {
+			m.kill() // those that were taken
+		}
 	})
 	return p
 }

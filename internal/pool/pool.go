@@ -12,7 +12,8 @@
 //
 // A pod that finds no ready member gets one that is being prepared, or a new one; it stops warming up then.
 // As long as pods wait no other members are begun, and those that are being prepared have the lowest
-// priority, so a burst of pods is served by clones that cost least and the pool is refilled after it.
+// priority, so a burst of pods is served by clones that cost least and the pool is refilled after it. A
+// pod whose member is not ready after a while is likely to wait in vain and holds up nobody any more.
 //
 // All state belongs to one goroutine, Run's loop; everything else sends it events. Requests without a
 // member wait in order. In a burst the number of members that are being prepared at a time is bounded by
@@ -50,6 +51,9 @@ const (
 	// whose micro-VM was not warmed up.
 	refillPause = 150 * time.Millisecond
 	coldPause   = 400 * time.Millisecond
+	// patience is how long a pod that waits for its member has the processors to itself. It is many times
+	// what that takes, and less than a member that is stuck lasts.
+	patience = 15 * time.Second
 	// rebuildAfter is how many members may fail in a row before the template is built anew.
 	rebuildAfter = 3
 	// firstBackoff is the pause after a failure; each further one doubles it, up to lastBackoff, which is
@@ -123,10 +127,11 @@ type member struct {
 	uid     uint32
 	born    time.Time
 	ready   bool
-	request *request // that it was assigned to
-	warm    bool     // it was ready when it was taken
-	known   bool     // it has confirmed the assignment
-	aside   bool     // it was told to stand aside
+	request *request  // that it was assigned to
+	since   time.Time // when
+	warm    bool      // it was ready when it was taken
+	known   bool      // it has confirmed the assignment
+	aside   bool      // it was told to stand aside
 }
 
 // New makes a pool. maker may be nil for the real one.
@@ -276,8 +281,8 @@ func (p *Pool) balance(ctx context.Context) time.Duration {
 		return time.Until(p.holdUntil)
 	}
 	// The processors belong to pods that wait, and for a moment to those that have just got a micro-VM.
-	if p.pending() > 0 {
-		return 0 // their reports come
+	if n, wait := p.pending(); n > 0 {
+		return wait // unless their reports come first
 	}
 	if wait := time.Until(p.holdUntil); wait > 0 {
 		return wait
@@ -300,21 +305,28 @@ func (p *Pool) spawnWhile(ctx context.Context, needed func() bool) bool {
 	return true
 }
 
-// pending is how many pods wait for a micro-VM.
-func (p *Pool) pending() int {
-	n := len(p.queue)
+// pending is how many pods wait for a micro-VM, and when patience with the first of them ends, 0 for never.
+func (p *Pool) pending() (n int, ends time.Duration) {
+	n = len(p.queue)
 	for _, m := range p.members {
-		if m.request != nil && !m.ready {
+		if m.request == nil || m.ready {
+			continue
+		}
+		if left := time.Until(m.since.Add(patience)); left > 0 {
 			n++
+			if ends == 0 || left < ends {
+				ends = left
+			}
 		}
 	}
-	return n
+	return n, ends
 }
 
 // standAside has the members that are being prepared for later leave the processors to pods that wait or
 // have just got a micro-VM.
 func (p *Pool) standAside() {
-	aside := p.pending() > 0 || p.failures == 0 && time.Until(p.holdUntil) > 0
+	pods, _ := p.pending()
+	aside := pods > 0 || p.failures == 0 && time.Until(p.holdUntil) > 0
 	for _, m := range p.members {
 		if m.ready || m.request != nil || m.aside == aside {
 			continue
@@ -380,7 +392,7 @@ func (p *Pool) assignAll() {
 		r := p.queue[0]
 		p.queue[0] = nil
 		p.queue = p.queue[1:]
-		m.request, m.warm = r, m.ready
+		m.request, m.since, m.warm = r, time.Now(), m.ready
 		p.holdUntil = later(p.holdUntil, time.Now().Add(refillPause))
 		if err := m.Assign(r.assignment); err != nil {
 			p.log.Warn("assigning a micro-VM", "member", m.id, "error", err)

@@ -203,48 +203,6 @@ func TestWarm(t *testing.T) {
 	}
 }
 
-// TestStandAside: members that are being prepared stand aside while a pod starts.
-func TestStandAside(t *testing.T) {
-	f := &fakeMaker{delay: 700 * time.Millisecond}
-	socket := startPool(t, 1, f)
-	until(t, socket, func(s wire.Status) bool { return s.Ready == 1 })
-	take(t, socket, "warm")
-	until(t, socket, func(s wire.Status) bool { return s.Preparing == 1 })
-	refill := func() *fakeMember {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		return f.members[1]
-	}()
-	if refill.aside.Load() {
-		t.Error("a member stands aside for nobody")
-	}
-	take(t, socket, "takes the refill")
-	take(t, socket, "waits for a new one")
-	until(t, socket, func(s wire.Status) bool { return s.Preparing == 1 }) // the next refill, when they have started
-	if refill.aside.Load() {
-		t.Error("a member that a pod waits for was told to stand aside")
-	}
-}
-
-// TestPodsFirst: while a pod waits for a micro-VM no other one is begun.
-func TestPodsFirst(t *testing.T) {
-	f := &fakeMaker{delay: 200 * time.Millisecond}
-	socket := startPool(t, 2, f)
-	until(t, socket, func(s wire.Status) bool { return s.Ready == 2 })
-	for i := range 3 {
-		if got := take(t, socket, fmt.Sprint(i)); got.Warm != (i < 2) {
-			t.Errorf("pod %d got %+v", i, got)
-		}
-	}
-	f.mu.Lock()
-	spawned := f.spawned
-	f.mu.Unlock()
-	if spawned != 3 {
-		t.Errorf("%d members were begun for 3 pods", spawned)
-	}
-	until(t, socket, func(s wire.Status) bool { return s.Ready == 2 })
-}
-
 func TestColdAndBurst(t *testing.T) {
 	f := &fakeMaker{delay: 3 * time.Millisecond}
 	socket := startPool(t, 0, f)

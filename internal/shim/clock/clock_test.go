@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -207,33 +209,125 @@ func TestGuestEnds(t *testing.T) {
 	})
 }
 
-// TestSoon: a guest that has stood still is told the time long before the next round.
+// TestSoon: a guest that has stood still is told the time long before the next round, and once.
 func TestSoon(t *testing.T) {
-	timer, err := wallclock.New()
+	inner, err := wallclock.New()
 	if err != nil {
 		t.Fatal(err)
 	}
+	timer := waitTimer{Timer: inner, waits: make(chan struct{}, 10)}
 	told := make(chan struct{}, 10)
 	f := New(Config{Guest: tellGuest{told: told}, Timer: timer})
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- f.Run(ctx) }()
-	begin := time.Now()
-	for n := 0; n < 2; { // before the first round, and between two
+	for _, when := range []string{"before the first round", "between two rounds"} {
+		<-timer.waits
 		f.Soon()
 		select {
 		case <-told:
-			n++
-		case <-time.After(2 * soonAfter): // Run arms the timer when it begins
+		case <-time.After(settle / 2):
+			t.Fatalf("%s: not told", when)
 		}
 	}
-	if took := time.Since(begin); took > period/10 {
-		t.Errorf("told after %v", took)
+	<-timer.waits
+	select {
+	case <-told:
+		t.Error("told without need")
+	case <-time.After(2 * soonAfter):
 	}
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
+}
+
+// waitTimer says that Wait is called.
+type waitTimer struct {
+	Timer
+	waits chan struct{}
+}
+
+func (w waitTimer) Wait() (bool, error) {
+	w.waits <- struct{}{}
+	return w.Timer.Wait()
+}
+
+// TestSoonDuringRound: Soon is not lost while the follower is busy, and has the guest be told once more at most.
+func TestSoonDuringRound(t *testing.T) {
+	for when, want := range map[string][]time.Duration{ // tellings since the round began
+		"went off": {0}, // the one that comes anyway
+		"arming":   {0, soonAfter},
+		"telling":  {0, soonAfter},
+	} {
+		t.Run(when, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := &callingGuest{}
+				timer := &callingTimer{fakeTimer: newTimer()}
+				f := New(Config{Guest: g, Timer: timer})
+				soon := sync.OnceFunc(f.Soon)
+				ended := make(chan error, 1)
+				ctx, cancel := context.WithCancel(t.Context())
+				go func() { ended <- f.Run(ctx) }()
+				synctest.Wait() // the first round is awaited
+				switch when {
+				case "went off":
+					timer.wentOff = soon
+				case "arming":
+					timer.arming = soon
+				case "telling":
+					g.telling = soon
+				}
+				begin := time.Now()
+				timer.step <- struct{}{}
+				time.Sleep(10 * soonAfter)
+				synctest.Wait()
+				var got []time.Duration
+				for _, at := range g.told {
+					got = append(got, at.Sub(begin))
+				}
+				if !slices.Equal(got, want) {
+					t.Errorf("told after %v, want %v", got, want)
+				}
+				cancel()
+				<-ended
+			})
+		})
+	}
+}
+
+// callingTimer calls something when it has gone off and when it is armed for the next round.
+type callingTimer struct {
+	*fakeTimer
+	wentOff, arming func()
+}
+
+func (c *callingTimer) Wait() (bool, error) {
+	stepped, err := c.fakeTimer.Wait()
+	if c.wentOff != nil {
+		c.wentOff()
+	}
+	return stepped, err
+}
+
+func (c *callingTimer) Arm(d time.Duration) error {
+	if c.arming != nil && d > settle {
+		c.arming()
+	}
+	return c.fakeTimer.Arm(d)
+}
+
+// callingGuest calls something when it is told the time.
+type callingGuest struct {
+	fakeGuest
+	telling func()
+}
+
+func (c *callingGuest) TellTime(ctx context.Context, r *guestv1.TellTimeRequest) (*guestv1.Empty, error) {
+	if c.telling != nil {
+		c.telling()
+	}
+	return c.fakeGuest.TellTime(ctx, r)
 }
 
 // tellGuest notes that it was told the time.

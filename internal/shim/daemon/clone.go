@@ -56,8 +56,9 @@ type clone struct {
 
 	mu      sync.Mutex // guards the fields below, and the closing of urgent
 	machine *vm.Machine
-	polite  bool // the pool wants QEMU to yield
-	yields  bool // QEMU does: it runs when nobody else wants to
+	setNice func(nice int) error // of QEMU; nil as long as there is none
+	polite  bool                 // the pool wants QEMU to yield
+	yields  bool                 // QEMU does, or may: it runs when nobody else wants to
 }
 
 func newClone(i wire.Init, f files) *clone {
@@ -84,18 +85,18 @@ func (c *clone) aside(yes bool) {
 
 // yield makes QEMU the last to run, or like any other again. The lock is held.
 func (c *clone) yield(yes bool) {
-	if c.machine == nil || c.yields == yes {
+	if c.setNice == nil || c.yields == yes {
 		return
 	}
 	nice := 0
 	if yes {
 		nice = lastNice
 	}
-	if err := process.SetNice(c.machine.PID(), nice); err != nil {
+	err := c.setNice(nice)
+	if err != nil {
 		slog.Warn("a micro-VM that is being prepared", "error", err)
-		return
 	}
-	c.yields = yes
+	c.yields = yes || err != nil // what failed may have been done in part
 }
 
 // begin notes the machine.
@@ -103,6 +104,7 @@ func (c *clone) begin(m *vm.Machine) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.machine = m
+	c.setNice = func(nice int) error { return process.SetNice(m.PID(), nice) }
 	c.yield(c.polite && !c.hurried())
 }
 
