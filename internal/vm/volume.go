@@ -92,6 +92,8 @@ type layer struct {
 // flushed to the file. When the host's file system is full the machine stops instead of failing a write; see
 // Stalled.
 //
+// After an error, RemoveVolume tells whether QEMU has closed all files: it has if there is no such volume.
+//
 // It returns the LUN on target 0 of bus 0.
 func (m *Machine) AddVolume(ctx context.Context, v Volume) (lun int, err error) {
 	doing := fmt.Sprintf("adding volume %q", v.Serial)
@@ -112,7 +114,7 @@ func (m *Machine) AddVolume(ctx context.Context, v Volume) (lun int, err error) 
 	for i, l := range v.Layers {
 		writable := i == len(v.Layers)-1 && !v.ReadOnly
 		if err := m.addLayer(ctx, vol, l, vol.top(), writable); err != nil {
-			return 0, fmt.Errorf("%s: %w", doing, errors.Join(locked(err), m.dropVolume(ctx, vol)))
+			return 0, fmt.Errorf("%s: %w", doing, errors.Join(locked(err), m.abandonVolume(ctx, v.Serial, vol)))
 		}
 	}
 	device := map[string]any{
@@ -129,7 +131,7 @@ func (m *Machine) AddVolume(ctx context.Context, v Volume) (lun int, err error) 
 		}
 	}
 	if err != nil {
-		return 0, errors.Join(locked(err), m.dropVolume(ctx, vol))
+		return 0, errors.Join(locked(err), m.abandonVolume(ctx, v.Serial, vol))
 	}
 	m.disks[v.Serial] = lun
 	m.volumes[v.Serial] = vol
@@ -276,6 +278,17 @@ func (m *Machine) dropVolume(ctx context.Context, v *volume) error {
 		}
 	}
 	return first
+}
+
+// abandonVolume closes what was opened of a volume that cannot be added. What cannot be closed is left to
+// RemoveVolume.
+func (m *Machine) abandonVolume(ctx context.Context, serial string, v *volume) error {
+	err := m.dropVolume(ctx, v)
+	if err != nil {
+		m.disks[serial] = v.lun
+		m.volumes[serial] = v
+	}
+	return err
 }
 
 func (m *Machine) dropLayer(ctx context.Context, l layer) error {
