@@ -58,9 +58,12 @@ type Volume struct {
 	Limits   Limits
 }
 
+// MaxLayers bounds the layers of a volume. It is more than the engine makes (handover.MaxLayers), so that whatever
+// the engine made can be opened.
+const MaxLayers = 160
+
 const (
 	volumeFDSet = 1000 // first of the sets with files of volumes
-	maxLayers   = 64
 	// changeTimeout bounds a change of the block graph. It goes on when its caller gives up, since half of
 	// it is worse than waiting.
 	changeTimeout = 60 * time.Second
@@ -142,8 +145,8 @@ func checkVolume(v Volume) error {
 	if err := checkSerial(v.Serial); err != nil {
 		return err
 	}
-	if len(v.Layers) == 0 || len(v.Layers) > maxLayers {
-		return fmt.Errorf("a volume has 1 to %d layers, not %d", maxLayers, len(v.Layers))
+	if len(v.Layers) == 0 || len(v.Layers) > MaxLayers {
+		return fmt.Errorf("a volume has 1 to %d layers, not %d", MaxLayers, len(v.Layers))
 	}
 	for i, l := range v.Layers {
 		writable := i == len(v.Layers)-1 && !v.ReadOnly

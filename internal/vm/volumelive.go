@@ -49,8 +49,8 @@ func (m *Machine) SnapshotVolume(ctx context.Context, serial string, frozen, ove
 		m.freezeOrWarn(ctx, serial, v, old-1, frozen)
 		return nil
 	}
-	if len(v.layers) >= maxLayers {
-		return fmt.Errorf("%s: %w: %d layers", doing, ErrLimit, maxLayers)
+	if len(v.layers) >= MaxLayers {
+		return fmt.Errorf("%s: %w: it has %d layers; delete snapshots of it", doing, ErrLimit, MaxLayers)
 	}
 	err = m.addLayer(ctx, v, overlay, "", true)
 	if err == nil {

@@ -220,6 +220,13 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestDeepest: a micro-VM opens whatever the engine can make.
+func TestDeepest(t *testing.T) {
+	if vm.MaxLayers <= handover.MaxLayers {
+		t.Errorf("a micro-VM takes %d layers, a chain may have %d and one that is being added", vm.MaxLayers, handover.MaxLayers)
+	}
+}
+
 func TestBlock(t *testing.T) {
 	f := &fake{blank: true}
 	s := newSet(t, f, handover.Volume{ID: "store/v", Block: &handover.Device{Major: 7, Minor: 3}})

@@ -173,7 +173,7 @@ func (o *op) create(spec datastore.Spec) (*record, error) {
 	}
 	r.Layers = append(slices.Clone(r.Layers), i.Layer)
 	if len(r.Layers) > maxLayers {
-		return nil, fmt.Errorf("%w: more than %d layers", datastore.ErrUnsupported, maxLayers)
+		return nil, tooDeep()
 	}
 	err := o.locked(func() error {
 		if err := o.room(r.Size, r.Size, spec.Provisioning != datastore.Thin); err != nil {

@@ -92,7 +92,7 @@ func (o *op) freeze(v *record, id string, live datastore.Live) ([]Layer, error) 
 		return layers, o.keep(v, id, layers)
 	}
 	if len(v.Layers) >= maxLayers {
-		return nil, fmt.Errorf("%w: more than %d layers; detach the volume for a while so that they can be merged", datastore.ErrUnsupported, maxLayers)
+		return nil, tooDeep()
 	}
 	if err := o.room(0, 0, false); err != nil {
 		return nil, err
@@ -105,6 +105,14 @@ func (o *op) freeze(v *record, id string, live datastore.Live) ([]Layer, error) 
 		return nil, err
 	}
 	return v.below(), nil
+}
+
+// tooDeep is for what would have more layers than can be opened.
+func tooDeep() error {
+	return fmt.Errorf(
+		"%w: it would have more than %d layers; delete snapshots of the volume, then detach it for a while so that layers are merged",
+		datastore.ErrUnsupported, maxLayers,
+	)
 }
 
 // thaw finishes a freeze. The layer of one that was found in the record may have been written to already.

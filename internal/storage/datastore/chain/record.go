@@ -19,7 +19,7 @@ import (
 const recordFormat = 1
 
 // maxLayers bounds a chain: QEMU opens every layer, and a read may have to ask all of them.
-const maxLayers = 128
+const maxLayers = handover.MaxLayers
 
 // Kind is what a record describes.
 type Kind string
