@@ -241,8 +241,14 @@ func (o *op) expand(v *record, size int64, live datastore.Live) error {
 			return err
 		}
 	}
-	thick, top := v.Provisioning != datastore.Thin, v.top()
-	if err := o.locked(func() error { return o.room(size-v.Size, size-v.Size, thick) }); err != nil {
+	// What a snapshot put on top of a thick volume is thin, and stays so.
+	top := v.top()
+	thick := v.Provisioning != datastore.Thin && (top.Thick || len(v.Layers) == 1)
+	need, err := o.growth(top, size, thick)
+	if err != nil {
+		return err
+	}
+	if err := o.locked(func() error { return o.room(size-v.Size, need, thick) }); err != nil {
 		return err
 	}
 	if live == nil || top.Format == handover.FormatRaw {
@@ -273,6 +279,18 @@ func (o *op) expand(v *record, size int64, live datastore.Live) error {
 	v.Size = size
 	v.Layers[len(v.Layers)-1].Size = size
 	return o.put(v)
+}
+
+// growth is how much room is taken when a layer grows: if it is thick, all that it has not got yet.
+func (o *op) growth(l Layer, size int64, thick bool) (int64, error) {
+	if !thick {
+		return 0, nil
+	}
+	used, err := o.place.Images().Used(l)
+	if err != nil {
+		return 0, fmt.Errorf("looking at image %s: %w", l.ID, err)
+	}
+	return max(size-used, 0), nil
 }
 
 // describeSnapshot is what the caller learns about a snapshot.

@@ -77,6 +77,8 @@ type Layer struct {
 	Format string `json:"format"`
 	Size   int64  `json:"size"`
 	Key    string `json:"key,omitempty"`
+	// Thick: it had room for all of it when it was made.
+	Thick bool `json:"thick,omitempty"`
 }
 
 // pending is a freeze under way: layer becomes the top one, and what was below becomes snapshot, if that is
