@@ -89,8 +89,25 @@ func TestSweptAtStart(t *testing.T) {
 }
 
 // TestLoopNotRecorded: a device that was made by an agent that died before it could note it is used, or given back.
-func TestLoopNotRecorded(t *testing.T) {
-	h := newHost(t)
+func TestLoopNotRecorded(t *testing.T) { loopNotRecorded(t, newHost(t)) }
+
+// TestLoopBehindLink: the kernel knows the files of devices by other names.
+func TestLoopBehindLink(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "link")
+	must(t, os.Symlink(t.TempDir(), dir))
+	h := newHostIn(t, dir)
+	loopNotRecorded(t, h)
+	for _, pod := range []string{"vm-1", "runc-1"} {
+		r := block(h.request(h.volume("w-"+pod, nil), pod), h.kubelet)
+		h.publish(r)
+		h.unpublish(r)
+		if left := h.devices(); len(left) > 0 {
+			t.Errorf("%s: left %v", pod, left)
+		}
+	}
+}
+
+func loopNotRecorded(t *testing.T, h *host) {
 	for _, pod := range []string{"vm-1", "runc-1"} {
 		r := block(h.request(h.volume("v-"+pod, nil), pod), h.kubelet)
 		h.publish(r)
@@ -144,9 +161,11 @@ func (h *host) devices() []string {
 	h.t.Helper()
 	out, err := exec.Command("losetup", "--noheadings", "--list", "--output", "NAME,BACK-FILE").Output()
 	must(h.t, err)
+	dir, err := filepath.EvalSymlinks(filepath.Dir(h.kubelet))
+	must(h.t, err)
 	var found []string
 	for line := range strings.Lines(string(out)) {
-		if strings.Contains(line, filepath.Dir(h.kubelet)) {
+		if strings.Contains(line, dir) {
 			found = append(found, strings.Fields(line)[0])
 		}
 	}
