@@ -205,8 +205,7 @@ func (m *Machine) unplug(ctx context.Context, lun int) error {
 	err := m.run(ctx, "unplugging", qmp.Command{Name: "device_del", Args: map[string]any{"id": diskID(lun)}})
 	if err != nil {
 		m.forget(gone)
-		var q *qmp.Error
-		if errors.As(err, &q) && isMissing(q.Desc) {
+		if missing(err) {
 			return nil
 		}
 		return err

@@ -302,14 +302,20 @@ func (m *Machine) dropLayer(ctx context.Context, l layer) error {
 	if l.set != 0 {
 		commands = append(commands, qmp.Command{Name: "remove-fd", Args: map[string]any{"fdset-id": l.set}})
 	}
+	if l.image.rbd != "" { // one of the two is l.file, unless freezing was not waited for
+		for _, node := range []string{l.node + "f", frozenNode(l)} {
+			if node != l.file {
+				commands = append(commands, qmp.Command{Name: "blockdev-del", Args: map[string]any{"node-name": node}})
+			}
+		}
+	}
 	if l.secret != "" {
 		commands = append(commands, qmp.Command{Name: "object-del", Args: map[string]any{"id": l.secret}})
 	}
 	var first error
 	for _, c := range commands {
 		err := m.run(ctx, "closing layer", c)
-		var q *qmp.Error
-		if err != nil && first == nil && (!errors.As(err, &q) || !isMissing(q.Desc)) {
+		if err != nil && first == nil && !missing(err) {
 			first = err
 		}
 	}
