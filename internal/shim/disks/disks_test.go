@@ -185,12 +185,7 @@ func TestNotUndone(t *testing.T) {
 			t.Errorf("%s: a snapshot of it: %v", call, err)
 		}
 		f.said()
-		f.fail = nil
-		if call == "probe" {
-			f.fail = map[string]error{"remove": vm.ErrExited}
-		} else if call == "add" {
-			f.fail = map[string]error{"remove": vm.ErrNoVolume}
-		}
+		f.fail = map[string]error{"remove": map[string]error{"probe": vm.ErrExited, "add": vm.ErrNoVolume}[call]}
 		if call == "resize" {
 			if _, err := s.Mount(t.Context(), "pvc"); err != nil || f.said() != "remove add resize probe create:DISK" {
 				t.Errorf("%s: again: %v", call, err)
