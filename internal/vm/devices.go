@@ -197,16 +197,20 @@ func (m *Machine) RemoveDisk(ctx context.Context, serial string) error {
 	return nil
 }
 
-// unplug takes a device off the SCSI controller and waits until it is gone.
+// unplug takes a device off the SCSI controller and waits until it is gone. One that is not there is fine.
 func (m *Machine) unplug(ctx context.Context, lun int) error {
 	gone := m.expect(func(e qmp.Event) bool {
 		return e.Name == "DEVICE_DELETED" && strings.Contains(string(e.Data), `"`+diskID(lun)+`"`)
 	})
-	if err := m.run(ctx, "unplugging", qmp.Command{Name: "device_del", Args: map[string]any{"id": diskID(lun)}}); err != nil {
+	err := m.run(ctx, "unplugging", qmp.Command{Name: "device_del", Args: map[string]any{"id": diskID(lun)}})
+	if err != nil {
 		m.forget(gone)
+		if missing(err) {
+			return nil
+		}
 		return err
 	}
-	_, err := m.wait(ctx, gone)
+	_, err = m.wait(ctx, gone)
 	return err
 }
 

@@ -58,9 +58,12 @@ type Volume struct {
 	Limits   Limits
 }
 
+// MaxLayers bounds the layers of a volume. It is more than the engine makes (handover.MaxLayers), so that whatever
+// the engine made can be opened.
+const MaxLayers = 160
+
 const (
 	volumeFDSet = 1000 // first of the sets with files of volumes
-	maxLayers   = 64
 	// changeTimeout bounds a change of the block graph. It goes on when its caller gives up, since half of
 	// it is worse than waiting.
 	changeTimeout = 60 * time.Second
@@ -92,6 +95,8 @@ type layer struct {
 // flushed to the file. When the host's file system is full the machine stops instead of failing a write; see
 // Stalled.
 //
+// After an error, RemoveVolume tells whether QEMU has closed all files: it has if there is no such volume.
+//
 // It returns the LUN on target 0 of bus 0.
 func (m *Machine) AddVolume(ctx context.Context, v Volume) (lun int, err error) {
 	doing := fmt.Sprintf("adding volume %q", v.Serial)
@@ -112,7 +117,7 @@ func (m *Machine) AddVolume(ctx context.Context, v Volume) (lun int, err error) 
 	for i, l := range v.Layers {
 		writable := i == len(v.Layers)-1 && !v.ReadOnly
 		if err := m.addLayer(ctx, vol, l, vol.top(), writable); err != nil {
-			return 0, fmt.Errorf("%s: %w", doing, errors.Join(locked(err), m.dropVolume(ctx, vol)))
+			return 0, fmt.Errorf("%s: %w", doing, errors.Join(locked(err), m.abandonVolume(ctx, v.Serial, vol)))
 		}
 	}
 	device := map[string]any{
@@ -129,7 +134,7 @@ func (m *Machine) AddVolume(ctx context.Context, v Volume) (lun int, err error) 
 		}
 	}
 	if err != nil {
-		return 0, errors.Join(locked(err), m.dropVolume(ctx, vol))
+		return 0, errors.Join(locked(err), m.abandonVolume(ctx, v.Serial, vol))
 	}
 	m.disks[v.Serial] = lun
 	m.volumes[v.Serial] = vol
@@ -140,8 +145,8 @@ func checkVolume(v Volume) error {
 	if err := checkSerial(v.Serial); err != nil {
 		return err
 	}
-	if len(v.Layers) == 0 || len(v.Layers) > maxLayers {
-		return fmt.Errorf("a volume has 1 to %d layers, not %d", maxLayers, len(v.Layers))
+	if len(v.Layers) == 0 || len(v.Layers) > MaxLayers {
+		return fmt.Errorf("a volume has 1 to %d layers, not %d", MaxLayers, len(v.Layers))
 	}
 	for i, l := range v.Layers {
 		writable := i == len(v.Layers)-1 && !v.ReadOnly
@@ -278,6 +283,17 @@ func (m *Machine) dropVolume(ctx context.Context, v *volume) error {
 	return first
 }
 
+// abandonVolume closes what was opened of a volume that cannot be added. What cannot be closed is left to
+// RemoveVolume.
+func (m *Machine) abandonVolume(ctx context.Context, serial string, v *volume) error {
+	err := m.dropVolume(ctx, v)
+	if err != nil {
+		m.disks[serial] = v.lun
+		m.volumes[serial] = v
+	}
+	return err
+}
+
 func (m *Machine) dropLayer(ctx context.Context, l layer) error {
 	commands := []qmp.Command{
 		{Name: "blockdev-del", Args: map[string]any{"node-name": l.node}},
@@ -286,14 +302,20 @@ func (m *Machine) dropLayer(ctx context.Context, l layer) error {
 	if l.set != 0 {
 		commands = append(commands, qmp.Command{Name: "remove-fd", Args: map[string]any{"fdset-id": l.set}})
 	}
+	if l.image.rbd != "" { // one of the two is l.file, unless freezing was not waited for
+		for _, node := range []string{l.node + "f", frozenNode(l)} {
+			if node != l.file {
+				commands = append(commands, qmp.Command{Name: "blockdev-del", Args: map[string]any{"node-name": node}})
+			}
+		}
+	}
 	if l.secret != "" {
 		commands = append(commands, qmp.Command{Name: "object-del", Args: map[string]any{"id": l.secret}})
 	}
 	var first error
 	for _, c := range commands {
 		err := m.run(ctx, "closing layer", c)
-		var q *qmp.Error
-		if err != nil && first == nil && (!errors.As(err, &q) || !isMissing(q.Desc)) {
+		if err != nil && first == nil && !missing(err) {
 			first = err
 		}
 	}

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/vm"
 	"atoll.dev/atoll/internal/vm/vmtest"
 )
@@ -279,6 +280,25 @@ func TestVolumeHostile(t *testing.T) {
 	lun, err := m.AddVolume(ctx, vm.Volume{Serial: "a", Layers: layers(t, os.O_RDWR, qcow2(t, "fine", ""))})
 	must(t, err)
 	vmtest.NewGuest(m).Want(t, "0000", "lun %d 0 2", lun)
+}
+
+// TestVolumeDeepest: as many layers as the engine makes can be opened, and one more.
+func TestVolumeDeepest(t *testing.T) {
+	ctx := t.Context()
+	m := vmtest.Clone(t, build(t), vm.CloneConfig{})
+	names := []string{qcow2(t, "layer", "")}
+	for len(names) < handover.MaxLayers {
+		names = append(names, qcow2(t, "layer", names[len(names)-1]))
+	}
+	top := names[len(names)-1]
+	lun, err := m.AddVolume(ctx, vm.Volume{Serial: "deep", Layers: layers(t, os.O_RDWR, names...)})
+	must(t, err)
+	g := vmtest.NewGuest(m)
+	g.Want(t, "ok", "write %d 4096 abcd", lun)
+	overlay := layers(t, os.O_RDWR, qcow2(t, "overlay", top))[0]
+	must(t, m.SnapshotVolume(ctx, "deep", layers(t, os.O_RDONLY, top)[0], overlay))
+	g.Want(t, "abcd", "lun %d 4096 2", lun)
+	must(t, m.RemoveVolume(ctx, "deep"))
 }
 
 // TestVolumeKilled: what was flushed is there after SIGKILL of QEMU, and the lock is free.

@@ -49,8 +49,8 @@ func (m *Machine) SnapshotVolume(ctx context.Context, serial string, frozen, ove
 		m.freezeOrWarn(ctx, serial, v, old-1, frozen)
 		return nil
 	}
-	if len(v.layers) >= maxLayers {
-		return fmt.Errorf("%s: %w: %d layers", doing, ErrLimit, maxLayers)
+	if len(v.layers) >= MaxLayers {
+		return fmt.Errorf("%s: %w: it has %d layers; delete snapshots of it", doing, ErrLimit, MaxLayers)
 	}
 	err = m.addLayer(ctx, v, overlay, "", true)
 	if err == nil {
@@ -240,7 +240,14 @@ func isLockMessage(text string) bool {
 	return strings.Contains(text, "lock") && (strings.Contains(text, "Failed to get") || strings.Contains(text, "another process"))
 }
 
-// isMissing knows what QEMU says about a node, a set of descriptors or an object that is not there.
-func isMissing(text string) bool {
-	return strings.Contains(text, "Failed to find node") || strings.Contains(text, "not found")
+// missing knows what QEMU says about a node, a device, a set of descriptors or an object that is not there.
+func missing(err error) bool {
+	var q *qmp.Error
+	return errors.As(err, &q) && (strings.Contains(q.Desc, "Failed to find node") || strings.Contains(q.Desc, "not found"))
+}
+
+// inUse knows what QEMU says about a node that another one needs.
+func inUse(err error) bool {
+	var q *qmp.Error
+	return errors.As(err, &q) && strings.Contains(q.Desc, "is in use")
 }

@@ -97,11 +97,24 @@ func module(err error) error {
 	return err
 }
 
-// freezeRBD makes QEMU open the image of layer i anew for reading only, in place of the node it could write with.
+// frozenNode is the node of an image that is open for reading only, after freezing.
+func frozenNode(l layer) string { return l.node + "r" }
+
+// freezeRBD makes QEMU open the image of layer i anew for reading only, in place of the node it could write with. It
+// can be done again.
 func (m *Machine) freezeRBD(ctx context.Context, v *volume, i int, frozen RBD) error {
 	l := &v.layers[i]
-	node := l.node + "r"
-	if err := m.openRBD(ctx, node, frozen, false); err != nil {
+	node := frozenNode(*l)
+	if l.file == node {
+		return nil
+	}
+	remove := qmp.Command{Name: "blockdev-del", Args: map[string]any{"node-name": node}}
+	// There may be one of an attempt that was not waited for, in use already if reopening was what took so long.
+	if err := m.run(ctx, "freezing layer", remove); err == nil || missing(err) {
+		if err := m.openRBD(ctx, node, frozen, false); err != nil {
+			return err
+		}
+	} else if !inUse(err) {
 		return err
 	}
 	options := maps.Clone(l.open)
@@ -111,11 +124,15 @@ func (m *Machine) freezeRBD(ctx context.Context, v *volume, i int, frozen RBD) e
 		options["backing"] = v.layers[i-1].node
 	}
 	if err := m.run(ctx, "freezing layer", qmp.Command{Name: "blockdev-reopen", Args: map[string]any{"options": []any{options}}}); err != nil {
-		return errors.Join(err, m.run(ctx, "freezing layer", qmp.Command{Name: "blockdev-del", Args: map[string]any{"node-name": node}}))
+		return errors.Join(err, m.run(ctx, "freezing layer", remove))
 	}
 	old := l.file
 	l.file, l.open = node, options
-	return m.run(ctx, "freezing layer", qmp.Command{Name: "blockdev-del", Args: map[string]any{"node-name": old}})
+	err := m.run(ctx, "freezing layer", qmp.Command{Name: "blockdev-del", Args: map[string]any{"node-name": old}})
+	if missing(err) {
+		return nil
+	}
+	return err
 }
 
 // inMemory is a file that has no name.

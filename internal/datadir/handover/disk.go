@@ -1,5 +1,8 @@
 package handover
 
+// MaxLayers bounds the layers of a disk. Whatever opens disks takes as many and one more.
+const MaxLayers = 128
+
 // Formats of a layer.
 const (
 	FormatRaw   = "raw"

@@ -128,6 +128,14 @@ func flag(option string) (set, unset uintptr, ok bool) {
 // Unmount writes everything that is not on the disk yet, and unmounts. It returns when the kernel has let go
 // of the disk, which containers may delay that are just going away.
 func Unmount(ctx context.Context, device, dir string) error {
+	if err := Detach(dir); err != nil {
+		return err
+	}
+	return WaitFree(ctx, device)
+}
+
+// Detach is Unmount that does not wait.
+func Detach(dir string) error {
 	if err := Sync(dir); err != nil && !errors.Is(err, unix.EROFS) {
 		return fmt.Errorf("unmounting: %w", err)
 	}
@@ -140,7 +148,7 @@ func Unmount(ctx context.Context, device, dir string) error {
 	} else if err != nil && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("unmounting: %w", err)
 	}
-	return waitFree(ctx, device)
+	return nil
 }
 
 // Sync writes out the file system that a directory is in.
@@ -156,8 +164,8 @@ func Sync(dir string) error {
 	return nil
 }
 
-// waitFree waits until nobody holds the device, then empties its cache.
-func waitFree(ctx context.Context, device string) error {
+// WaitFree waits until no file system is mounted from the device, then empties its cache.
+func WaitFree(ctx context.Context, device string) error {
 	wait := time.Millisecond
 	for {
 		f, err := os.OpenFile(device, os.O_RDONLY|unix.O_EXCL, 0)

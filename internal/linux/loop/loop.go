@@ -88,7 +88,8 @@ func Backing(path string) (dev, inode uint64, ok bool) {
 	return info.Device, info.Inode, true
 }
 
-// Over lists the devices that were made of a file of this name, which may be gone by now.
+// Over lists the devices that were made of a file of this name, which may be gone by now. The kernel knows the name
+// without symbolic links.
 func Over(file string) ([]string, error) {
 	all, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {

@@ -104,6 +104,7 @@ type disk struct {
 	serial string
 	volume handover.Volume
 	device handover.Device // in the guest
+	broken bool            // it could not be attached, nor taken away again: QEMU may have it open
 
 	mu     sync.Mutex       // held over each change of the disk, not over calls to the guest; guards the fields below
 	layers []handover.Layer // lowest first
@@ -169,8 +170,13 @@ func (s *Set) ensure(ctx context.Context, name string, v handover.Volume) (*disk
 	if s.life.Err() != nil {
 		return nil, ending
 	}
-	if d := s.find(name); d != nil {
+	if d := s.find(name); d != nil && !d.broken {
 		return d, nil
+	} else if d != nil {
+		if err := s.remove(ctx, d); err != nil {
+			return nil, fmt.Errorf("what is left of an earlier attempt: %w", err)
+		}
+		s.forget(name, d)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -189,13 +195,28 @@ func (s *Set) ensure(ctx context.Context, name string, v handover.Volume) (*disk
 	if err := s.records.Put(record); err != nil {
 		return nil, err
 	}
-	if err := s.attach(ctx, d); err != nil {
-		return nil, errors.Join(err, s.records.Remove(v.ID, s.pod))
+	err := s.attach(ctx, d)
+	if err != nil {
+		failed := s.remove(ctx, d)
+		if failed == nil {
+			return nil, errors.Join(err, s.records.Remove(v.ID, s.pod))
+		}
+		d.broken = true // the record stays, and Release or the next attempt tries again
+		err = errors.Join(err, failed)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.disks[name] = d
-	return d, nil
+	return d, err
+}
+
+// remove has QEMU close a volume. After an error it may have it open still.
+func (s *Set) remove(ctx context.Context, d *disk) error {
+	err := s.machine.RemoveVolume(ctx, d.serial)
+	if errors.Is(err, vm.ErrExited) || errors.Is(err, vm.ErrNoVolume) {
+		return nil
+	}
+	return err
 }
 
 func (s *Set) find(name string) *disk {
@@ -221,8 +242,8 @@ func serialOf(volume string) string {
 	return "v" + hex.EncodeToString(sum[:10])
 }
 
-// attach opens the volume and makes the guest use it.
-func (s *Set) attach(ctx context.Context, d *disk) (err error) {
+// attach opens the volume and makes the guest use it. After an error, some of that may have been done.
+func (s *Set) attach(ctx context.Context, d *disk) error {
 	opened, err := s.open(ctx, d.volume.ID)
 	if err != nil {
 		return err
@@ -231,11 +252,6 @@ func (s *Set) attach(ctx context.Context, d *disk) (err error) {
 	if err := s.plug(ctx, d, opened, readOnly); err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.machine.RemoveVolume(ctx, d.serial))
-		}
-	}()
 	gctx, cancel := context.WithTimeout(ctx, guestTimeout)
 	defer cancel()
 	probe, err := s.guest.ProbeDisk(gctx, &guestv1.ProbeDiskRequest{Serial: d.serial})
@@ -322,10 +338,7 @@ func (s *Set) plug(ctx context.Context, d *disk, opened attach.Opened, readOnly 
 		return nil
 	}
 	// It may have been decided to grow the volume while nobody had it open.
-	if err := s.machine.ResizeVolume(ctx, d.serial, d.size); err != nil {
-		return errors.Join(err, s.machine.RemoveVolume(ctx, d.serial))
-	}
-	return nil
+	return s.machine.ResizeVolume(ctx, d.serial, d.size)
 }
 
 // openLayer opens the file of a layer, never a link or anything but a regular file. An image in Ceph is opened by
@@ -382,16 +395,13 @@ func (s *Set) Release(ctx context.Context) error {
 	}
 	for name, d := range all {
 		d.mu.Lock() // for a change that is under way
-		err := s.machine.RemoveVolume(ctx, d.serial)
+		err := s.remove(ctx, d)
 		d.mu.Unlock()
-		if err != nil && !errors.Is(err, vm.ErrExited) {
-			errs = append(errs, err) // QEMU may have it open still, and the record says so until it has ended
+		if err != nil {
+			errs = append(errs, err) // the record says so until QEMU has ended
 			continue
 		}
-		s.mu.Lock()
-		delete(s.disks, name)
-		s.mu.Unlock()
-		s.forget(d.volume.ID)
+		s.forget(name, d)
 	}
 	return errors.Join(errs...)
 }
@@ -416,8 +426,12 @@ func (s *Set) unmount(ctx context.Context, all map[string]*disk) error {
 	return err
 }
 
-func (s *Set) forget(volume string) {
-	if err := s.records.Remove(volume, s.pod); err != nil {
-		slog.Warn("forgetting open volume", "volume", volume, "error", err)
+// forget forgets a volume that is closed.
+func (s *Set) forget(name string, d *disk) {
+	s.mu.Lock()
+	delete(s.disks, name)
+	s.mu.Unlock()
+	if err := s.records.Remove(d.volume.ID, s.pod); err != nil {
+		slog.Warn("forgetting open volume", "volume", d.volume.ID, "error", err)
 	}
 }

@@ -146,7 +146,7 @@ func TestMountOnce(t *testing.T) {
 func TestUndo(t *testing.T) {
 	bad := errors.New("bad")
 	for call, want := range map[string]string{
-		"add": "add", "resize": "add resize remove", "probe": "add resize probe remove",
+		"add": "add remove", "resize": "add resize remove", "probe": "add resize probe remove",
 		"write": "add resize probe write remove", "create:DISK": "add resize probe write create:DISK remove",
 	} {
 		f := &fake{fail: map[string]error{call: bad}, blank: true}
@@ -167,6 +167,39 @@ func TestUndo(t *testing.T) {
 	}
 }
 
+// TestNotUndone: while QEMU may have a volume open the record says so, and nobody may use it.
+func TestNotUndone(t *testing.T) {
+	bad := errors.New("bad")
+	for _, call := range []string{"add", "resize", "probe", "create:DISK"} {
+		f := &fake{fail: map[string]error{call: bad, "remove": bad}}
+		s := newSet(t, f, handover.Volume{ID: "store/v", FSType: "ext4"})
+		for range 2 {
+			if d, err := s.Mount(t.Context(), "pvc"); d != "" || !errors.Is(err, bad) {
+				t.Errorf("%s: %q, %v", call, d, err)
+			}
+		}
+		if rec, err := s.records.Find("store/v"); len(rec) != 1 || err != nil {
+			t.Errorf("%s: records %v, %v", call, rec, err)
+		}
+		if _, err := s.snapshot(t.Context(), attach.SnapshotRequest{Volume: "store/v"}); !errors.Is(err, attach.ErrNotFound) {
+			t.Errorf("%s: a snapshot of it: %v", call, err)
+		}
+		f.said()
+		f.fail = map[string]error{"remove": map[string]error{"probe": vm.ErrExited, "add": vm.ErrNoVolume}[call]}
+		if call == "resize" {
+			if _, err := s.Mount(t.Context(), "pvc"); err != nil || f.said() != "remove add resize probe create:DISK" {
+				t.Errorf("%s: again: %v", call, err)
+			}
+		}
+		if err := s.Release(t.Context()); err != nil || f.said() != "limit release remove" {
+			t.Errorf("%s: releasing: %v", call, err)
+		}
+		if rec, err := s.records.Find("store/v"); len(rec) != 0 || err != nil {
+			t.Errorf("%s: records in the end %v, %v", call, rec, err)
+		}
+	}
+}
+
 func TestRefused(t *testing.T) {
 	f := &fake{blank: true}
 	s := newSet(t, f, handover.Volume{ID: "store/v", FSType: "ext4", ReadOnly: true})
@@ -179,6 +212,13 @@ func TestRefused(t *testing.T) {
 	s = newSet(t, f, handover.Volume{ID: "store/w"})
 	if _, err := s.Mount(t.Context(), "pvc"); !errors.Is(err, attach.ErrNotFound) {
 		t.Errorf("not known to the agent: %v", err)
+	}
+}
+
+// TestDeepest: a micro-VM opens whatever the engine can make.
+func TestDeepest(t *testing.T) {
+	if vm.MaxLayers <= handover.MaxLayers {
+		t.Errorf("a micro-VM takes %d layers, a chain may have %d and one that is being added", vm.MaxLayers, handover.MaxLayers)
 	}
 }
 

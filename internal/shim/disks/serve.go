@@ -56,7 +56,8 @@ func with[T any](s *Set, volume string, f func(*disk) (T, error)) (T, error) {
 	return f(d)
 }
 
-// byVolume finds an attached volume, or nil.
+// byVolume finds an attached volume, or nil. One that could not be attached is not known, but its record stays:
+// the agent learns that it is busy.
 func (s *Set) byVolume(volume string) *disk {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -64,7 +65,7 @@ func (s *Set) byVolume(volume string) *disk {
 		return nil
 	}
 	for _, d := range s.disks {
-		if d.volume.ID == volume {
+		if d.volume.ID == volume && !d.broken {
 			return d
 		}
 	}

@@ -118,6 +118,9 @@ func (s *Set) file(name string) string   { return filepath.Join(s.cfg.Dir, name,
 func (s *Set) socket(name string) string { return filepath.Join(s.cfg.Dir, name, "qmp.sock") }
 func (s *Set) pid(name string) string    { return filepath.Join(s.cfg.Dir, name, "pid") }
 
+// File is the path of a volume that is exported, or was.
+func (s *Set) File(name string) string { return s.file(name) }
+
 // Exported tells whether a volume is a file, so that Export has nothing to do.
 func (s *Set) Exported(name string) bool {
 	_, ok := s.exported(name)

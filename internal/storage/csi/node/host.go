@@ -25,6 +25,8 @@ import (
 type Exporter interface {
 	// Exported tells whether a volume is a file already.
 	Exported(name string) bool
+	// File is the path that Export returns.
+	File(name string) string
 	// Export makes a volume a file and returns its path; again for one that is exported already.
 	Export(ctx context.Context, name string, o attach.Opened) (string, error)
 	Snapshot(ctx context.Context, name string, overlay handover.Layer, key []byte) error
@@ -203,13 +205,13 @@ func (s *Service) unpublishHere(ctx context.Context, t target) (last bool, err e
 	if len(all) > 1 {
 		return false, nil
 	}
-	if t.Backing != "" {
-		if err := s.closeHere(ctx, t); err != nil {
-			return false, err
-		}
-	}
 	if s.cfg.Export == nil {
 		return true, nil
+	}
+	// The target may be one that was not noted in full, while another had it mounted.
+	t.Backing = s.cfg.Export.File(exportName(t.Volume))
+	if err := s.closeHere(ctx, t); err != nil {
+		return false, err
 	}
 	return true, s.cfg.Export.Remove(ctx, exportName(t.Volume))
 }
@@ -219,12 +221,12 @@ func (s *Service) closeHere(ctx context.Context, t target) error {
 	dir := s.shared(t.Volume)
 	ctx, cancel := context.WithTimeout(ctx, unmountTimeout)
 	defer cancel()
-	var at, above unix.Stat_t
-	if unix.Stat(filepath.Dir(dir), &above) == nil && (unix.Stat(dir, &at) != nil || at.Dev != above.Dev) {
-		if err := filesystem.Unmount(ctx, t.Loop, dir); err != nil {
-			if ctx.Err() != nil {
-				return status.Errorf(codes.FailedPrecondition, "somebody uses the volume still: %v", err)
-			}
+	devices, err := devicesOf(t)
+	if err != nil {
+		return err
+	}
+	if maybeMounted(dir) {
+		if err := filesystem.Detach(dir); err != nil {
 			// The storage daemon is gone; there is nothing that could be written any more.
 			s.cfg.Logger.Warn("unmounting a volume", "volume", t.Volume, "error", err)
 			if err := detach(dir); err != nil {
@@ -232,10 +234,30 @@ func (s *Service) closeHere(ctx context.Context, t target) error {
 			}
 		}
 	}
+	// Also if it was unmounted before: somebody may have kept it busy then.
+	for _, d := range devices {
+		err := filesystem.WaitFree(ctx, d)
+		if ctx.Err() != nil && (s.cfg.Export.Exported(exportName(t.Volume)) || loop.Orphan(d)) {
+			return status.Errorf(codes.FailedPrecondition, "somebody uses the volume still: %v", err)
+		}
+		if err != nil {
+			s.cfg.Logger.Warn("closing a volume", "volume", t.Volume, "error", err) // see above
+		}
+	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("removing mount point: %w", err)
 	}
 	return s.dropLoop(t)
+}
+
+// maybeMounted tells whether something is mounted at a directory, or may be: what has died cannot be looked at.
+func maybeMounted(dir string) bool {
+	var at, above unix.Stat_t
+	if unix.Stat(filepath.Dir(dir), &above) != nil {
+		return false
+	}
+	err := unix.Stat(dir, &at)
+	return err == nil && at.Dev != above.Dev || err != nil && !errors.Is(err, unix.ENOENT)
 }
 
 // CleanUp takes everything off this host that pods of the host, and devices that stand for volumes, have on

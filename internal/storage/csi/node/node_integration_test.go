@@ -50,7 +50,12 @@ type host struct {
 
 func newHost(t *testing.T) *host {
 	t.Helper()
-	dir := t.TempDir()
+	return newHostIn(t, t.TempDir())
+}
+
+// newHostIn makes one in a directory.
+func newHostIn(t *testing.T, dir string) *host {
+	t.Helper()
 	backend, err := directory.New(directory.Config{
 		Path: filepath.Join(dir, "store"), Keys: keys.Wrapper{Source: keys.Static{"gold": {make([]byte, 32)}}},
 	})

@@ -18,6 +18,8 @@ import (
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/linux/loop"
@@ -89,8 +91,25 @@ func TestSweptAtStart(t *testing.T) {
 }
 
 // TestLoopNotRecorded: a device that was made by an agent that died before it could note it is used, or given back.
-func TestLoopNotRecorded(t *testing.T) {
-	h := newHost(t)
+func TestLoopNotRecorded(t *testing.T) { loopNotRecorded(t, newHost(t)) }
+
+// TestLoopBehindLink: the kernel knows the files of devices by other names.
+func TestLoopBehindLink(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "link")
+	must(t, os.Symlink(t.TempDir(), dir))
+	h := newHostIn(t, dir)
+	loopNotRecorded(t, h)
+	for _, pod := range []string{"vm-1", "runc-1"} {
+		r := block(h.request(h.volume("w-"+pod, nil), pod), h.kubelet)
+		h.publish(r)
+		h.unpublish(r)
+		if left := h.devices(); len(left) > 0 {
+			t.Errorf("%s: left %v", pod, left)
+		}
+	}
+}
+
+func loopNotRecorded(t *testing.T, h *host) {
 	for _, pod := range []string{"vm-1", "runc-1"} {
 		r := block(h.request(h.volume("v-"+pod, nil), pod), h.kubelet)
 		h.publish(r)
@@ -109,20 +128,100 @@ func TestLoopNotRecorded(t *testing.T) {
 	}
 }
 
+// TestLastTargetNotNoted: the last target may be one that an agent noted and then died; what another one had mounted
+// is written out all the same before the storage daemon ends.
+func TestLastTargetNotNoted(t *testing.T) {
+	h := newHost(t)
+	volume := h.volume("v", nil)
+	first, last := h.request(volume, "runc-1"), h.request(volume, "runc-2")
+	h.publish(first)
+	must(t, os.WriteFile(filepath.Join(first.TargetPath, "file"), []byte("kept"), 0o600))
+	h.publish(last)
+	must(t, unix.Unmount(last.TargetPath, 0))
+	h.edit(last, func(record map[string]any) {
+		delete(record, "loop")
+		delete(record, "backing")
+	})
+	h.restart()
+	_, err := h.NodeUnpublishVolume(t.Context(), &csispec.NodeUnpublishVolumeRequest{VolumeId: volume, TargetPath: first.TargetPath})
+	must(t, err)
+	h.unpublish(last)
+	if left := h.devices(); len(left) > 0 {
+		t.Errorf("left %v", left)
+	}
+	if left := h.mounts(); len(left) > 0 {
+		t.Errorf("mounted still: %v", left)
+	}
+	h.publish(first)
+	if data, err := os.ReadFile(filepath.Join(first.TargetPath, "file")); err != nil || string(data) != "kept" {
+		t.Errorf("%q, %v", data, err)
+	}
+	h.unpublish(first)
+}
+
+// TestBusyAtTheEnd: while somebody has a file open, the storage daemon goes on, however often the kubelet asks.
+func TestBusyAtTheEnd(t *testing.T) {
+	h := newHost(t)
+	r := h.request(h.volume("busy", nil), "runc-1")
+	h.publish(r)
+	f, err := os.Create(filepath.Join(r.TargetPath, "file"))
+	must(t, err)
+	defer f.Close()
+	must(t, unix.Unmount(r.TargetPath, unix.MNT_DETACH)) // as of a container that is just going away
+	for i := range 2 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		_, err = h.NodeUnpublishVolume(ctx, &csispec.NodeUnpublishVolumeRequest{VolumeId: r.VolumeId, TargetPath: r.TargetPath})
+		cancel()
+		if status.Code(err) != codes.FailedPrecondition {
+			t.Errorf("call %d while a file is open: %v", i, err)
+		}
+	}
+	_, err = f.WriteString("late")
+	must(t, errors.Join(err, f.Sync(), f.Close()))
+	h.unpublish(r)
+	h.publish(r)
+	if data, err := os.ReadFile(filepath.Join(r.TargetPath, "file")); err != nil || string(data) != "late" {
+		t.Errorf("%q, %v", data, err)
+	}
+	h.unpublish(r)
+}
+
+// mounts are those below the directory of this host.
+func (h *host) mounts() []string {
+	h.t.Helper()
+	data, err := os.ReadFile("/proc/mounts")
+	must(h.t, err)
+	var found []string
+	for line := range strings.Lines(string(data)) {
+		if strings.Contains(line, filepath.Dir(h.kubelet)) {
+			found = append(found, line)
+		}
+	}
+	return found
+}
+
 // unrecord takes the device out of the record of a target, as if the agent had died right after it was made, and
 // returns the devices there are.
 func (h *host) unrecord(r *csispec.NodePublishVolumeRequest) []string {
 	h.t.Helper()
+	h.edit(r, func(record map[string]any) {
+		if record["loop"] == nil {
+			h.t.Fatalf("no device in %v", record)
+		}
+		delete(record, "loop")
+	})
+	must(h.t, unix.Unmount(r.TargetPath, 0))
+	return h.devices()
+}
+
+// edit changes what the service has noted about a target.
+func (h *host) edit(r *csispec.NodePublishVolumeRequest, change func(record map[string]any)) {
+	h.t.Helper()
 	record := h.record(r)
-	if record["loop"] == nil {
-		h.t.Fatalf("no device in %v", record)
-	}
-	delete(record, "loop")
+	change(record)
 	data, err := json.Marshal(record)
 	must(h.t, err)
 	must(h.t, os.WriteFile(h.recordFile(r), data, 0o600))
-	must(h.t, unix.Unmount(r.TargetPath, 0))
-	return h.devices()
 }
 
 func (h *host) recordFile(r *csispec.NodePublishVolumeRequest) string {
@@ -144,9 +243,11 @@ func (h *host) devices() []string {
 	h.t.Helper()
 	out, err := exec.Command("losetup", "--noheadings", "--list", "--output", "NAME,BACK-FILE").Output()
 	must(h.t, err)
+	dir, err := filepath.EvalSymlinks(filepath.Dir(h.kubelet))
+	must(h.t, err)
 	var found []string
 	for line := range strings.Lines(string(out)) {
-		if strings.Contains(line, filepath.Dir(h.kubelet)) {
+		if strings.Contains(line, dir) {
 			found = append(found, strings.Fields(line)[0])
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -59,8 +60,8 @@ func (s *Service) removeStandIn(t target) error {
 // loopOver makes a loop device of a file, or finds the one that was made before, and notes it. The file is noted
 // first, so that a device that was made by a process that died before it could note it is found again.
 func (s *Service) loopOver(t *target, f *os.File, readOnly bool) (loop.Device, error) {
-	if t.Backing != f.Name() {
-		t.Backing = f.Name()
+	if name := resolved(f.Name()); t.Backing != name {
+		t.Backing = name
 		if err := s.targets.put(*t); err != nil {
 			return loop.Device{}, err
 		}
@@ -104,13 +105,27 @@ func isOver(device, file string) bool {
 	return ok && unix.Stat(file, &st) == nil && st.Ino == inode && st.Dev == dev
 }
 
+// resolved is the name of a file as the kernel knows it, which a loop device is found by: without symbolic links in
+// the path of its directory. The file itself may be gone, or its daemon dead.
+func resolved(file string) string {
+	dir, err := filepath.EvalSymlinks(filepath.Dir(file))
+	if err != nil {
+		return file
+	}
+	return filepath.Join(dir, filepath.Base(file))
+}
+
 // devicesOf are the loop devices that were made for a target.
 func devicesOf(t target) ([]string, error) {
-	devices, err := loop.Over(t.Backing)
-	if err == nil && t.Loop != "" && loop.Orphan(t.Loop) { // the file was of a storage daemon that has died
+	devices, err := loop.Over(resolved(t.Backing))
+	if err != nil || t.Loop == "" || slices.Contains(devices, t.Loop) {
+		return devices, err
+	}
+	// Of an orphan, the file was of a storage daemon that has died.
+	if loop.Orphan(t.Loop) || isOver(t.Loop, t.Backing) {
 		devices = append(devices, t.Loop)
 	}
-	return devices, err
+	return devices, nil
 }
 
 // dropLoop gives the loop devices of a target's file back. It goes by the name of the file, since what was there

@@ -161,7 +161,8 @@ func (o *op) create(spec datastore.Spec) (*record, error) {
 			return nil, err
 		}
 	}
-	i := Image{Layer: Layer{ID: newName("l"), Format: spec.Format, Size: r.Size}, Provisioning: spec.Provisioning, Progress: spec.Progress}
+	thick := spec.Provisioning != datastore.Thin
+	i := Image{Layer: Layer{ID: newName("l"), Format: spec.Format, Size: r.Size, Thick: thick}, Provisioning: spec.Provisioning, Progress: spec.Progress}
 	if from != nil {
 		if err := o.inherit(r, from); err != nil {
 			return nil, err
@@ -173,10 +174,10 @@ func (o *op) create(spec datastore.Spec) (*record, error) {
 	}
 	r.Layers = append(slices.Clone(r.Layers), i.Layer)
 	if len(r.Layers) > maxLayers {
-		return nil, fmt.Errorf("%w: more than %d layers", datastore.ErrUnsupported, maxLayers)
+		return nil, tooDeep()
 	}
 	err := o.locked(func() error {
-		if err := o.room(r.Size, r.Size, spec.Provisioning != datastore.Thin); err != nil {
+		if err := o.room(r.Size, r.Size, thick); err != nil {
 			return err
 		}
 		return o.put(r)

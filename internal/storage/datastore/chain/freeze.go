@@ -92,7 +92,7 @@ func (o *op) freeze(v *record, id string, live datastore.Live) ([]Layer, error) 
 		return layers, o.keep(v, id, layers)
 	}
 	if len(v.Layers) >= maxLayers {
-		return nil, fmt.Errorf("%w: more than %d layers; detach the volume for a while so that they can be merged", datastore.ErrUnsupported, maxLayers)
+		return nil, tooDeep()
 	}
 	if err := o.room(0, 0, false); err != nil {
 		return nil, err
@@ -105,6 +105,14 @@ func (o *op) freeze(v *record, id string, live datastore.Live) ([]Layer, error) 
 		return nil, err
 	}
 	return v.below(), nil
+}
+
+// tooDeep is for what would have more layers than can be opened.
+func tooDeep() error {
+	return fmt.Errorf(
+		"%w: it would have more than %d layers; delete snapshots of the volume, then detach it for a while so that layers are merged",
+		datastore.ErrUnsupported, maxLayers,
+	)
 }
 
 // thaw finishes a freeze. The layer of one that was found in the record may have been written to already.
@@ -233,8 +241,14 @@ func (o *op) expand(v *record, size int64, live datastore.Live) error {
 			return err
 		}
 	}
-	thick, top := v.Provisioning != datastore.Thin, v.top()
-	if err := o.locked(func() error { return o.room(size-v.Size, size-v.Size, thick) }); err != nil {
+	// What a snapshot put on top of a thick volume is thin, and stays so.
+	top := v.top()
+	thick := v.Provisioning != datastore.Thin && (top.Thick || len(v.Layers) == 1)
+	need, err := o.growth(top, size, thick)
+	if err != nil {
+		return err
+	}
+	if err := o.locked(func() error { return o.room(size-v.Size, need, thick) }); err != nil {
 		return err
 	}
 	if live == nil || top.Format == handover.FormatRaw {
@@ -265,6 +279,18 @@ func (o *op) expand(v *record, size int64, live datastore.Live) error {
 	v.Size = size
 	v.Layers[len(v.Layers)-1].Size = size
 	return o.put(v)
+}
+
+// growth is how much room is taken when a layer grows: if it is thick, all that it has not got yet.
+func (o *op) growth(l Layer, size int64, thick bool) (int64, error) {
+	if !thick {
+		return 0, nil
+	}
+	used, err := o.place.Images().Used(l)
+	if err != nil {
+		return 0, fmt.Errorf("looking at image %s: %w", l.ID, err)
+	}
+	return max(size-used, 0), nil
 }
 
 // describeSnapshot is what the caller learns about a snapshot.

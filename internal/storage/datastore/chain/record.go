@@ -19,7 +19,7 @@ import (
 const recordFormat = 1
 
 // maxLayers bounds a chain: QEMU opens every layer, and a read may have to ask all of them.
-const maxLayers = 128
+const maxLayers = handover.MaxLayers
 
 // Kind is what a record describes.
 type Kind string
@@ -77,6 +77,8 @@ type Layer struct {
 	Format string `json:"format"`
 	Size   int64  `json:"size"`
 	Key    string `json:"key,omitempty"`
+	// Thick: it had room for all of it when it was made.
+	Thick bool `json:"thick,omitempty"`
 }
 
 // pending is a freeze under way: layer becomes the top one, and what was below becomes snapshot, if that is

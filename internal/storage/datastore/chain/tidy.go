@@ -216,6 +216,7 @@ func (o *op) commit(p pair, r *record, names []string) (Layer, error) {
 		}
 	}
 	lower := p.lower
+	lower.Thick = lower.Thick || p.upper.Thick // the next growth makes it so
 	if p.upper.Size > lower.Size {
 		lower.Size = p.upper.Size
 		if err := o.place.Images().Grow(o.ctx, lower, lower.Size, false, o.secrets(r)); err != nil {

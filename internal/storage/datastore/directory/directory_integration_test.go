@@ -21,7 +21,6 @@ import (
 	"atoll.dev/atoll/internal/storage/datastore"
 	"atoll.dev/atoll/internal/storage/datastore/chain"
 	"atoll.dev/atoll/internal/storage/datastore/enginetest"
-	"atoll.dev/atoll/internal/storage/datastore/keys"
 	"atoll.dev/atoll/internal/storage/qcow2"
 )
 
@@ -380,31 +379,6 @@ func (g growing) Resize(_ context.Context, bytes int64) error {
 	defer f.Close()
 	_, err = qcow2.Grow(f, bytes)
 	return err
-}
-
-// TestThickGrowsThick: also while it is open, and encrypted.
-func TestThickGrowsThick(t *testing.T) {
-	const size, grown = 16 << 20, 64 << 20
-	for _, spec := range []datastore.Spec{
-		{ID: "qcow2", Format: handover.FormatQCOW2}, {ID: "luks", Encryption: "gold"},
-	} {
-		s := store(t, Config{Keys: keys.Wrapper{Source: keys.Static{"gold": {bytes.Repeat([]byte("g"), keys.Size)}}}})
-		spec.Size, spec.Provisioning = size, datastore.Thick
-		if _, err := s.Create(t.Context(), spec); err != nil {
-			t.Fatal(err)
-		}
-		disk, err := s.Attach(t.Context(), spec.ID, "h", datastore.ReadWrite)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.Expand(t.Context(), spec.ID, grown, growing{disk.Layers[0].File}); err != nil {
-			t.Fatal(err)
-		}
-		v, err := s.Volume(t.Context(), spec.ID)
-		if err != nil || v.Used < grown {
-			t.Errorf("%s: %d of %d bytes are reserved, %v", spec.ID, v.Used, grown, err)
-		}
-	}
 }
 
 // TestAnotherProcess: two stores on one directory respect each other's locks.

@@ -24,6 +24,9 @@ const (
 	lookEvery = 300 * time.Millisecond
 	// gone is how long the cluster may take to notice who is cut off.
 	gone = 15 * time.Second
+	// cutOffFor is how long, in seconds, the cluster takes nothing from who is cut off: ten years. Its default is an
+	// hour, which a host that was given up may well be gone for.
+	cutOffFor = "315360000"
 	// maxConf bounds a ceph.conf and a keyring.
 	maxConf = 1 << 20
 )
@@ -75,6 +78,7 @@ func settings() [][2]string {
 	return [][2]string{
 		{"client_mount_timeout", "15"},
 		{"rados_mon_op_timeout", "15"},
+		{"rbd_blocklist_expire_seconds", cutOffFor}, // librbd cuts off the owner of a lock that it breaks, and sets the time anew
 		{"keyring", ""},
 		{"key", ""},
 		{"keyfile", ""},
@@ -188,41 +192,89 @@ func (p *place) watchers(name string) ([]string, error) {
 		return nil, err
 	}
 	var status struct {
-		Watchers []struct {
-			Address string `json:"address"`
-		} `json:"watchers"`
+		Watchers []peer `json:"watchers"`
 	}
 	if err := json.Unmarshal(out, &status); err != nil {
 		return nil, chain.Unavailable(err)
 	}
-	var all []string
-	for _, w := range status.Watchers {
-		all = append(all, w.Address)
-	}
-	return all, nil
+	return addresses(status.Watchers), nil
 }
 
-// fence makes sure that nobody has an image open. By the records nobody has, so that whoever does has crashed, and
-// Ceph has not noticed yet, or runs on a host that was given up. The cluster takes nothing from it any more.
+// owners are the addresses of those who have locked an image, as librbd does before it writes. Who is cut off from
+// the cluster stays an owner after it is no watcher any more.
+func (p *place) owners(name string) ([]string, error) {
+	out, err := p.run(nil, "rbd", "lock", "ls", "--format", "json", p.spec(name))
+	if err != nil {
+		return nil, err
+	}
+	return ownersIn(out)
+}
+
+// ownersIn reads the answer, which is empty or a list.
+func ownersIn(out []byte) ([]string, error) {
+	if len(bytes.TrimSpace(out)) == 0 {
+		return nil, nil
+	}
+	var owners []peer
+	if err := json.Unmarshal(out, &owners); err != nil {
+		return nil, chain.Unavailable(err)
+	}
+	return addresses(owners), nil
+}
+
+// peer is a client of the cluster.
+type peer struct {
+	Address string `json:"address"`
+}
+
+func addresses(peers []peer) []string {
+	var all []string
+	for _, p := range peers {
+		all = append(all, p.Address)
+	}
+	return all
+}
+
+// fence makes sure that nobody has an image open for writing. By the records nobody has, so that whoever does has
+// crashed, and Ceph has not noticed yet, or runs on a host that was given up. The cluster takes nothing from it any
+// more.
 func (p *place) fence(name string) error {
 	cut := map[string]bool{}
 	for begun, i := time.Now(), 1; ; i++ {
 		watchers, err := p.watchers(name)
-		if err != nil || len(watchers) == 0 {
+		if err != nil {
 			return err
+		}
+		if len(watchers) == 0 || i >= looks {
+			// Who owns it may come back, also if it is no watcher.
+			owners, err := p.owners(name)
+			if err != nil {
+				return err
+			}
+			if err := p.cutOff(name, append(owners, watchers...), cut); err != nil {
+				return err
+			}
+		}
+		if len(watchers) == 0 {
+			return nil
 		}
 		if time.Since(begun) > gone {
 			return fmt.Errorf("%w: image %s is open at %s, which the cluster does not cut off", datastore.ErrBusy, name, strings.Join(watchers, ", "))
 		}
-		for _, w := range watchers {
-			if i < looks || cut[w] {
-				continue
-			}
-			if _, err := p.run(nil, "ceph", "osd", "blocklist", "add", w); err != nil {
-				return fmt.Errorf("cutting off %s, which has image %s open (this takes the capability mon 'profile rbd'): %w", w, name, err)
-			}
-			cut[w] = true
-		}
 		<-time.After(lookEvery)
 	}
+}
+
+// cutOff has the cluster take nothing from some clients any more, unless that was done.
+func (p *place) cutOff(name string, clients []string, done map[string]bool) error {
+	for _, client := range clients {
+		if done[client] {
+			continue
+		}
+		if _, err := p.run(nil, "ceph", "osd", "blocklist", "add", client, cutOffFor); err != nil {
+			return fmt.Errorf("cutting off %s, which has image %s open (this takes the capability mon 'profile rbd'): %w", client, name, err)
+		}
+		done[client] = true
+	}
+	return nil
 }

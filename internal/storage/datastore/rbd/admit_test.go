@@ -1,10 +1,14 @@
 package rbd
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"atoll.dev/atoll/internal/storage/datastore"
 )
 
 const hostConf = `# of the host
@@ -20,7 +24,7 @@ const hostConf = `# of the host
 
 func TestPortable(t *testing.T) {
 	got := string(portable([]byte(hostConf)))
-	for _, want := range []string{"mon host = 192.0.2.1", "rbd-cache = false", "[client]", "client_mount_timeout = 15", "# of the host"} {
+	for _, want := range []string{"mon host = 192.0.2.1", "rbd-cache = false", "[client]", "client_mount_timeout = 15", "rbd_blocklist_expire_seconds = 315360000", "# of the host"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing in:\n%s", want, got)
 		}
@@ -29,6 +33,20 @@ func TestPortable(t *testing.T) {
 		if strings.Contains(got, bad) {
 			t.Errorf("%q is in:\n%s", bad, got)
 		}
+	}
+}
+
+func TestOwnersIn(t *testing.T) {
+	for text, want := range map[string][]string{
+		"": nil, "[]\n": nil,
+		`[{"id":"auto 1","locker":"client.4123","address":"192.0.2.1:0/77"}]`: {"192.0.2.1:0/77"},
+	} {
+		if got, err := ownersIn([]byte(text)); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q: %q, %v", text, got, err)
+		}
+	}
+	if _, err := ownersIn([]byte("{")); !errors.Is(err, datastore.ErrUnavailable) {
+		t.Error(err)
 	}
 }
 

@@ -44,6 +44,7 @@ func TestCeph(t *testing.T) {
 		return s
 	})
 	t.Run("DeadHolder", func(t *testing.T) { deadHolder(t, c.config("dead")) })
+	t.Run("CutOff", func(t *testing.T) { c.cutOff(t, c.config("cut")) })
 	t.Run("OtherPool", func(t *testing.T) {
 		config := c.config("other")
 		config.ID = "dunknown"
@@ -72,6 +73,33 @@ func TestCeph(t *testing.T) {
 			t.Errorf("%v after %s", err, took)
 		}
 	})
+}
+
+// cutOff: who owns the lock of an image and watches it no more is cut off as well, and for years.
+func (c cluster) cutOff(t *testing.T, config Config) {
+	config.Timeout = 30 * time.Second
+	p := &place{Config: config}
+	image := p.spec("image")
+	c.Run("rbd", "create", "--size", "16", image)
+	if err := p.fence("image"); err != nil {
+		t.Fatal(err)
+	}
+	before := c.Run("ceph", "osd", "blocklist", "ls")
+	c.Run("rbd", "lock", "add", image, "gone") // by a process that ends at once
+	owners, err := p.owners("image")
+	if err != nil || len(owners) != 1 || strings.Contains(before, owners[0]) {
+		t.Fatalf("owners %v, %v; cut off before: %s", owners, err, before)
+	}
+	if err := p.fence("image"); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(c.Run("ceph", "osd", "blocklist", "ls")) {
+		address, until, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if address == owners[0] && until > time.Now().AddDate(9, 0, 0).Format(time.DateOnly) {
+			return
+		}
+	}
+	t.Errorf("%s is not cut off for long: %s", owners[0], c.Run("ceph", "osd", "blocklist", "ls"))
 }
 
 // deadHolder: a lock of a process that was killed is not waited for.
