@@ -275,7 +275,7 @@ func (v *vm) background(j *job) string {
 func testExec(t *testing.T, v *vm) {
 	c := v.background(sh("mkdir /here; trap 'exit 0' TERM; while :; do sleep 0.1; done"))
 	proc := func(args ...string) *job { return &job{spec: criSpec(args...)} }
-	j := proc("sh", "-c", "ls -d /here; ps | wc -l; id -u; echo $HOME; pwd; cat /proc/self/cgroup; cat")
+	j := proc("sh", "-c", "until ls -d /here 2>/dev/null; do sleep 0.1; done; ps | wc -l; id -u; echo $HOME; pwd; cat /proc/self/cgroup; cat")
 	j.spec.Process.User = specs.User{UID: 1000, GID: 1000}
 	j.spec.Process.Cwd = "/tmp"
 	j.stdin = strings.NewReader("stdin")
