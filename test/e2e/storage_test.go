@@ -272,10 +272,10 @@ spec: {directory: {path: %s, shared: true}}
 		equal(t, "in the copy", n.exec(pod, "cat", "/data/file", "/data/a/b/file"), "one\ntwo")
 		contains(t, n.exec(pod, "sh", "-c", "touch /data/no 2>&1 || true"), "Read-only")
 	}
-	n.exec("left", "sh", "-c", "yes left | head -c 4096 | dd of=/dev/both bs=4096 oflag=direct conv=notrunc")
-	contains(t, n.exec("right", "sh", "-c", "dd if=/dev/both bs=4096 count=1 iflag=direct | head -c 4"), "left")
-	n.exec("right", "sh", "-c", "yes right | head -c 4096 | dd of=/dev/both bs=4096 seek=1 oflag=direct conv=notrunc")
-	contains(t, n.exec("left", "sh", "-c", "dd if=/dev/both bs=4096 skip=1 count=1 iflag=direct | head -c 5"), "right")
+	n.exec("left", "sh", "-c", "yes left | head -c 4096 | dd of=/opt/both bs=4096 oflag=direct conv=notrunc")
+	contains(t, n.exec("right", "sh", "-c", "dd if=/opt/both bs=4096 count=1 iflag=direct | head -c 4"), "left")
+	n.exec("right", "sh", "-c", "yes right | head -c 4096 | dd of=/opt/both bs=4096 seek=1 oflag=direct conv=notrunc")
+	contains(t, n.exec("left", "sh", "-c", "dd if=/opt/both bs=4096 skip=1 count=1 iflag=direct | head -c 5"), "right")
 	n.exec("web-0", "sh", "-c", "echo changed > /data/file && sync")
 	equal(t, "the copy is its own", n.exec("left", "cat", "/data/file"), "one")
 }
