@@ -135,7 +135,7 @@ func (s *Set) Export(ctx context.Context, name string, o attach.Opened) (string,
 		return "", fmt.Errorf("exporting volume: %w", err)
 	}
 	defer unlock()
-	if _, ok := s.exported(name); ok && s.isMounted(name) {
+	if s.Exported(name) {
 		return s.file(name), nil
 	}
 	if err := s.remove(name); err != nil { // what is left of a daemon that has died
