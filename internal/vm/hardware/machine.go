@@ -2,142 +2,276 @@ package hardware
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
-	"io"
+	"fmt"
 	"net"
-	"os"
+	"strings"
+	"sync"
 	"time"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/vm"
+	"atoll.dev/atoll/internal/vm/block"
 	"atoll.dev/atoll/internal/vm/guestagent"
+	"atoll.dev/atoll/internal/vm/monitor"
+	"atoll.dev/atoll/internal/vm/qemu"
+	"atoll.dev/atoll/internal/vm/qmp"
 )
 
 // Machine is a running virtual machine. Its methods may be called from several goroutines.
-type Machine struct{}
+type Machine struct {
+	accel   vm.Accel
+	proc    *qemu.Process
+	qmp     *monitor.Monitor
+	console *console
+	agent   *guestagent.Client
+	onEvent func(Event)
+	stall   *block.Stall
+	done    chan struct{} // closed when exit is set
 
-var errUnbuilt = errors.New("the virtual machine engine is not in this build")
+	display sync.Mutex // held while a descriptor is handed to the display
+	saving  sync.Mutex // held while the memory is saved
 
-// Start starts a machine and returns when QEMU runs it: its guest is in the firmware, or goes on from the
-// saved memory.
-func Start(ctx context.Context, cfg Config) (*Machine, error) { return nil, errUnbuilt }
+	devices  sync.Mutex // held over each change of devices; guards the next fields
+	graph    *block.Graph
+	machine  machinev1.Machine // as it is now
+	shape    *shape
+	disks    map[string]*disk
+	scsi     [maxControllers]bool // controllers that are there
+	next     int                  // number of the next chain
+	hostCPUs []int
+
+	mu     sync.Mutex        // guards the fields below
+	chains map[string]string // names of disks by the prefix of their nodes
+	guest  bool              // the guest powered itself off
+	killed bool
+	holds  int // who wants the machine to stand still
+	exit   vm.Exit
+}
+
+// disk is a disk or CD-ROM drive of a machine.
+type disk struct {
+	machinev1.Disk
+	chain *block.Chain // nil: an empty drive
+}
 
 // PID is the process id of QEMU.
-func (m *Machine) PID() int { return 0 }
+func (m *Machine) PID() int { return m.proc.PID() }
 
 // Done is closed when QEMU has ended and is reaped.
-func (m *Machine) Done() <-chan struct{} { return nil }
+func (m *Machine) Done() <-chan struct{} { return m.done }
 
 // Exit says how the machine ended. Only valid after Done.
-func (m *Machine) Exit() vm.Exit { return vm.Exit{} }
-
-// Kill ends QEMU at once; Done follows. What QEMU has not written yet of qcow2's structure is lost, as with a
-// power cut of the host.
-func (m *Machine) Kill() error { return nil }
-
-// PowerOff is a power cut for the guest: QEMU writes what it has and ends. When ctx ends first, QEMU is
-// killed. It returns when the machine has ended.
-func (m *Machine) PowerOff(ctx context.Context) error { return errUnbuilt }
-
-// Close kills the machine if it runs, waits for its end and releases what it holds here.
-func (m *Machine) Close() error { return nil }
-
-// Pause stops the vCPUs. The guest does not notice, except by the clock.
-func (m *Machine) Pause(ctx context.Context) error { return errUnbuilt }
-
-// Resume lets the vCPUs run.
-func (m *Machine) Resume(ctx context.Context) error { return errUnbuilt }
-
-// Reset restarts the guest like a reset button.
-func (m *Machine) Reset(ctx context.Context) error { return errUnbuilt }
-
-// PowerDown presses the power button (ACPI). The guest may do anything, also nothing.
-func (m *Machine) PowerDown(ctx context.Context) error { return errUnbuilt }
+func (m *Machine) Exit() vm.Exit {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.exit
+}
 
 // Accelerator is how guest code runs.
-func (m *Machine) Accelerator() vm.Accel { return "" }
+func (m *Machine) Accelerator() vm.Accel { return m.accel }
 
 // Stalled tells whether the machine stands still since a disk's file system on the host is full. It goes on
 // by itself once there is room.
-func (m *Machine) Stalled() bool { return false }
+func (m *Machine) Stalled() bool { return m.stall.Stalled() }
 
-// Size is what a machine has now.
-type Size struct {
-	CPUs   int
-	Memory int64 // bytes
+// Kill ends QEMU at once; Done follows. What QEMU has not written yet of qcow2's structure is lost, as with a
+// power cut of the host.
+func (m *Machine) Kill() error {
+	m.mu.Lock()
+	m.killed = true
+	m.mu.Unlock()
+	return m.proc.Kill()
 }
 
-// Size is what the machine has now.
-func (m *Machine) Size() Size { return Size{} }
-
-// AddMemory plugs at least that many bytes, rounded up to vm.MemoryGranule, and returns what it plugged. The
-// guest must bring it into use. vm.ErrLimit beyond Machine.Memory.Max.
-func (m *Machine) AddMemory(ctx context.Context, bytes int64) (int64, error) { return 0, errUnbuilt }
-
-// SetCPUs plugs vCPUs until the machine has n, and returns how many it has. They cannot be taken away: a
-// smaller n changes nothing. vm.ErrLimit beyond Machine.CPU.Max.
-func (m *Machine) SetCPUs(ctx context.Context, n int) (int, error) { return 0, errUnbuilt }
-
-// AddDisk adds a disk. ErrHotPlug on buses where that cannot be. After an error, RemoveDisk tells whether QEMU
-// has closed all files: it has if it returns vm.ErrNoVolume.
-func (m *Machine) AddDisk(ctx context.Context, d machinev1.Disk, v vm.Volume) error {
-	return errUnbuilt
+// PowerOff is a power cut for the guest: QEMU writes what it has and ends. When ctx ends first, QEMU is
+// killed. It returns when the machine has ended.
+func (m *Machine) PowerOff(ctx context.Context) error {
+	m.mu.Lock()
+	m.killed = true
+	m.mu.Unlock()
+	// The answer may not come any more.
+	err := m.qmp.Execute(ctx, "quit", nil, nil)
+	if errors.Is(err, qmp.ErrClosed) {
+		err = nil
+	}
+	select {
+	case <-m.done:
+		return nil
+	case <-ctx.Done():
+	}
+	err = errors.Join(err, m.Kill())
+	<-m.done
+	if err != nil {
+		return fmt.Errorf("powering the machine off: %w", err)
+	}
+	return nil
 }
 
-// RemoveDisk takes a disk away and closes its files. A guest has a say for NVMe disks: ErrUnplug when it does
-// not let go before ctx ends, or UnplugTimeout if that is earlier. Called again it goes on waiting.
-// vm.ErrNoVolume if there is no such disk.
-func (m *Machine) RemoveDisk(ctx context.Context, name string) error { return errUnbuilt }
-
-// ChangeDisc puts a disc into a CD-ROM drive, in place of one that is in it, whether or not the guest has locked
-// the tray.
-func (m *Machine) ChangeDisc(ctx context.Context, name string, v vm.Volume) error { return errUnbuilt }
-
-// EjectDisc takes the disc out of a CD-ROM drive. An empty drive is fine.
-func (m *Machine) EjectDisc(ctx context.Context, name string) error { return errUnbuilt }
-
-// SnapshotDisk freezes the top layer of a disk and lets the guest write to overlay, as vm.Machine.SnapshotVolume.
-func (m *Machine) SnapshotDisk(ctx context.Context, name string, frozen, overlay vm.Layer) error {
-	return errUnbuilt
+// Close kills the machine if it runs, waits for its end and releases what it holds here.
+func (m *Machine) Close() error {
+	err := m.Kill()
+	<-m.done
+	return errors.Join(err, m.qmp.Close(), m.agent.Close(), m.proc.Close())
 }
 
-// DiskDepth is how many layers a disk has.
-func (m *Machine) DiskDepth(ctx context.Context, name string) (int, error) { return 0, errUnbuilt }
-
-// ResizeDisk makes a disk at least that size, in bytes. The guest is told.
-func (m *Machine) ResizeDisk(ctx context.Context, name string, bytes int64) error { return errUnbuilt }
-
-// LimitDisk changes what a disk may do per second.
-func (m *Machine) LimitDisk(ctx context.Context, name string, l vm.Limits) error { return errUnbuilt }
-
-// AddNIC adds a network interface. ErrHotPlug for models that are not PCI Express.
-func (m *Machine) AddNIC(ctx context.Context, n machinev1.NIC, tap *os.File) error { return errUnbuilt }
-
-// RemoveNIC takes a network interface away, if the guest lets go of it: ErrUnplug as with RemoveDisk.
-func (m *Machine) RemoveNIC(ctx context.Context, name string) error { return errUnbuilt }
-
-// Saved is what SaveMemory did.
-type Saved struct {
-	Bytes int64         // written to the file
-	Pause time.Duration // how long the guest stood still; with SaveOptions.End, until it was saved
+// hold changes who wants the machine to stand still.
+func (m *Machine) hold(by int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.holds = max(m.holds+by, 0)
 }
 
-// SaveMemory writes the memory and the state of all devices to file, from its current offset on, while the
-// guest runs, but for a moment at the end. When ctx ends it gives up, and the machine goes on as if nothing
-// had been. ErrUnmigratable if the machine has a device whose state cannot be saved.
-func (m *Machine) SaveMemory(ctx context.Context, file *os.File, o SaveOptions) (Saved, error) {
-	return Saved{}, errUnbuilt
+// held tells whether somebody wants the machine to stand still.
+func (m *Machine) held() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.holds > 0
 }
 
-// VNC opens the display: a connection that speaks RFB, without authentication. There may be several.
-func (m *Machine) VNC(ctx context.Context) (net.Conn, error) { return nil, errUnbuilt }
+// Pause stops the vCPUs. The guest does not notice, except by the clock. Pauses count: the machine goes on with as
+// many calls of Resume.
+func (m *Machine) Pause(ctx context.Context) error {
+	m.hold(1)
+	if err := m.qmp.Do(ctx, "pausing the machine", qmp.Command{Name: "stop"}); err != nil {
+		m.hold(-1)
+		return err
+	}
+	return nil
+}
 
-// Serial opens the first serial port. What the guest printed last comes first. A reader that is too slow
-// loses output, the guest never waits.
-func (m *Machine) Serial() io.ReadWriteCloser { return nil }
+// Resume lets the vCPUs run, unless somebody else has paused them.
+func (m *Machine) Resume(ctx context.Context) error {
+	m.hold(-1)
+	return m.goOn(ctx)
+}
 
-// Console returns the last output of the first serial port, at most 64 KiB. The guest wrote it.
-func (m *Machine) Console() []byte { return nil }
+// goOn lets the vCPUs run unless somebody wants them to stand still.
+func (m *Machine) goOn(ctx context.Context) error {
+	if m.held() {
+		return nil
+	}
+	for {
+		err := m.qmp.Do(ctx, "resuming the machine", qmp.Command{Name: "cont"})
+		if !unfinished(err) {
+			return err
+		}
+		select { // QEMU says that a migration has ended a moment before it is so
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
 
-// Agent is the guest agent's client. It is one for the whole life of the machine.
-func (m *Machine) Agent() *guestagent.Client { return nil }
+func unfinished(err error) bool {
+	var q *qmp.Error
+	return errors.As(err, &q) && strings.Contains(q.Desc, "not finalized yet")
+}
+
+// Reset restarts the guest like a reset button.
+func (m *Machine) Reset(ctx context.Context) error {
+	return m.qmp.Do(ctx, "resetting the machine", qmp.Command{Name: "system_reset"})
+}
+
+// PowerDown presses the power button (ACPI). The guest may do anything, also nothing.
+func (m *Machine) PowerDown(ctx context.Context) error {
+	return m.qmp.Do(ctx, "pressing the power button", qmp.Command{Name: "system_powerdown"})
+}
+
+// WakeUp wakes a guest that sleeps (EventSuspend).
+func (m *Machine) WakeUp(ctx context.Context) error {
+	return m.qmp.Do(ctx, "waking the machine up", qmp.Command{Name: "system_wakeup"})
+}
+
+// watch waits for the end of QEMU and records how it ended.
+func (m *Machine) watch() {
+	<-m.proc.Done()
+	<-m.qmp.Done() // so that the reason QEMU gave is in
+	status, err := m.proc.Exit()
+	m.mu.Lock()
+	e := vm.Exit{Status: status, Reason: vm.ExitFailed, Detail: qemu.LastLines(m.proc.Stderr(), 5)}
+	switch {
+	case err != nil:
+		e.Detail = err.Error()
+	case m.guest && status.ExitStatus() == 0:
+		e.Reason = vm.ExitShutdown
+	case m.killed:
+		e.Reason = vm.ExitKilled
+	}
+	m.exit = e
+	m.mu.Unlock()
+	close(m.done)
+}
+
+// onQMP takes events from QMP.
+func (m *Machine) onQMP(e qmp.Event) {
+	m.stall.OnEvent(e)
+	out, ok := m.translate(e)
+	if ok && m.onEvent != nil {
+		m.onEvent(out)
+	}
+}
+
+// translate makes an Event of QEMU's.
+func (m *Machine) translate(e qmp.Event) (Event, bool) {
+	var data struct {
+		Guest  bool   `json:"guest"`
+		Reason string `json:"reason"`
+		Action string `json:"action"`
+		Node   string `json:"node-name"`
+		Open   bool   `json:"tray-open"`
+	}
+	_ = json.Unmarshal(e.Data, &data) // what cannot be read is empty
+	out := Event{Guest: data.Guest, Reason: qemu.LastLines(data.Reason, 1), Device: nameOf(monitor.DeviceOf(e))}
+	switch e.Name {
+	case "RESET":
+		out.Kind = EventReset
+	case "SHUTDOWN":
+		out.Kind = EventShutdown
+		m.mu.Lock()
+		m.guest = data.Guest
+		m.mu.Unlock()
+	case "GUEST_PANICKED", "GUEST_CRASHLOADED":
+		out.Kind, out.Guest = EventPanic, true
+	case "STOP":
+		out.Kind = EventStopped
+	case "RESUME":
+		out.Kind = EventResumed
+	case "BLOCK_IO_ERROR":
+		out.Kind, out.Device, out.Reason = EventIOError, m.diskOf(data.Node), ioReason(data.Reason, data.Action)
+	case "DEVICE_TRAY_MOVED":
+		out.Kind = EventTray
+	case "SUSPEND":
+		out.Kind = EventSuspend
+	case "WAKEUP":
+		out.Kind = EventWakeup
+	case "DEVICE_DELETED":
+		out.Kind = EventUnplug
+		return out, out.Device != ""
+	case "DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR":
+		out.Kind = EventRefused
+	default:
+		return out, false
+	}
+	return out, true
+}
+
+func ioReason(reason, action string) string {
+	return qemu.LastLines(reason, 1) + ", " + qemu.LastLines(action, 1)
+}
+
+// watchTimeout bounds how long Start waits for QEMU to take commands.
+const watchTimeout = 60 * time.Second
+
+// connections are the ends of QEMU's sockets here.
+type connections struct{ qmp, console, agent *net.UnixConn }
+
+func (c connections) close() {
+	for _, conn := range []*net.UnixConn{c.qmp, c.console, c.agent} {
+		if conn != nil {
+			_ = conn.Close()
+		}
+	}
+}
