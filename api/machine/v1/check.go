@@ -152,6 +152,9 @@ func (m *Machine) disks() error {
 	if len(m.Disks) > MaxDisks {
 		return fmt.Errorf("%d disks are more than %d", len(m.Disks), MaxDisks)
 	}
+	if len(m.Awaiting) > MaxDisks {
+		return fmt.Errorf("awaiting has more than %d disks", MaxDisks)
+	}
 	seen := map[string]string{} // what a disk has for itself, to its field
 	for i, d := range m.Disks {
 		field := fmt.Sprintf("disks[%d]", i)

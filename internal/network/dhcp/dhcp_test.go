@@ -86,7 +86,7 @@ func TestAnswers(t *testing.T) {
 		return c.answer(fromGuest(t, c.MAC, append(mods, dhcpv4.WithMessageType(dhcpv4.MessageTypeRequest))...))
 	}
 	ours := dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(net.IPv4(10, 244, 0, 7)))
-	if ack := parse(t, request(ours)); ack.MessageType() != dhcpv4.MessageTypeAck || ack.ClasslessStaticRoute() != nil {
+	if ack := parse(t, request(ours, dhcpv4.WithRequestedOptions(dhcpv4.OptionRouter))); ack.MessageType() != dhcpv4.MessageTypeAck || ack.ClasslessStaticRoute() != nil {
 		t.Errorf("ack: %s", ack.Summary())
 	}
 	if ack := parse(t, request(dhcpv4.WithClientIP(net.IPv4(10, 244, 0, 7)))); ack.MessageType() != dhcpv4.MessageTypeAck {
