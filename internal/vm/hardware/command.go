@@ -185,7 +185,7 @@ func (c *command) volumes() error {
 			continue
 		}
 		if d.NonPersistent {
-			overlay, err := throwAway(c.cfg.TempDir, v)
+			overlay, err := block.ThrowAway(c.cfg.TempDir, v)
 			if err != nil {
 				return fmt.Errorf("disk %q: %w", d.Name, err)
 			}

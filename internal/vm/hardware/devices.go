@@ -43,7 +43,7 @@ func fixed() []device {
 
 // rootPort is a PCI Express port for one device. It keeps no range of I/O ports for it, of which there are few.
 func rootPort(i int) device {
-	d := device{"driver": "pcie-root-port", "id": portID(i), "chassis": i + 1, "slot": i + 1, "io-reserve": "0"}
+	d := device{"driver": "pcie-root-port", "id": portID(i), "chassis": i + 1, "slot": i + 1, "io-reserve": 0}
 	if i%portsOfSlot == 0 {
 		d["multifunction"] = true
 	}

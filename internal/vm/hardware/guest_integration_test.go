@@ -145,6 +145,11 @@ func start(t testing.TB, cfg hardware.Config) *running {
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("console: %s", r.Console())
+			select {
+			case <-m.Done():
+				t.Logf("ended: %s", m.Exit())
+			default:
+			}
 		}
 		if err := m.Close(); err != nil {
 			t.Error(err)
@@ -224,7 +229,11 @@ func (r *running) want(t testing.TB, want, script string) {
 		if got, err = r.try(t, script); err == nil && got == want {
 			return
 		}
-		<-time.After(200 * time.Millisecond)
+		select {
+		case <-r.Done():
+			t.Fatalf("%s: %s", script, r.Exit())
+		case <-time.After(200 * time.Millisecond):
+		}
 	}
 	t.Fatalf("%s: %q, %v; want %q", script, got, err, want)
 }

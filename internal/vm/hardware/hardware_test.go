@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"maps"
-	"net"
 	"os"
 	"slices"
 	"strings"
@@ -157,55 +156,6 @@ func FuzzHeader(f *testing.F) {
 	})
 }
 
-func TestConsole(t *testing.T) {
-	ours, guest := net.Pipe()
-	c := newConsole(ours)
-	early := c.follow()
-	if _, err := guest.Write([]byte("boot\r\n")); err != nil {
-		t.Fatal(err)
-	}
-	read := func(f *follower, want string) {
-		t.Helper()
-		buf := make([]byte, len(want))
-		if _, err := io.ReadFull(f, buf); err != nil || string(buf) != want {
-			t.Fatalf("%q, %v; want %q", buf, err, want)
-		}
-	}
-	read(early, "boot\r\n")
-	late := c.follow()
-	read(late, "boot\r\n")
-	go func() { _, _ = late.Write([]byte("ls\n")) }()
-	buf := make([]byte, 3)
-	if _, err := io.ReadFull(guest, buf); err != nil || string(buf) != "ls\n" {
-		t.Fatalf("%q, %v", buf, err)
-	}
-	// Nobody waits for a reader that does not read.
-	line := []byte(strings.Repeat("x", 1023) + "\n")
-	for range 2 * followBytes / len(line) {
-		if _, err := guest.Write(line); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := late.Close(); err != nil {
-		t.Fatal(err)
-	}
-	read(early, strings.Repeat(string(line), followBytes/len(line)))
-	if _, err := guest.Write([]byte("more")); err != nil {
-		t.Fatal(err)
-	}
-	all := make([]byte, 20)
-	if _, err := io.ReadFull(early, all); err != nil || !strings.HasPrefix(string(all), "\r\n[262144 bytes") {
-		t.Fatalf("%q, %v", all, err)
-	}
-	_ = guest.Close()
-	if rest, err := io.ReadAll(early); err != nil || !strings.HasSuffix(string(rest), "more") {
-		t.Errorf("%q, %v", rest, err)
-	}
-	if _, err := io.ReadAll(c.follow()); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestEvents(t *testing.T) {
 	m := &Machine{chains: map[string]string{"v3": "data"}}
 	for name, test := range map[string]struct {
@@ -217,7 +167,8 @@ func TestEvents(t *testing.T) {
 		"shutdown": {qmp.Event{Name: "SHUTDOWN", Data: []byte(`{"guest": true, "reason": "guest-shutdown"}`)}, Event{Kind: EventShutdown, Guest: true, Reason: "guest-shutdown"}, false},
 		"full": {
 			qmp.Event{Name: "BLOCK_IO_ERROR", Data: []byte(`{"device": "", "node-name": "v3.1", "reason": "No space left on device", "action": "report"}`)},
-			Event{Kind: EventIOError, Device: "data", Reason: "No space left on device, report"}, false,
+			Event{Kind: EventIOError, Device: "data", Reason: "No space left on device, report"},
+			false,
 		},
 		"unplug":  {qmp.Event{Name: "DEVICE_DELETED", Data: []byte(`{"device": "nic-eth0", "path": "/x"}`)}, Event{Kind: EventUnplug, Device: "eth0"}, false},
 		"inner":   {qmp.Event{Name: "DEVICE_DELETED", Data: []byte(`{"path": "/x"}`)}, Event{}, true},
@@ -249,5 +200,27 @@ func TestWWN(t *testing.T) {
 	a, b := wwn(diskUUID(1)), wwn(diskUUID(2))
 	if a == b || a>>36 != 0x5525400 || b>>36 != 0x5525400 {
 		t.Errorf("%x, %x", a, b)
+	}
+}
+
+func TestTranslations(t *testing.T) {
+	for _, test := range []struct {
+		used              int64
+		limit, present, n int
+		want              bool
+	}{
+		{0, 4, 1, 4, true},
+		{24 << 20, 4, 1, 4, true},
+		{30 << 20, 4, 1, 2, false},
+		{0, 200, 1, 200, true},
+		{10 << 20, 200, 100, 200, false},
+	} {
+		tr := translations{used: test.used, size: 32 << 20}
+		if got := tr.fits(test.limit, test.present, test.n); got != test.want {
+			t.Errorf("%+v: %v", test, got)
+		}
+	}
+	if (translations{}).fits(4, 1, 2) {
+		t.Error("nothing fits into nothing")
 	}
 }

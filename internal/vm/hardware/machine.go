@@ -14,6 +14,7 @@ import (
 	"atoll.dev/atoll/internal/vm"
 	"atoll.dev/atoll/internal/vm/block"
 	"atoll.dev/atoll/internal/vm/guestagent"
+	"atoll.dev/atoll/internal/vm/hardware/serial"
 	"atoll.dev/atoll/internal/vm/monitor"
 	"atoll.dev/atoll/internal/vm/qemu"
 	"atoll.dev/atoll/internal/vm/qmp"
@@ -24,7 +25,7 @@ type Machine struct {
 	accel   vm.Accel
 	proc    *qemu.Process
 	qmp     *monitor.Monitor
-	console *console
+	console *serial.Port
 	agent   *guestagent.Client
 	onEvent func(Event)
 	stall   *block.Stall

@@ -116,7 +116,7 @@ setsid sh /run/writer >/dev/null 2>&1 < /dev/null &`)
 	if s := r.Size(); s.CPUs != 2 || s.Memory != 640<<20 {
 		t.Errorf("%+v", s)
 	}
-	t.Logf("saved at %s, then at %s before it was ended", number(t, data), was)
+	t.Logf("saved at %d, then at %s before it was ended", number(t, data), was)
 	// What was on the disks at that moment is what the guest had just written.
 	inMemory, first, second := atoi(t, count), number(t, data), number(t, more)
 	if first < second || first > second+1 || inMemory < first {

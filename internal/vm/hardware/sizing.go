@@ -63,7 +63,7 @@ func (m *Machine) SetCPUs(ctx context.Context, n int) (int, error) {
 	if n <= m.shape.CPUs {
 		return m.shape.CPUs, nil
 	}
-	present, err := m.qmp.PlugCPUs(ctx, n)
+	present, err := m.plugCPUs(ctx, n)
 	m.shape.CPUs = max(m.shape.CPUs, present)
 	if err != nil {
 		return m.shape.CPUs, err

@@ -12,6 +12,7 @@ import (
 	"atoll.dev/atoll/internal/vm"
 	"atoll.dev/atoll/internal/vm/block"
 	"atoll.dev/atoll/internal/vm/guestagent"
+	"atoll.dev/atoll/internal/vm/hardware/serial"
 	"atoll.dev/atoll/internal/vm/monitor"
 	"atoll.dev/atoll/internal/vm/qemu"
 	"atoll.dev/atoll/internal/vm/qmp"
@@ -117,7 +118,7 @@ func launch(cfg *Config, s *shape) (_ *Machine, c *command, err error) {
 		}
 	}
 	m.qmp = monitor.New(ours.qmp, m.done, m.onQMP)
-	m.console = newConsole(ours.console)
+	m.console = serial.New(ours.console)
 	m.agent = guestagent.New(ours.agent)
 	go m.watch()
 	return m, c, nil

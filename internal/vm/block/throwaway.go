@@ -1,4 +1,4 @@
-package hardware
+package block
 
 import (
 	"encoding/binary"
@@ -8,8 +8,6 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
-
-	"atoll.dev/atoll/internal/vm"
 )
 
 // Numbers of an empty qcow2 image of version 3, see docs/interop/qcow2.txt of QEMU.
@@ -23,39 +21,39 @@ const (
 	l2Entries     = cluster / 8
 )
 
-// throwAway makes a layer for what is written to a non-persistent disk: an unnamed file in dir, which is gone when
-// QEMU has ended.
-func throwAway(dir string, v vm.Volume) (vm.Layer, error) {
+// ThrowAway makes a layer for what is written to a volume that is not to change: an unnamed file in dir, which is gone
+// when QEMU has ended.
+func ThrowAway(dir string, v Volume) (Layer, error) {
 	const doing = "making a file for the changes of a non-persistent disk"
 	size, err := volumeSize(v)
 	if err != nil {
-		return vm.Layer{}, fmt.Errorf("%s: %w", doing, err)
+		return Layer{}, fmt.Errorf("%s: %w", doing, err)
 	}
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return vm.Layer{}, fmt.Errorf("%s in %s: %w", doing, dir, err)
+		return Layer{}, fmt.Errorf("%s in %s: %w", doing, dir, err)
 	}
 	f := os.NewFile(uintptr(fd), "changes")
 	if err := writeQCOW2(f, size); err != nil {
-		return vm.Layer{}, errors.Join(fmt.Errorf("%s: %w", doing, err), f.Close())
+		return Layer{}, errors.Join(fmt.Errorf("%s: %w", doing, err), f.Close())
 	}
-	return vm.Layer{Format: vm.QCOW2, File: f}, nil
+	return Layer{Format: QCOW2, File: f}, nil
 }
 
 // volumeSize reads the size of a volume out of its top layer.
-func volumeSize(v vm.Volume) (int64, error) {
+func volumeSize(v Volume) (int64, error) {
 	top := v.Layers[len(v.Layers)-1]
 	switch {
 	case top.RBD != nil:
-		return 0, fmt.Errorf("%w: a disk whose top layer is in Ceph cannot be non-persistent", ErrConfig)
-	case top.Format == vm.QCOW2:
+		return 0, fmt.Errorf("%w: a disk whose top layer is in Ceph cannot be non-persistent", ErrImage)
+	case top.Format == QCOW2:
 		head := make([]byte, 32)
 		if _, err := top.File.ReadAt(head, 0); err != nil {
 			return 0, fmt.Errorf("reading the qcow2 header: %w", err)
 		}
 		return int64(binary.BigEndian.Uint64(head[24:])), nil
 	case top.Key != nil:
-		return 0, fmt.Errorf("%w: an encrypted raw disk cannot be non-persistent", ErrConfig)
+		return 0, fmt.Errorf("%w: an encrypted raw disk cannot be non-persistent", ErrImage)
 	}
 	size, err := top.File.Seek(0, io.SeekEnd)
 	if err != nil {
@@ -67,12 +65,12 @@ func volumeSize(v vm.Volume) (int64, error) {
 // writeQCOW2 writes an empty image.
 func writeQCOW2(f *os.File, size int64) error {
 	if size <= 0 || size > 1<<50 {
-		return fmt.Errorf("%w: a disk of %d bytes", vm.ErrImage, size)
+		return fmt.Errorf("%w: a disk of %d bytes", ErrImage, size)
 	}
 	l1 := (size + cluster*l2Entries - 1) / (cluster * l2Entries)
 	clusters := firstL1 + (l1*8+cluster-1)/cluster
 	if clusters > cluster/2 {
-		return fmt.Errorf("%w: a disk of %d bytes is too large", vm.ErrImage, size)
+		return fmt.Errorf("%w: a disk of %d bytes is too large", ErrImage, size)
 	}
 	b := binary.BigEndian
 	header := make([]byte, headerLength)
