@@ -28,6 +28,7 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/admission/runtimeclass"
 
 	"atoll.dev/atoll/internal/datadir/pki"
+	"atoll.dev/atoll/internal/kube/admission/machinepods"
 	"atoll.dev/atoll/internal/kube/admission/podruntime"
 	"atoll.dev/atoll/internal/kube/metricsapi"
 )
@@ -107,13 +108,14 @@ func (s *APIServer) options(ctx context.Context) (options.CompletedOptions, erro
 }
 
 // registerAdmission puts AtollPodRuntime in front of RuntimeClass, which reads
-// what it decided.
+// what it decided, and AtollMachinePods beside it.
 func registerAdmission(opts *options.ServerRunOptions) {
 	generic := opts.Admission.GenericAdmission
 	podruntime.Register(generic.Plugins)
+	machinepods.Register(generic.Plugins)
 	order := slices.Clone(generic.RecommendedPluginOrder)
 	at := slices.Index(order, runtimeclass.PluginName)
-	generic.RecommendedPluginOrder = slices.Insert(order, max(at, 0), podruntime.PluginName)
+	generic.RecommendedPluginOrder = slices.Insert(order, max(at, 0), podruntime.PluginName, machinepods.PluginName)
 }
 
 // preparedServer is a chain of API servers that is ready to run.
