@@ -20,6 +20,9 @@ var unattendFiles = []string{"unattend.xml", "autounattend.xml"}
 // unattendKey is the key of rawSysprep when the field names none.
 const unattendKey = "unattend"
 
+// maxBatch bounds a batch file, which goes into the answer file in pieces.
+const maxBatch = 50 << 10
+
 // windowsName is what Windows takes for a computer's name.
 var windowsName = regexp.MustCompile(`^[A-Za-z0-9-]{1,15}$`)
 
@@ -224,9 +227,13 @@ func (in *Input) answerScript(spec *sysprep.Sysprep, answers *answerFile) error 
 	if spec.ScriptText == nil {
 		return nil
 	}
-	script, err := in.valueOrSecret(fieldSysprep+".sysprep.scriptText", spec.ScriptText)
+	const field = fieldSysprep + ".sysprep.scriptText"
+	script, err := in.valueOrSecret(field, spec.ScriptText)
 	if err != nil {
 		return err
+	}
+	if len(script) > maxBatch {
+		return invalid(field, "the script has %d bytes, the limit is %d; have it fetch the rest", len(script), maxBatch)
 	}
 	answers.Script = script
 	return nil

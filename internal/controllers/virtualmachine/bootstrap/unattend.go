@@ -56,13 +56,14 @@ func (in *Input) unattendNICs() []unattendNIC {
 	return out
 }
 
-// Commands of the first boot, before and after the customization. The script is
-// in the answer file itself, in pieces that a command line can hold.
+// ScriptCommands are the commands of the first boot, before the customization. The
+// script is in the answer file itself, in pieces that fit one command: Windows
+// takes up to 259 characters, and up to 500 commands.
 func (a *answerFile) ScriptCommands() []string {
 	if len(a.Script) == 0 {
 		return nil
 	}
-	const piece = 4000
+	const piece = 150
 	const dir = `%SystemRoot%\Setup\Atoll`
 	commands := []string{`cmd /c mkdir ` + dir}
 	encoded := base64.StdEncoding.EncodeToString(a.Script)

@@ -12,17 +12,24 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 
-	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"atoll.dev/atoll/internal/controllers/virtualmachine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/bootstrap"
 )
+
+// Setup is virtualmachine.Setup with a Renderer.
+func Setup(hooks virtualmachine.Hooks) func(ctrl.Manager) error {
+	return func(mgr ctrl.Manager) error {
+		hooks.Bootstrap = Renderer{Reader: mgr.GetAPIReader()}
+		return virtualmachine.Setup(hooks)(mgr)
+	}
+}
 
 // Renderer makes seeds. It implements virtualmachine.Bootstrap.
 type Renderer struct {
@@ -83,9 +90,4 @@ func (r Renderer) read(ctx context.Context, namespace, name string) (map[string]
 	}
 	maps.Copy(out, config.BinaryData)
 	return out, nil
-}
-
-// Uses tells whether a VirtualMachine refers to an object of a name, for watches.
-func Uses(vm *vmopv1.VirtualMachine, name string) bool {
-	return slices.ContainsFunc(bootstrap.References(vm), func(r bootstrap.Reference) bool { return r.Name == name })
 }
