@@ -37,6 +37,7 @@ func (s *system) run() {
 	if console, err := os.OpenFile("/dev/ttyS0", os.O_WRONLY|unix.O_NOCTTY, 0); err == nil {
 		s.console = console
 	}
+	s.changeCloud(func(*cloudStatus) {})
 	loaded := s.loadModules()
 	go s.watchEvents()
 	s.onlineAll()
