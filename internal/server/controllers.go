@@ -7,6 +7,7 @@ import (
 	"atoll.dev/atoll/internal/controllers/resourcepolicy"
 	"atoll.dev/atoll/internal/controllers/virtualmachine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/admission"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/seed"
 	"atoll.dev/atoll/internal/controllers/virtualmachineclass"
 	"atoll.dev/atoll/internal/datadir/pki"
 )
@@ -15,7 +16,7 @@ import (
 func (s *Server) controllers() []manager.Setup {
 	return []manager.Setup{
 		admission.Setup,
-		virtualmachine.Setup(virtualmachine.Hooks{}),
+		seed.Setup(virtualmachine.Hooks{}),
 		virtualmachineclass.Setup(virtualmachine.ClassInstancesInUse),
 		resourcepolicy.Setup,
 	}
