@@ -1,4 +1,4 @@
-package vm
+package block
 
 import (
 	"context"
@@ -29,24 +29,24 @@ func imageOf(l Layer) image {
 }
 
 // settle finds out what became of a snapshot for whose end nobody waited: QEMU answers in order, so that it has
-// come to an end when this is answered. Callers hold devices.
-func (m *Machine) settle(ctx context.Context, v *volume) error {
+// come to an end when this is answered.
+func (g *Graph) settle(ctx context.Context, v *Chain) error {
 	if v.unsure == nil {
 		return nil
 	}
 	l := *v.unsure
-	n, err := m.blockNode(ctx, l.node)
+	n, err := g.blockNode(ctx, l.node)
 	if err != nil && !errors.Is(err, errNoNode) {
 		return fmt.Errorf("looking for the last snapshot: %w", err)
 	}
 	if n.Depth == 0 { // it has nothing below it, so the guest does not use it
-		if err := m.dropLayer(ctx, l); err != nil {
+		if err := g.dropLayer(ctx, l); err != nil {
 			return fmt.Errorf("undoing the last snapshot: %w", err)
 		}
 		v.unsure = nil
 		return nil
 	}
-	if l.fds, err = m.descriptors(ctx, l.set); err != nil {
+	if l.fds, err = g.descriptors(ctx, l.set); err != nil {
 		return fmt.Errorf("looking for the last snapshot: %w", err)
 	}
 	v.layers, v.unsure = append(v.layers, l), nil
@@ -65,10 +65,10 @@ type blockNode struct {
 	} `json:"image"`
 }
 
-func (m *Machine) blockNode(ctx context.Context, name string) (blockNode, error) {
+func (g *Graph) blockNode(ctx context.Context, name string) (blockNode, error) {
 	var nodes []blockNode
 	query := qmp.Command{Name: "query-named-block-nodes", Args: map[string]any{"flat": true}, Result: &nodes}
-	if err := m.run(ctx, "looking at a volume", query); err != nil {
+	if err := g.do(ctx, "looking at a volume", query); err != nil {
 		return blockNode{}, err
 	}
 	for _, n := range nodes {
@@ -80,14 +80,14 @@ func (m *Machine) blockNode(ctx context.Context, name string) (blockNode, error)
 }
 
 // descriptors are those in a set, as QEMU numbers them.
-func (m *Machine) descriptors(ctx context.Context, set int) ([]int, error) {
+func (g *Graph) descriptors(ctx context.Context, set int) ([]int, error) {
 	var sets []struct {
 		ID  int `json:"fdset-id"`
 		FDs []struct {
 			FD int `json:"fd"`
 		} `json:"fds"`
 	}
-	if err := m.run(ctx, "looking at descriptors", qmp.Command{Name: "query-fdsets", Result: &sets}); err != nil {
+	if err := g.do(ctx, "looking at descriptors", qmp.Command{Name: "query-fdsets", Result: &sets}); err != nil {
 		return nil, err
 	}
 	var fds []int

@@ -1,4 +1,4 @@
-package vm
+package block
 
 import (
 	"encoding/binary"

@@ -1,4 +1,4 @@
-package vm
+package block
 
 import (
 	"context"
@@ -9,8 +9,7 @@ import (
 	"os"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
+	"atoll.dev/atoll/internal/linux/memfd"
 	"atoll.dev/atoll/internal/vm/qmp"
 )
 
@@ -40,24 +39,46 @@ func (r *RBD) check() error {
 
 // openRBD makes a block node of an image. Key and configuration are with QEMU for as long as this takes. There is
 // no cache, whose memory would count as the pod's: a write is on the disks of the cluster when it is done.
-func (m *Machine) openRBD(ctx context.Context, node string, r RBD, writable bool) error {
+func (g *Graph) openRBD(ctx context.Context, node string, r RBD, writable bool) error {
 	doing := "opening rbd:" + r.Pool + "/" + r.Image
-	conf, err := inMemory(r.Conf)
+	conf, err := inMemory("ceph.conf", r.Conf)
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	defer conf.Close()
-	set := m.nextSet
-	m.nextSet++
+	set := g.nextSet
+	g.nextSet++
 	var added struct {
 		FD int `json:"fd"`
 	}
-	if err := m.run(ctx, doing, qmp.Command{Name: "add-fd", Args: map[string]any{"fdset-id": set}, File: conf, Result: &added}); err != nil {
+	if err := g.do(ctx, doing, qmp.Command{Name: "add-fd", Args: map[string]any{"fdset-id": set}, File: conf, Result: &added}); err != nil {
 		return err
 	}
+	options := r.options(node, added.FD, writable)
+	after := []qmp.Command{{Name: "remove-fd", Args: map[string]any{"fdset-id": set}}}
+	if r.Key != "" {
+		secret := rbdSecret(node)
+		err = g.do(ctx, doing, qmp.Command{Name: "object-add", Args: map[string]any{
+			"qom-type": "secret", "id": secret, "format": "base64", "data": r.Key,
+		}})
+		after = append(after, qmp.Command{Name: "object-del", Args: map[string]any{"id": secret}})
+	}
+	if err == nil {
+		err = module(g.do(ctx, doing, qmp.Command{Name: "blockdev-add", Args: options}))
+	}
+	for _, c := range after {
+		if afterErr := g.do(ctx, doing, c); err == nil {
+			err = afterErr
+		}
+	}
+	return err
+}
+
+// options is the blockdev-add argument of an image; conf is the descriptor of its configuration in QEMU.
+func (r *RBD) options(node string, conf int, writable bool) map[string]any {
 	options := map[string]any{
 		"driver": "rbd", "node-name": node, "read-only": !writable, "pool": r.Pool, "image": r.Image,
-		"conf": fmt.Sprintf("/proc/self/fd/%d", added.FD), "cache": map[string]any{"direct": true},
+		"conf": fmt.Sprintf("/proc/self/fd/%d", conf), "cache": map[string]any{"direct": true},
 	}
 	if r.Namespace != "" {
 		options["namespace"] = r.Namespace
@@ -65,28 +86,17 @@ func (m *Machine) openRBD(ctx context.Context, node string, r RBD, writable bool
 	if r.User != "" {
 		options["user"] = r.User
 	}
+	if r.Key != "" {
+		options["key-secret"] = rbdSecret(node)
+	}
 	if writable {
 		options["discard"] = "unmap"
 	}
-	after := []qmp.Command{{Name: "remove-fd", Args: map[string]any{"fdset-id": set}}}
-	if r.Key != "" {
-		secret := node + "c"
-		options["key-secret"] = secret
-		err = m.run(ctx, doing, qmp.Command{Name: "object-add", Args: map[string]any{
-			"qom-type": "secret", "id": secret, "format": "base64", "data": r.Key,
-		}})
-		after = append(after, qmp.Command{Name: "object-del", Args: map[string]any{"id": secret}})
-	}
-	if err == nil {
-		err = module(m.run(ctx, doing, qmp.Command{Name: "blockdev-add", Args: options}))
-	}
-	for _, c := range after {
-		if afterErr := m.run(ctx, doing, c); err == nil {
-			err = afterErr
-		}
-	}
-	return err
+	return options
 }
+
+// rbdSecret is the object with the key for an image, while that is being opened.
+func rbdSecret(node string) string { return node + "c" }
 
 // module knows what QEMU says without its driver.
 func module(err error) error {
@@ -102,7 +112,7 @@ func frozenNode(l layer) string { return l.node + "r" }
 
 // freezeRBD makes QEMU open the image of layer i anew for reading only, in place of the node it could write with. It
 // can be done again.
-func (m *Machine) freezeRBD(ctx context.Context, v *volume, i int, frozen RBD) error {
+func (g *Graph) freezeRBD(ctx context.Context, v *Chain, i int, frozen RBD) error {
 	l := &v.layers[i]
 	node := frozenNode(*l)
 	if l.file == node {
@@ -110,8 +120,8 @@ func (m *Machine) freezeRBD(ctx context.Context, v *volume, i int, frozen RBD) e
 	}
 	remove := qmp.Command{Name: "blockdev-del", Args: map[string]any{"node-name": node}}
 	// There may be one of an attempt that was not waited for, in use already if reopening was what took so long.
-	if err := m.run(ctx, "freezing layer", remove); err == nil || missing(err) {
-		if err := m.openRBD(ctx, node, frozen, false); err != nil {
+	if err := g.do(ctx, "freezing layer", remove); err == nil || Missing(err) {
+		if err := g.openRBD(ctx, node, frozen, false); err != nil {
 			return err
 		}
 	} else if !inUse(err) {
@@ -123,25 +133,24 @@ func (m *Machine) freezeRBD(ctx context.Context, v *volume, i int, frozen RBD) e
 	if i > 0 {
 		options["backing"] = v.layers[i-1].node
 	}
-	if err := m.run(ctx, "freezing layer", qmp.Command{Name: "blockdev-reopen", Args: map[string]any{"options": []any{options}}}); err != nil {
-		return errors.Join(err, m.run(ctx, "freezing layer", remove))
+	if err := g.do(ctx, "freezing layer", qmp.Command{Name: "blockdev-reopen", Args: map[string]any{"options": []any{options}}}); err != nil {
+		return errors.Join(err, g.do(ctx, "freezing layer", remove))
 	}
 	old := l.file
 	l.file, l.open = node, options
-	err := m.run(ctx, "freezing layer", qmp.Command{Name: "blockdev-del", Args: map[string]any{"node-name": old}})
-	if missing(err) {
+	err := g.do(ctx, "freezing layer", qmp.Command{Name: "blockdev-del", Args: map[string]any{"node-name": old}})
+	if Missing(err) {
 		return nil
 	}
 	return err
 }
 
 // inMemory is a file that has no name.
-func inMemory(data []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate("ceph.conf", unix.MFD_CLOEXEC)
+func inMemory(name string, data []byte) (*os.File, error) {
+	f, err := memfd.Create(name, 0)
 	if err != nil {
-		return nil, fmt.Errorf("making a file in memory: %w", err)
+		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), "ceph.conf")
 	if _, err := f.Write(data); err != nil {
 		return nil, errors.Join(fmt.Errorf("making a file in memory: %w", err), f.Close())
 	}

@@ -1,4 +1,4 @@
-package vm
+package block
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"atoll.dev/atoll/internal/vm/qemu"
 	"atoll.dev/atoll/internal/vm/qmp"
 )
 
@@ -90,41 +91,50 @@ func TestFreezingNotWaitedFor(t *testing.T) {
 }
 
 func freezingNotWaitedFor(t *testing.T, slow string, again bool) {
-	conn, child, err := socketPair()
+	conn, child, err := qemu.SocketPair()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer child.Close()
 	q := &graphQEMU{conn: child, slow: slow, goOn: make(chan struct{}), nodes: map[string]map[string]any{}}
 	go q.run()
-	v := &volume{}
-	m := &Machine{
-		qmp: qmp.New(conn, nil), patience: 300 * time.Millisecond, nextSet: volumeFDSet, volumes: map[string]*volume{"v": v},
-	}
-	defer m.qmp.Close()
+	v := &Chain{prefix: "v0"}
+	client := qmp.New(conn, nil)
+	defer client.Close()
+	g := New(run(client), 300*time.Millisecond)
 	in := func(image string) Layer {
 		return Layer{Format: QCOW2, RBD: &RBD{Pool: "p", Image: image, Conf: []byte("[global]")}}
 	}
-	if err := m.addLayer(t.Context(), v, in("a"), "", true); err != nil {
+	if err := g.addLayer(t.Context(), v, in("a"), "", true); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.SnapshotVolume(t.Context(), "v", in("a"), in("b")); err != nil {
+	if err := g.Snapshot(t.Context(), v, in("a"), in("b")); err != nil {
 		t.Fatal(err)
 	}
 	close(q.goOn)
-	m.patience = 30 * time.Second
+	g.patience = 30 * time.Second
 	if again {
-		if err := m.SnapshotVolume(t.Context(), "v", in("a"), in("b")); err != nil {
+		if err := g.Snapshot(t.Context(), v, in("a"), in("b")); err != nil {
 			t.Fatal(err)
 		}
 		if l := v.layers[0]; l.file != "v0.0r" || l.open["read-only"] != true {
 			t.Errorf("not frozen: %+v", l)
 		}
 	}
-	if err := m.dropVolume(context.Background(), v); err != nil {
+	if err := g.Close(context.Background(), v); err != nil {
 		t.Error(err)
 	}
 	if left := slices.Sorted(maps.Keys(q.nodes)); len(left) > 0 {
 		t.Errorf("open still: %s", strings.Join(left, ", "))
+	}
+}
+
+// run executes commands on a client.
+func run(c *qmp.Client) Do {
+	return func(ctx context.Context, doing string, commands ...qmp.Command) error {
+		if err := c.Run(ctx, commands...); err != nil {
+			return fmt.Errorf("%s: %w", doing, err)
+		}
+		return nil
 	}
 }

@@ -1,4 +1,4 @@
-package vm
+package block
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"atoll.dev/atoll/internal/vm/qemu"
 	"atoll.dev/atoll/internal/vm/qmp"
 )
 
@@ -66,18 +67,17 @@ func (q *slowQEMU) run() {
 func TestSnapshotNotWaitedFor(t *testing.T) {
 	for name, refuses := range map[string]bool{"taken": false, "refused": true} {
 		t.Run(name, func(t *testing.T) {
-			conn, child, err := socketPair()
+			conn, child, err := qemu.SocketPair()
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer child.Close()
 			q := &slowQEMU{conn: child, begun: make(chan struct{}), goOn: make(chan struct{}), refuses: refuses}
 			go q.run()
-			m := &Machine{
-				qmp: qmp.New(conn, nil), patience: 200 * time.Millisecond, nextSet: volumeFDSet,
-				volumes: map[string]*volume{"v": {next: 1, layers: []layer{{node: "v0.0"}}}},
-			}
-			defer m.qmp.Close()
+			client := qmp.New(conn, nil)
+			defer client.Close()
+			g := New(run(client), 200*time.Millisecond)
+			v := &Chain{prefix: "v0", next: 1, layers: []layer{{node: "v0.0"}}}
 			file := filepath.Join(t.TempDir(), "overlay")
 			header := append([]byte("QFI\xfb\x00\x00\x00\x03"), make([]byte, 200)...)
 			if err := os.WriteFile(file, header, 0o600); err != nil {
@@ -94,22 +94,22 @@ func TestSnapshotNotWaitedFor(t *testing.T) {
 					t.Fatal(err)
 				}
 				defer overlay.Close()
-				return m.SnapshotVolume(t.Context(), "v", Layer{Format: QCOW2, File: frozen}, Layer{Format: QCOW2, File: overlay})
+				return g.Snapshot(t.Context(), v, Layer{Format: QCOW2, File: frozen}, Layer{Format: QCOW2, File: overlay})
 			}
 			if err := snapshot(); !errors.Is(err, context.DeadlineExceeded) {
 				t.Fatal(err)
 			}
 			<-q.begun
-			if _, err := m.Depth(contextOf(t, 100*time.Millisecond), "v"); err == nil {
+			if _, err := g.Depth(contextOf(t, 100*time.Millisecond), v); err == nil {
 				t.Error("known before QEMU knows")
 			}
 			close(q.goOn)
-			m.patience = 30 * time.Second
+			g.patience = 30 * time.Second
 			want := 2
 			if refuses {
 				want = 1
 			}
-			if n, err := m.Depth(t.Context(), "v"); n != want || err != nil {
+			if n, err := g.Depth(t.Context(), v); n != want || err != nil {
 				t.Errorf("%d layers, %v; want %d", n, err, want)
 			}
 			if refuses {
@@ -118,7 +118,7 @@ func TestSnapshotNotWaitedFor(t *testing.T) {
 			if err := snapshot(); err != nil || strings.Count(strings.Join(q.said, " "), "blockdev-snapshot") != 1 {
 				t.Errorf("again: %v; %v", err, q.said)
 			}
-			if l := m.volumes["v"].layers; len(l) != 2 || len(l[1].fds) != 1 || l[1].fds[0] != 7 {
+			if l := v.layers; len(l) != 2 || len(l[1].fds) != 1 || l[1].fds[0] != 7 {
 				t.Errorf("layers %+v", l)
 			}
 		})
