@@ -52,31 +52,26 @@ const (
 	eventReason = "NoConsole"
 )
 
-// Config of the controller.
-type Config struct {
+// Reconciler answers requests.
+type Reconciler struct {
+	client.Client
+	Events events.EventRecorder
 	// Address is host and port at which people reach the API server.
 	Address string
 	// Now is the clock.
 	Now func() time.Time
 }
 
-// Reconciler answers requests.
-type Reconciler struct {
-	client.Client
-	Config
-	Events events.EventRecorder
-}
-
-// Setup adds the controller to a manager.
-func Setup(mgr ctrl.Manager, cfg Config) error {
-	if cfg.Now == nil {
-		cfg.Now = time.Now
+// Setup returns a function that adds the controller to a manager. The address is host and port at which people reach
+// the API server.
+func Setup(address string) func(ctrl.Manager) error {
+	return func(mgr ctrl.Manager) error {
+		r := &Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachinewebconsolerequest"), Address: address, Now: time.Now}
+		if err := ctrl.NewControllerManagedBy(mgr).Named("virtualmachinewebconsolerequest").For(&vmopv1.VirtualMachineWebConsoleRequest{}).Complete(r); err != nil {
+			return fmt.Errorf("setting up the controller of VirtualMachineWebConsoleRequests: %w", err)
+		}
+		return nil
 	}
-	r := &Reconciler{Client: mgr.GetClient(), Config: cfg, Events: mgr.GetEventRecorder("virtualmachinewebconsolerequest")}
-	if err := ctrl.NewControllerManagedBy(mgr).Named("virtualmachinewebconsolerequest").For(&vmopv1.VirtualMachineWebConsoleRequest{}).Complete(r); err != nil {
-		return fmt.Errorf("setting up the controller of VirtualMachineWebConsoleRequests: %w", err)
-	}
-	return nil
 }
 
 // Reconcile answers a request once, and deletes it when its time is over.

@@ -67,7 +67,7 @@ func newWorld(t *testing.T, key, vm string, power vmopv1.VirtualMachinePowerStat
 			Spec:       vmopv1.VirtualMachineWebConsoleRequestSpec{Name: "box", PublicKey: key},
 		}).Build()
 	w := &world{T: t, now: now, events: events.NewFakeRecorder(10)}
-	w.Reconciler = &Reconciler{Client: c, Events: w.events, Config: Config{Address: "192.0.2.1:6443", Now: func() time.Time { return w.now }}}
+	w.Reconciler = &Reconciler{Client: c, Events: w.events, Address: "192.0.2.1:6443", Now: func() time.Time { return w.now }}
 	return w
 }
 

@@ -50,7 +50,7 @@ type Reconciler struct {
 }
 
 // Setup adds the controller to a manager.
-func Setup(_ context.Context, mgr ctrl.Manager) error {
+func Setup(mgr ctrl.Manager) error {
 	r := &Reconciler{Client: mgr.GetClient(), Now: time.Now}
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("virtualmachinegroup").

@@ -187,7 +187,7 @@ func TestOwnPowerState(t *testing.T) {
 		t.Errorf("%s", w.powers("a", "b"))
 	}
 	g, _ = w.run("app")
-	g.Spec.NextForcePowerStateSyncTime = "2027-01-01T00:00:05Z"
+	g.Spec.NextForcePowerStateSyncTime = "Now"
 	if err := w.Update(t.Context(), g); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
@@ -38,6 +39,15 @@ func (r *Reconciler) power(ctx context.Context, g *vmopv1.VirtualMachineGroup, l
 		return 0, nil
 	}
 	now := r.Now()
+	if strings.EqualFold(g.Spec.NextForcePowerStateSyncTime, "now") {
+		base := g.DeepCopy()
+		changed := g.DeepCopy()
+		changed.Spec.NextForcePowerStateSyncTime = now.UTC().Format(time.RFC3339Nano)
+		if err := r.Patch(ctx, changed, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
+			return 0, fmt.Errorf("noting the time: %w", err)
+		}
+		g.Spec, g.ResourceVersion = changed.Spec, changed.ResourceVersion
+	}
 	var h handed
 	if err := json.Unmarshal([]byte(g.Annotations[powerAnnotation]), &h); err != nil || h.State != g.Spec.PowerState || h.Force != g.Spec.NextForcePowerStateSyncTime {
 		h = handed{State: g.Spec.PowerState, Force: g.Spec.NextForcePowerStateSyncTime, At: now.UTC().Truncate(time.Second)}

@@ -48,7 +48,7 @@ type Reconciler struct {
 }
 
 // Setup adds the controller to a manager.
-func Setup(_ context.Context, mgr ctrl.Manager) error {
+func Setup(mgr ctrl.Manager) error {
 	r := &Reconciler{Client: mgr.GetClient(), Reader: mgr.GetAPIReader(), Events: mgr.GetEventRecorder("virtualmachinereplicaset")}
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("virtualmachinereplicaset").
