@@ -26,6 +26,8 @@ type Config struct {
 	// RunDir is the directory of sockets and of what shims write; it ends with the
 	// boot.
 	RunDir string
+	// ContentDir holds the images of virtual machines as they came.
+	ContentDir string
 	// ContainerdSocket is the CRI socket, without a scheme.
 	ContainerdSocket string
 
@@ -143,6 +145,7 @@ func (c Config) Validate() error {
 		{"PodLogsDir", c.PodLogsDir},
 		{"StateDir", c.StateDir},
 		{"RunDir", c.RunDir},
+		{"ContentDir", c.ContentDir},
 		{"ContainerdSocket", c.ContainerdSocket},
 		{"Network.ResolvConf", c.Network.ResolvConf},
 	} {

@@ -16,6 +16,7 @@ package apiserver
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
@@ -29,7 +30,9 @@ import (
 
 	"atoll.dev/atoll/internal/datadir/pki"
 	"atoll.dev/atoll/internal/kube/admission/podruntime"
+	"atoll.dev/atoll/internal/kube/imagecontent"
 	"atoll.dev/atoll/internal/kube/metricsapi"
+	"atoll.dev/atoll/internal/storage/library"
 )
 
 // Config of an API server.
@@ -50,6 +53,9 @@ type Config struct {
 	KubeletPort int
 	ServiceCIDR netip.Prefix
 	Domain      string
+	// ContentDir is the library of images of virtual machines.
+	ContentDir string
+	Logger     *slog.Logger
 }
 
 // shutdownTimeout is how long connections may stay open when the server stops.
@@ -128,6 +134,8 @@ func (s *APIServer) build(opts options.CompletedOptions) (preparedServer, error)
 		return nil, err
 	}
 	metricsapi.AddOpenAPI(config.KubeAPIs.ControlPlane.Generic)
+	imagecontent.LongRunning(config.KubeAPIs.ControlPlane.Generic)
+	imagecontent.LongRunning(&config.Aggregator.GenericConfig.Config)
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, err
@@ -137,6 +145,9 @@ func (s *APIServer) build(opts options.CompletedOptions) (preparedServer, error)
 		return nil, err
 	}
 	if err := s.addMetrics(chain.GenericAPIServer); err != nil {
+		return nil, err
+	}
+	if err := s.addContent(chain.GenericAPIServer); err != nil {
 		return nil, err
 	}
 	// Open watches hold their connections; clients open them anew elsewhere or
@@ -151,6 +162,17 @@ func (s *APIServer) build(opts options.CompletedOptions) (preparedServer, error)
 	config.KubeAPIs.ControlPlane.Generic.OpenAPIV3Config.Definitions = nil
 	config.ApiExtensions.GenericConfig.OpenAPIV3Config.Definitions = nil
 	return prepared, nil
+}
+
+// addContent adds the bytes of images of virtual machines to the aggregator itself.
+func (s *APIServer) addContent(aggregator *genericapiserver.GenericAPIServer) error {
+	content, err := library.New(library.Config{Dir: s.cfg.ContentDir})
+	if err != nil {
+		return err
+	}
+	return imagecontent.Install(imagecontent.Config{
+		Server: aggregator, Loopback: aggregator.LoopbackClientConfig, Library: content, Logger: s.cfg.Logger,
+	})
 }
 
 // addMetrics adds the resource metrics API to the server behind the aggregator,

@@ -40,7 +40,7 @@ type manifest struct {
 
 // manifests are all bootstrap objects, namespaces first.
 func manifests(cfg Config) []manifest {
-	return slices.Concat(systemManifests(cfg), accessManifests(cfg), definitions(), storageManifests(cfg), storageAccessManifests())
+	return slices.Concat(systemManifests(cfg), accessManifests(cfg), definitions(), storageManifests(cfg), storageAccessManifests(), imageManifests())
 }
 
 func rbac(resource string) schema.GroupVersionResource {
