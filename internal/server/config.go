@@ -70,6 +70,8 @@ type Ports struct {
 	EtcdPeer          int // 2380
 	Scheduler         int // 10259
 	ControllerManager int // 10257
+	// Webhook is where the API server reaches the webhooks of virtual machines.
+	Webhook int // 9443
 	// Kubelet is the port the API server reaches the agents' kubelets at.
 	Kubelet int // 10250
 }
@@ -114,6 +116,7 @@ func (p Ports) withDefaults() Ports {
 		{&p.EtcdPeer, 2380},
 		{&p.Scheduler, 10259},
 		{&p.ControllerManager, 10257},
+		{&p.Webhook, 9443},
 		{&p.Kubelet, 10250},
 	} {
 		if *d.port == 0 {

@@ -28,9 +28,6 @@ import (
 
 // Setup adds the controllers to a manager.
 func Setup(mgr ctrl.Manager) error {
-	if err := api.AddToScheme(mgr.GetScheme()); err != nil {
-		return fmt.Errorf("content library controller: %w", err)
-	}
 	c := mgr.GetClient()
 	err := ctrl.NewControllerManagedBy(mgr).Named("defaultlibrary").For(&corev1.Namespace{}).Complete(&namespaces{c})
 	if err != nil {

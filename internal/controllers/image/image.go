@@ -32,9 +32,6 @@ import (
 
 // Setup adds the controller to a manager.
 func Setup(mgr ctrl.Manager) error {
-	if err := api.AddToScheme(mgr.GetScheme()); err != nil {
-		return fmt.Errorf("image controller: %w", err)
-	}
 	err := ctrl.NewControllerManagedBy(mgr).Named("image").For(&api.ContentLibraryItem{}).Owns(&vmopv1.VirtualMachineImage{}).
 		Complete(&reconciler{client: mgr.GetClient()})
 	if err != nil {

@@ -38,9 +38,6 @@ const retryTarget = 10 * time.Second
 
 // Setup adds the controller to a manager.
 func Setup(mgr ctrl.Manager) error {
-	if err := api.AddToScheme(mgr.GetScheme()); err != nil {
-		return fmt.Errorf("import request controller: %w", err)
-	}
 	err := ctrl.NewControllerManagedBy(mgr).Named("importrequest").For(&api.ContentLibraryItemImportRequest{}).
 		Watches(&api.ContentLibraryItem{}, handler.EnqueueRequestsFromMapFunc(requestOf)).
 		Complete(&reconciler{client: mgr.GetClient(), now: time.Now})

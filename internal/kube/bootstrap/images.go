@@ -6,10 +6,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	imageregistry "atoll.dev/atoll/api/imageregistry/v1alpha1"
+	"atoll.dev/atoll/internal/datadir/pki"
 )
-
-// vmController is the identity of the controllers of virtual machines and images.
-const vmController = "system:atoll:vm-controller"
 
 // imageManifests are what images of virtual machines need in the API server.
 func imageManifests() []manifest {
@@ -27,7 +25,7 @@ spec:
   allowImport: true
 `, imageregistry.DefaultLibrary)},
 		{resource: rbac("clusterroles"), text: imageControllerRole},
-		{resource: rbac("clusterrolebindings"), text: clusterRoleBinding("atoll:image-controller", "atoll:image-controller", "User", vmController)},
+		{resource: rbac("clusterrolebindings"), text: clusterRoleBinding("atoll:image-controller", "atoll:image-controller", "User", pki.VMControllerUser)},
 		{resource: rbac("clusterroles"), text: imageEditorRole},
 		// Images that are for all namespaces are for everybody to see.
 		{resource: rbac("clusterroles"), text: imageCatalogRole},
@@ -54,7 +52,7 @@ spec:
   - expression: variables.now == variables.before || request.userInfo.username == %[2]q
     message: the annotation %[1]s is set by the controllers of virtual machines only; set spec.currentSnapshotName of the VirtualMachine
     reason: Forbidden
-`, imageregistry.RollbackAnnotation, vmController)},
+`, imageregistry.RollbackAnnotation, pki.VMControllerUser)},
 		{resource: policies("validatingadmissionpolicybindings"), text: policyBinding("atoll-rollback")},
 		{resource: policies("validatingadmissionpolicies"), text: fmt.Sprintf(`
 apiVersion: admissionregistration.k8s.io/v1
@@ -76,7 +74,7 @@ spec:
       request.userInfo.username == %q || "system:masters" in request.userInfo.groups
     message: spec.source.volume is set by the controllers of virtual machines only; use a VirtualMachinePublishRequest
     reason: Forbidden
-`, vmController)},
+`, pki.VMControllerUser)},
 		{resource: policies("validatingadmissionpolicybindings"), text: policyBinding("atoll-image-from-volume")},
 	}
 }

@@ -9,6 +9,8 @@ import (
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	encryption "atoll.dev/atoll/api/encryption/v1alpha1"
 	imageregistry "atoll.dev/atoll/api/imageregistry/v1alpha1"
+	netop "atoll.dev/atoll/api/netoperator/v1alpha1"
+	"atoll.dev/atoll/api/vmoperator"
 	"atoll.dev/atoll/internal/datadir/pki"
 	"atoll.dev/atoll/internal/kube/keys"
 	"atoll.dev/atoll/internal/kube/snapshots"
@@ -24,7 +26,7 @@ const DefaultClass = "atoll"
 func definitions() []manifest {
 	crds := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 	var out []manifest
-	for _, file := range [][]byte{atoll.CRDs, encryption.CRDs, imageregistry.CRDs, snapshots.CRDs} {
+	for _, file := range [][]byte{atoll.CRDs, encryption.CRDs, imageregistry.CRDs, snapshots.CRDs, vmoperator.CRDs, netop.CRDs} {
 		for doc := range bytes.SplitSeq(file, []byte("---\n")) {
 			if len(bytes.TrimSpace(doc)) > 0 {
 				out = append(out, manifest{resource: crds, text: "\n" + string(doc)})

@@ -70,8 +70,9 @@ type Set struct {
 	disks   Disks
 	roots   Roots
 	watch   *watcher
-	begun   chan error    // gets the result of Begin, nil before it is called
-	measure chan struct{} // buffered; somebody wants to know what volumes take
+	begun   chan error        // holds the result of Begin while nobody waits, nil before it is called
+	first   map[string][]byte // files of Begin
+	measure chan struct{}     // buffered; somebody wants to know what volumes take
 
 	mu      sync.Mutex // held over each change in the guest; guards the fields below
 	volumes map[string]*volume
@@ -168,17 +169,21 @@ func (s *Set) Prepare(ctx context.Context, id string, mounts []specs.Mount) (*Co
 // Begin writes the first files of the pod's own volume in the background. Prepare waits for them. Names
 // are relative. It may be called once, before anything else.
 func (s *Set) Begin(ctx context.Context, files map[string][]byte) {
-	s.begun = make(chan error, 1)
+	s.begun, s.first = make(chan error, 1), files
 	go func() { s.begun <- s.putPodFiles(ctx, files) }()
 }
 
-// wait waits for what was begun.
+// wait waits for what was begun, and does it again if it has failed: a host that is too busy makes a guest
+// late, and a pod that never started again for that would be lost.
 func (s *Set) wait(ctx context.Context) error {
 	if s.begun == nil {
 		return nil
 	}
 	select {
 	case err := <-s.begun:
+		if err != nil {
+			err = s.putPodFiles(ctx, s.first)
+		}
 		s.begun <- err // for the next one
 		return err
 	case <-ctx.Done():

@@ -245,6 +245,33 @@ func (failing) CreateVolume(context.Context, *guestv1.CreateVolumeRequest) (*gue
 	return nil, errNoSpace
 }
 
+// TestBeginAgain: a guest that was late once gets the files with the next container.
+func TestBeginAgain(t *testing.T) {
+	h, g := newHost(t), newGuest()
+	s := h.set(&late{guest: g})
+	s.Begin(t.Context(), map[string][]byte{"hostname": []byte("web-0\n")})
+	if _, err := s.Prepare(t.Context(), "c1", nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.data("pod", "hostname"); got != "web-0\n" {
+		t.Errorf("hostname %q", got)
+	}
+}
+
+// late is a guest that does not answer the first time.
+type late struct {
+	*guest
+	asked bool
+}
+
+func (g *late) PutFiles(ctx context.Context, r *guestv1.PutFilesRequest) (*guestv1.Empty, error) {
+	if !g.asked {
+		g.asked = true
+		return nil, context.DeadlineExceeded
+	}
+	return g.guest.PutFiles(ctx, r)
+}
+
 func TestTerminationLog(t *testing.T) {
 	h, g := newHost(t), newGuest()
 	s := h.set(g)
