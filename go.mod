@@ -13,7 +13,6 @@ require (
 	github.com/hashicorp/yamux v0.1.2
 	github.com/klauspost/compress v1.19.1
 	github.com/lib/pq v1.12.3
-	github.com/ulikunitz/xz v0.5.15
 	go.etcd.io/etcd/server/v3 v3.6.13
 	golang.org/x/crypto v0.57.0
 	golang.org/x/sys v0.48.0

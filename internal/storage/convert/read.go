@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -74,6 +75,36 @@ func (l *limited) Write(p []byte) (int, error) {
 		l.Buffer.Write(p[:min(room, len(p))])
 	}
 	return len(p), nil
+}
+
+// xzMemory bounds what unpacking may take, in bytes: the largest dictionary of xz -9 and some.
+const xzMemory = 128 << 20
+
+// UnpackXZ writes what is in an .xz file. What was written is of no use if it fails.
+func UnpackXZ(ctx context.Context, file *os.File, to io.Writer) error {
+	failing := &keeper{Writer: to}
+	err := sandboxed{
+		Program: "xz", Args: []string{"--decompress", "--stdout", "--single-stream", fmt.Sprintf("--memlimit-decompress=%d", xzMemory), diskPath},
+		Disk: file, Stdout: failing,
+	}.run(ctx)
+	if failing.err != nil && ctx.Err() == nil {
+		return failing.err // xz only says that nobody reads any more
+	}
+	return err
+}
+
+// keeper keeps the error of a writer.
+type keeper struct {
+	io.Writer
+	err error
+}
+
+func (k *keeper) Write(p []byte) (int, error) {
+	n, err := k.Writer.Write(p)
+	if err != nil {
+		k.err = err
+	}
+	return n, err
 }
 
 // Serve has a process serve the disk in an image, and calls use with the block graph to read it by, once. It

@@ -16,9 +16,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"atoll.dev/atoll/internal/storage/qemuimg"
 )
+
+// errMissing: a program is not there.
+var errMissing = errors.New("program is not installed")
 
 // sandboxUID is nobody's user and group id but that of readers of images.
 const sandboxUID = 789_998
@@ -34,7 +35,7 @@ const diskPath = "/disk"
 
 // sandboxed is a process that reads one image.
 type sandboxed struct {
-	Program string   // of QEMU, without a path
+	Program string   // without a path
 	Args    []string // may name diskPath
 	Disk    *os.File
 	// Listen, if set, is a listening socket that the program finds as systemd passes it on.
@@ -46,7 +47,7 @@ type sandboxed struct {
 func (s sandboxed) run(ctx context.Context) error {
 	path, err := exec.LookPath(s.Program)
 	if err != nil || !strings.HasPrefix(path, "/usr/") {
-		return fmt.Errorf("%w: %s", qemuimg.ErrMissing, s.Program)
+		return fmt.Errorf("%w: %s; install the packages qemu-utils and xz-utils", errMissing, s.Program)
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
@@ -180,7 +181,7 @@ func (t *tail) Write(p []byte) (int, error) {
 func (t *tail) last() string {
 	lines := bytes.Split(bytes.TrimSpace(t.b), []byte("\n"))
 	text := strings.ToValidUTF8(string(lines[len(lines)-1]), "?")
-	for _, prefix := range []string{"qemu-nbd: ", "qemu-img: ", "Failed to blk_new_open ", "Could not open "} {
+	for _, prefix := range []string{"qemu-nbd: ", "qemu-img: ", "xz: ", "Failed to blk_new_open ", "Could not open "} {
 		text = strings.TrimPrefix(text, prefix)
 	}
 	return text[:min(len(text), 500)]

@@ -176,6 +176,9 @@ func (c *controller) create(ctx context.Context, p plan) (created, error) {
 		var v datastore.Volume
 		if err == nil {
 			v, err = s.Create(ctx, spec)
+			if image != nil && errors.Is(err, datastore.ErrNotFound) { // removed between the two; not for good
+				err = status.Errorf(codes.Aborted, "image %s has just been removed from datastore %q", image.Name, s.Name)
+			}
 		}
 		if err == nil {
 			return created{store: s, volume: v}, nil

@@ -80,14 +80,17 @@ func (l *Library) Fetch(ctx context.Context, id string, s Source, progress func(
 	if err := l.dir(id); err != nil {
 		return Item{}, err
 	}
+	if progress == nil {
+		progress = func(Progress) {}
+	}
 	unlock, err := l.lock(id)
+	if errors.Is(err, errBusy) && s.Upload != nil { // it is just being sent
+		return Item{}, l.waiting(id, progress)
+	}
 	if err != nil {
 		return Item{}, err
 	}
 	defer unlock()
-	if progress == nil {
-		progress = func(Progress) {}
-	}
 	i := Item{Format: itemFormat, ID: id, Created: time.Now().UTC()}
 	if i.FileName, err = l.original(ctx, id, s, progress); err != nil {
 		return Item{}, err
@@ -127,12 +130,7 @@ func (l *Library) original(ctx context.Context, id string, s Source, progress fu
 	case s.OCI != nil:
 		return l.fetchOCI(ctx, id, s, report)
 	case s.Upload != nil:
-		done, total, err := l.Received(id)
-		if err != nil {
-			return "", err
-		}
-		report(done, total)
-		return "", fmt.Errorf("%w: %d of %d bytes are here", ErrWaiting, done, total)
+		return "", l.waiting(id, progress)
 	case s.Make != nil:
 		if err := s.Make(ctx, l.path(id, partFile), report); err != nil {
 			return "", err
@@ -140,6 +138,19 @@ func (l *Library) original(ctx context.Context, id string, s Source, progress fu
 		return s.FileName, l.finish(id, partFile)
 	}
 	return "", fmt.Errorf("%w: it says neither http, oci, upload nor volume", ErrSource)
+}
+
+// waiting tells how much of an upload is here.
+func (l *Library) waiting(id string, progress func(Progress)) error {
+	done, total, err := l.Received(id)
+	if err != nil {
+		return err
+	}
+	progress(Progress{PhaseTransfer, done, total})
+	if total == 0 {
+		return fmt.Errorf("%w: nothing is here yet", ErrWaiting)
+	}
+	return fmt.Errorf("%w: %d of %d bytes are here", ErrWaiting, done, total)
 }
 
 // finish makes a complete part the original.

@@ -270,6 +270,26 @@ func full(err error) error {
 	return err
 }
 
+// errBusy: another transfer of the item is under way.
+var errBusy = errors.New("another transfer is under way")
+
+// lockWait is how long somebody waits who has bytes to send: who looks at an upload holds the lock for a moment.
+const lockWait = 5 * time.Second
+
+// lockSoon is lock, and waits a little.
+func (l *Library) lockSoon(ctx context.Context, id string) (func(), error) {
+	for deadline := time.Now().Add(lockWait); ; {
+		unlock, err := l.lock(id)
+		if !errors.Is(err, errBusy) || time.Now().After(deadline) || ctx.Err() != nil {
+			return unlock, err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(lockWait / 100):
+		}
+	}
+}
+
 // lock takes the lock of an item for as long as the returned function has not been called. It does not wait.
 func (l *Library) lock(id string) (func(), error) {
 	f, err := os.OpenFile(l.path(id, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
@@ -278,7 +298,10 @@ func (l *Library) lock(id string) (func(), error) {
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		_ = f.Close()
-		return nil, fmt.Errorf("locking image %s: another transfer is under way: %w", id, err)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = errBusy
+		}
+		return nil, fmt.Errorf("locking image %s: %w", id, err)
 	}
 	return func() { _ = f.Close() }, nil
 }

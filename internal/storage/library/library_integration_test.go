@@ -23,7 +23,6 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 
 	"atoll.dev/atoll/internal/storage/convert"
 	"atoll.dev/atoll/internal/storage/diskimage"
@@ -109,7 +108,13 @@ func pack(t *testing.T, b []byte, how string) []byte {
 	case "gz":
 		w = gzip.NewWriter(&out)
 	case "xz":
-		w, err = xz.NewWriter(&out)
+		cmd := exec.Command("xz", "-c")
+		cmd.Stdin = bytes.NewReader(b)
+		packed, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return packed
 	case "zst":
 		w, err = zstd.NewWriter(&out)
 	}
@@ -175,6 +180,8 @@ func TestFormats(t *testing.T) {
 		})
 	}
 }
+
+func half(b []byte) []byte { return b[:len(b)/2] }
 
 // iso is a file system of 100 blocks, as far as it is looked at.
 func iso(t *testing.T) []byte {
@@ -286,7 +293,9 @@ func TestBadContent(t *testing.T) {
 		"truncated":  {good[:len(good)-2<<20], diskimage.ErrDamaged, "interrupted"},
 		"corrupt":    {corrupt, diskimage.ErrDamaged, ""},
 		"text":       {[]byte("hello"), diskimage.ErrUnknown, "raw"},
-		"cut gzip":   {pack(t, good, "gz")[:1<<10], ErrContent, "interrupted"},
+		"cut gzip":   {half(pack(t, good, "gz")), ErrContent, "interrupted"},
+		"cut xz":     {half(pack(t, good, "xz")), ErrContent, "interrupted"},
+		"xz bomb":    {pack(t, make([]byte, 64<<20), "xz"), ErrContent, "larger than"},
 		"twice":      {pack(t, pack(t, good, "gz"), "gz"), ErrContent, "twice"},
 		"bomb":       {bomb, ErrContent, "larger than"},
 		"cut stream": {content(t, convertTo(t, from, "-O", "vmdk", "-o", "subformat=streamOptimized"))[:66<<10], diskimage.ErrDamaged, ""},

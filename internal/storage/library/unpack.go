@@ -14,8 +14,8 @@ import (
 	"syscall"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 
+	"atoll.dev/atoll/internal/storage/convert"
 	"atoll.dev/atoll/internal/storage/diskimage"
 )
 
@@ -119,18 +119,18 @@ func (l *Library) decompress(ctx context.Context, id string, from span, packing 
 		return err
 	}
 	defer f.Close()
-	read := &readCounter{Reader: ctxReader{ctx, r}, tell: func(n int64) { progress(Progress{PhaseUnpack, n, r.Size()}) }}
-	plain, err := unpacker(read, packing)
-	if err != nil {
-		return fmt.Errorf("%w: it is said to be compressed by %s: %w", ErrContent, packing, err)
-	}
-	defer plain.Close()
 	out, err := os.OpenFile(l.path(id, to), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("unpacking image %s: %w", id, full(err))
 	}
 	w := &sparse{f: out, limit: l.cfg.MaxUnpacked, room: l.room}
-	_, err = io.CopyBuffer(w, plain, make([]byte, 1<<20))
+	if packing == diskimage.XZ { // which wants more memory than it can be trusted with here
+		to := &counter{Writer: w, tell: func(n int64) { progress(Progress{PhaseUnpack, n, 0}) }}
+		err = convert.UnpackXZ(ctx, f, to)
+	} else {
+		read := &readCounter{Reader: ctxReader{ctx, r}, tell: func(n int64) { progress(Progress{PhaseUnpack, n, r.Size()}) }}
+		err = copyPlain(w, read, packing)
+	}
 	if ctx.Err() == nil && err != nil && !errors.Is(err, ErrFull) && !errors.Is(err, ErrContent) && !isPathError(err) {
 		err = fmt.Errorf("%w: unpacking by %s at %d bytes: %w; was the transfer interrupted?", ErrContent, packing, w.at, err)
 	}
@@ -138,6 +138,17 @@ func (l *Library) decompress(ctx context.Context, id string, from span, packing 
 		return fmt.Errorf("unpacking image %s: %w", id, full(err))
 	}
 	return nil
+}
+
+// copyPlain copies what is in a compressed file.
+func copyPlain(w io.Writer, r io.Reader, packing diskimage.Packing) error {
+	plain, err := unpacker(r, packing)
+	if err != nil {
+		return err
+	}
+	defer plain.Close()
+	_, err = io.CopyBuffer(w, plain, make([]byte, 1<<20))
+	return err
 }
 
 func isPathError(err error) bool {
@@ -151,8 +162,7 @@ func unpacker(r io.Reader, packing diskimage.Packing) (io.ReadCloser, error) {
 	case diskimage.Gzip:
 		return gzip.NewReader(r)
 	case diskimage.XZ:
-		z, err := xz.ReaderConfig{DictCap: 8 << 20}.NewReader(r)
-		return io.NopCloser(z), err
+		return nil, errors.New("xz is for whole files only")
 	case diskimage.Zstd:
 		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {

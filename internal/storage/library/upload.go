@@ -51,7 +51,7 @@ func (l *Library) Receive(ctx context.Context, id, fileName string, offset, tota
 	if err := l.dir(id); err != nil {
 		return 0, err
 	}
-	unlock, err := l.lock(id)
+	unlock, err := l.lockSoon(ctx, id)
 	if err != nil {
 		return 0, err
 	}
