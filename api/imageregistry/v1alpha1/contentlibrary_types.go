@@ -9,6 +9,10 @@ import (
 // and one ContentLibrary in each namespace.
 const DefaultLibrary = "default"
 
+// DefaultLibraryLabel marks the library of a namespace that virtual machines are published into when a request names
+// none.
+const DefaultLibraryLabel = "imageregistry.vmware.com/default"
+
 // ReadyCondition is the type of the condition of libraries and items that sums them up.
 const ReadyCondition = "Ready"
 

@@ -81,7 +81,7 @@ func (n *namespaces) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		return ctrl.Result{}, err
 	}
 	library = api.ContentLibrary{
-		ObjectMeta: metav1.ObjectMeta{Namespace: ns.Name, Name: api.DefaultLibrary},
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns.Name, Name: api.DefaultLibrary, Labels: map[string]string{api.DefaultLibraryLabel: "true"}},
 		Spec:       api.ContentLibrarySpec{Writable: true, AllowImport: true},
 	}
 	err = n.client.Create(ctx, &library)

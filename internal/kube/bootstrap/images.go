@@ -20,10 +20,12 @@ apiVersion: imageregistry.vmware.com/v1alpha1
 kind: ClusterContentLibrary
 metadata:
   name: %s
+  labels:
+    %s: "true"
 spec:
   writable: true
   allowImport: true
-`, imageregistry.DefaultLibrary)},
+`, imageregistry.DefaultLibrary, imageregistry.DefaultLibraryLabel)},
 		{resource: rbac("clusterroles"), text: imageControllerRole},
 		{resource: rbac("clusterrolebindings"), text: clusterRoleBinding("atoll:image-controller", "atoll:image-controller", "User", pki.VMControllerUser)},
 		{resource: rbac("clusterroles"), text: imageEditorRole},
