@@ -57,6 +57,8 @@ func (r role) runAgent(ctx context.Context, nodeName string, maxPods int, versio
 		PodLogsDir:       t.PodLogs(),
 		StateDir:         t.Agent(),
 		RunDir:           t.Run(),
+		MachinesDir:      t.Machines(),
+		LeaseDir:         t.CNIState(),
 		ContainerdSocket: t.ContainerdSocket(),
 		NodeName:         nodeName,
 		NodeIP:           r.addr,

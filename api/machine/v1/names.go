@@ -55,6 +55,9 @@ const (
 	// CommandGuestInfo takes pairs of a key and a regular expression and succeeds when the guest has set each key
 	// to a value that matches.
 	CommandGuestInfo = "/atoll/guestinfo"
+	// CommandStream opens a console, as MethodStream does, over the standard streams of an exec; its argument is a
+	// StreamKind. So consoles are reached through the API server, with its permissions (pods/exec).
+	CommandStream = "/atoll/stream"
 )
 
 // Methods of the shim's control socket, called in the way of package internal/datadir/attach.
