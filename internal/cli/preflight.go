@@ -102,6 +102,7 @@ func runPreflight(ctx context.Context, t datadir.Tree, kernel string) ([]preflig
 			tcp(2380, loopback, "etcd"),
 			tcp(10257, loopback, "the controller manager"),
 			tcp(10259, loopback, "the scheduler"),
+			tcp(9443, loopback, "the webhooks of virtual machines"),
 			tcp(10250, everywhere, "the kubelet"),
 			tcp(10248, loopback, "the kubelet"),
 			tcp(10249, loopback, "the service proxy"),

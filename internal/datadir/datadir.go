@@ -114,6 +114,9 @@ func (t Tree) AtollPod() string { return t.data("bin", "atoll-pod") }
 // ShimAtoll is the containerd shim of micro-VM pods, a link to AtollPod.
 func (t Tree) ShimAtoll() string { return t.data("bin", "containerd-shim-atoll-v1") }
 
+// ShimMachine is the containerd shim of virtual machines, a link to AtollPod.
+func (t Tree) ShimMachine() string { return t.data("bin", "containerd-shim-atoll-vm-v1") }
+
 // ShimRunc is the containerd shim of runc pods, a link to AtollPod.
 func (t Tree) ShimRunc() string { return t.data("bin", "containerd-shim-runc-v2") }
 
@@ -155,6 +158,9 @@ func (t Tree) Datastores() string { return t.data("datastores") }
 
 // Datastore is the directory of the datastore called name.
 func (t Tree) Datastore(name string) string { return t.data("datastores", name) }
+
+// Content holds the images of virtual machines as they came, by library item.
+func (t Tree) Content() string { return t.data("content") }
 
 // PodLogs is where the kubelet keeps container logs.
 func (t Tree) PodLogs() string { return t.data("logs", "pods") }
@@ -215,6 +221,10 @@ func (t Tree) Registries() string { return t.data("registries") }
 // Pool holds the micro-VM templates and the per-VM scratch disks.
 func (t Tree) Pool() string { return t.data("pool") }
 
+// Machines holds what virtual machines keep on this host for as long as they exist, in one directory each: the
+// variables of their firmware, the state of their TPMs.
+func (t Tree) Machines() string { return t.data("machines") }
+
 // PoolConfig is the configuration file of the warm pool.
 func (t Tree) PoolConfig() string { return t.data("pool", "config.json") }
 
@@ -273,6 +283,7 @@ func (t Tree) dirs() []dirMode {
 		{t.Guest(), 0o755},
 		{t.Images(), 0o700},
 		{t.Datastores(), 0o700},
+		{t.Content(), 0o700},
 		{t.Logs(), 0o755},
 		{t.PodLogs(), 0o755},
 		{t.Audit(), 0o700},
@@ -285,6 +296,7 @@ func (t Tree) dirs() []dirMode {
 		{t.Containerd(), 0o711},
 		{t.ContainerdState(), 0o711},
 		{t.Pool(), 0o711},
+		{t.Machines(), 0o711},
 	}
 }
 

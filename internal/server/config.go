@@ -31,6 +31,8 @@ type Config struct {
 	// DatastorePath is the directory of the datastore "default" of the host this
 	// server runs on.
 	DatastorePath string
+	// ContentDir is the library of images of virtual machines.
+	ContentDir string
 
 	// NodeName names the host this server runs on. The credentials of the
 	// agent on the same host are issued for it.
@@ -68,6 +70,8 @@ type Ports struct {
 	EtcdPeer          int // 2380
 	Scheduler         int // 10259
 	ControllerManager int // 10257
+	// Webhook is where the API server reaches the webhooks of virtual machines.
+	Webhook int // 9443
 	// Kubelet is the port the API server reaches the agents' kubelets at.
 	Kubelet int // 10250
 }
@@ -112,6 +116,7 @@ func (p Ports) withDefaults() Ports {
 		{&p.EtcdPeer, 2380},
 		{&p.Scheduler, 10259},
 		{&p.ControllerManager, 10257},
+		{&p.Webhook, 9443},
 		{&p.Kubelet, 10250},
 	} {
 		if *d.port == 0 {
@@ -157,6 +162,7 @@ func (c Config) Validate() error {
 		{"AuditLog", c.AuditLog},
 		{"AdminKubeconfig", c.AdminKubeconfig},
 		{"DatastorePath", c.DatastorePath},
+		{"ContentDir", c.ContentDir},
 	} {
 		if len(p.path) == 0 || p.path[0] != '/' {
 			errs = append(errs, fmt.Errorf("%s must be an absolute path, got %q", p.name, p.path))

@@ -110,6 +110,11 @@ func (s *Server) Run(ctx context.Context) error {
 		return s.reason(ctx, running)
 	}
 	defer s.launch(fail, "snapshotController", s.runSnapshotController)()
+	ready := make(chan struct{})
+	defer s.launch(fail, "controllers", s.controllersRunner(ready))()
+	if !waitFor(running, ready) {
+		return s.reason(ctx, running)
+	}
 	defer s.launch(fail, "memory", textpages.Run)()
 	s.cfg.Logger.Info("server ready", "url", apiURL(s.cfg.NodeIP.String(), s.cfg.Ports.API))
 	if s.cfg.OnReady != nil {
@@ -183,6 +188,8 @@ func (s *Server) newAPIServer(hasData bool) *apiserver.APIServer {
 		KubeletPort: s.cfg.Ports.Kubelet,
 		ServiceCIDR: s.cfg.Network.ServiceCIDR,
 		Domain:      s.cfg.Network.Domain,
+		ContentDir:  s.cfg.ContentDir,
+		Logger:      s.cfg.Logger,
 	})
 }
 
@@ -201,6 +208,10 @@ func (s *Server) runScheduler(ctx context.Context) error {
 }
 
 func (s *Server) applyObjects(ctx context.Context, client *rest.Config) error {
+	authority, err := os.ReadFile(s.files.CACert(pki.ClusterCA))
+	if err != nil {
+		return fmt.Errorf("bootstrap objects: reading the authority: %w", err)
+	}
 	return bootstrap.Apply(ctx, bootstrap.Config{
 		Client:        client,
 		DNSServiceIP:  s.cfg.Network.DNSServiceIP,
@@ -209,6 +220,8 @@ func (s *Server) applyObjects(ctx context.Context, client *rest.Config) error {
 		NodeName:      s.cfg.NodeName,
 		DatastorePath: s.cfg.DatastorePath,
 		Version:       s.cfg.Version,
+		WebhookPort:   s.cfg.Ports.Webhook,
+		WebhookCA:     authority,
 		Logger:        s.cfg.Logger,
 	})
 }

@@ -21,8 +21,12 @@ type Machine struct {
 	// BootOrder are names of disks and network interfaces, first to last. Empty is the order of Disks.
 	BootOrder []string `json:"bootOrder,omitempty"`
 	Disks     []Disk   `json:"disks"`
-	NICs      []NIC    `json:"nics,omitempty"`
-	Seed      *Seed    `json:"seed,omitempty"`
+	// Awaiting are names of disks that are not in Disks yet, since their volumes are still being attached to the
+	// host. A machine is not started before the list is empty, so that it boots with all its disks; the rest comes
+	// by an Apply. It is of no meaning to a machine that runs.
+	Awaiting []string `json:"awaiting,omitempty"`
+	NICs     []NIC    `json:"nics,omitempty"`
+	Seed     *Seed    `json:"seed,omitempty"`
 	// Hostname of the guest, Domain its domain; the shim writes them into the seed's network configuration.
 	Hostname string `json:"hostname,omitempty"`
 	Domain   string `json:"domain,omitempty"`

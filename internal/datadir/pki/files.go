@@ -33,12 +33,17 @@ const (
 	// Storage is the storage part of a host's agent.
 	Storage            = "storage"
 	SnapshotController = "snapshot-controller"
+	// VMController is the manager of virtual machines, VMWebhook its port for the API server.
+	VMController = "vm-controller"
+	VMWebhook    = "vm-webhook"
 )
 
-// Who the storage components are to the API server.
+// Who components of ours are to the API server.
 const (
 	StorageGroup           = "atoll:storage-agents"
 	SnapshotControllerUser = "atoll:snapshot-controller"
+	// VMControllerUser alone makes, changes and deletes the pods of virtual machines.
+	VMControllerUser = "system:atoll:vm-controller"
 )
 
 // Files tells where each certificate, key and kubeconfig is. It does no I/O.

@@ -48,7 +48,11 @@ type Config struct {
 	// DatastorePath is the directory of the datastore "default".
 	DatastorePath string
 	Version       string
-	Logger        *slog.Logger
+	// WebhookPort on 127.0.0.1 is where the manager of virtual machines answers, with a certificate of the
+	// authority WebhookCA (PEM).
+	WebhookPort int
+	WebhookCA   []byte
+	Logger      *slog.Logger
 }
 
 // object is one thing to apply.
@@ -124,7 +128,13 @@ func objects(cfg Config) ([]object, error) {
 		if err := yaml.Unmarshal([]byte(m.text), &content); err != nil {
 			return nil, fmt.Errorf("manifest of %s: %w", m.resource.Resource, err)
 		}
-		out = append(out, object{resource: m.resource, content: &unstructured.Unstructured{Object: content}, once: m.once, replace: m.replace})
+		definition := &unstructured.Unstructured{Object: content}
+		for _, change := range []error{setConversion(cfg, definition), setSelector(definition)} {
+			if change != nil {
+				return nil, fmt.Errorf("manifest of %s: %w", m.resource.Resource, change)
+			}
+		}
+		out = append(out, object{resource: m.resource, content: definition, once: m.once, replace: m.replace})
 	}
 	return out, nil
 }

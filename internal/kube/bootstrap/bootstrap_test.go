@@ -15,6 +15,8 @@ func TestGoldenManifests(t *testing.T) {
 		DNSPort:      53,
 		NodeName:     "host-1",
 		Version:      "v0.1.0",
+		WebhookPort:  9443,
+		WebhookCA:    []byte("an authority"),
 
 		DatastorePath: "/var/lib/atoll/datastores/default",
 	}

@@ -33,6 +33,8 @@ type Open interface {
 	Limit(ctx context.Context, handle string, limits Limits) error
 	// Users names what has a volume open.
 	Users(handle string) []string
+	// InMachine tells whether a virtual machine has a volume, whose guest grows its file systems itself.
+	InMachine(handle string) bool
 }
 
 // Config of a driver.
@@ -51,6 +53,8 @@ type Config struct {
 	// StorageClass says. It is not called for a volume that is there. datastore.ErrUnavailable: nobody can say
 	// now, and asking again may help.
 	Encryption func(ctx context.Context, namespace, claim, fallback string) (string, error)
+	// Images may be nil: no claim names an image.
+	Images Images
 	// Socket is the absolute path of the unix socket to serve at.
 	Socket string
 	Logger *slog.Logger
@@ -178,3 +182,4 @@ type nothingOpen struct{}
 func (nothingOpen) Live(string) datastore.Live                  { return nil }
 func (nothingOpen) Limit(context.Context, string, Limits) error { return nil }
 func (nothingOpen) Users(string) []string                       { return nil }
+func (nothingOpen) InMachine(string) bool                       { return false }

@@ -1,0 +1,221 @@
+package virtualmachine
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	encryption "atoll.dev/atoll/api/encryption/v1alpha1"
+	machinev1 "atoll.dev/atoll/api/machine/v1"
+	"atoll.dev/atoll/internal/controllers/condition"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/placement"
+)
+
+// Annotations of claims.
+const (
+	// ImageAnnotation is the image that the volume is made of, VirtualMachineImage/NAME or
+	// ClusterVirtualMachineImage/NAME.
+	ImageAnnotation = "atoll.dev/image"
+	// slotAnnotation is the place of a boot disk, which must not change when the image does.
+	slotAnnotation = "atoll.dev/disk-place"
+)
+
+// BootClaim is the name of the claim of the boot disk.
+func BootClaim(vm *vmopv1.VirtualMachine) string {
+	return "disk-" + machine.DiskUUID(string(vm.UID), machine.BootDisk)
+}
+
+func claimOf(vm *vmopv1.VirtualMachine) *corev1.PersistentVolumeClaim {
+	return &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: vm.Namespace, Name: BootClaim(vm)}}
+}
+
+// bootDisk makes the claim of the boot disk, and lets it grow.
+func (r *Reconciler) bootDisk(ctx context.Context, v *view) error {
+	vm := v.vm
+	if vm.Spec.Image == nil {
+		if len(v.missing) == 0 {
+			condition.True(&vm.Status.Conditions, vmopv1.VirtualMachineConditionCreated)
+		}
+		return nil
+	}
+	claim := &corev1.PersistentVolumeClaim{}
+	err := r.Get(ctx, client.ObjectKey{Namespace: vm.Namespace, Name: BootClaim(vm)}, claim)
+	switch {
+	case apierrors.IsNotFound(err) && v.created():
+		if err := r.Live.Get(ctx, client.ObjectKeyFromObject(claimOf(vm)), claim); err == nil {
+			v.soon(retryFirst) // not in the cache yet
+			v.missing = append(v.missing, "the boot disk is being made")
+			return nil
+		}
+		v.lacks(vmopv1.VirtualMachineConditionStorageReady, reasonNotFound, "the boot disk, PersistentVolumeClaim %s, has been deleted: delete the virtual machine, or restore the claim", BootClaim(vm))
+		return nil
+	case apierrors.IsNotFound(err) && v.image == nil:
+		return nil // named by the image's condition
+	case apierrors.IsNotFound(err):
+		if claim, err = r.makeBootClaim(ctx, v); err != nil || claim == nil {
+			return err
+		}
+	case err != nil:
+		return err
+	case claim.DeletionTimestamp != nil:
+		v.lacks(vmopv1.VirtualMachineConditionStorageReady, reasonNotReady, "the boot disk, PersistentVolumeClaim %s, is being deleted", claim.Name)
+		return nil
+	}
+	if err := r.growBootDisk(ctx, v, claim); err != nil {
+		return err
+	}
+	v.boot = claim
+	v.slot = parseSlot(claim.Annotations[slotAnnotation])
+	disk := machine.Boot("", strings.TrimPrefix(claim.Name, "disk-"), v.slot)
+	if claim.Spec.VolumeName != "" {
+		pv := &corev1.PersistentVolume{}
+		if err := r.Get(ctx, client.ObjectKey{Name: claim.Spec.VolumeName}, pv); err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("reading PersistentVolume %s: %w", claim.Spec.VolumeName, err)
+		} else if err == nil && pv.Spec.CSI != nil {
+			disk.Volume = pv.Spec.CSI.VolumeHandle
+		}
+	}
+	if disk.Volume == "" {
+		v.awaiting = append(v.awaiting, disk.Name)
+	} else {
+		v.disks = append(v.disks, disk)
+	}
+	v.volumeState = append(v.volumeState, v.bootState(claim, disk))
+	if !v.created() && len(v.missing) == 0 {
+		condition.True(&vm.Status.Conditions, vmopv1.VirtualMachineConditionCreated)
+		r.event(vm, normal, "Created", "Create", "boot disk %s is made of %s", claim.Name, v.imageRef)
+	}
+	return nil
+}
+
+// makeBootClaim makes the claim when everything for it is there.
+func (r *Reconciler) makeBootClaim(ctx context.Context, v *view) (*corev1.PersistentVolumeClaim, error) {
+	vm := v.vm
+	size, why := bootSize(vm, v.image)
+	if why != "" {
+		v.lacks(vmopv1.VirtualMachineConditionStorageReady, reasonInvalid, "%s", why)
+		return nil, nil
+	}
+	if len(v.missing) > 0 {
+		return nil, nil
+	}
+	slot := placement.Boot(v.image)
+	claim := newClaim(vm, BootClaim(vm), size)
+	claim.Annotations = map[string]string{ImageAnnotation: v.imageRef, slotAnnotation: slot.String()}
+	if c := vm.Spec.Crypto; c != nil && c.EncryptionClassName != "" {
+		claim.Annotations[encryption.ClaimAnnotation] = c.EncryptionClassName
+	}
+	err := r.Create(ctx, claim)
+	switch {
+	case apierrors.IsAlreadyExists(err):
+		v.soon(retryFirst) // not in the cache yet
+		return nil, nil
+	case apierrors.IsForbidden(err) || apierrors.IsInvalid(err):
+		v.lacks(vmopv1.VirtualMachineConditionStorageReady, reasonNotReady, "the boot disk cannot be made: %v", err)
+		v.soon(retryMost)
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("making the boot disk: %w", err)
+	}
+	return claim, nil
+}
+
+// newClaim is a claim of a block volume that goes with the VirtualMachine.
+func newClaim(vm *vmopv1.VirtualMachine, name string, size resource.Quantity) *corev1.PersistentVolumeClaim {
+	claim := &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: vm.Namespace, Name: name,
+			Labels:          map[string]string{machinev1.NameLabel: vm.Name, machinev1.UIDLabel: string(vm.UID)},
+			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(vm, vmopv1.GroupVersion.WithKind("VirtualMachine"))},
+		},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			VolumeMode:  ptr.To(corev1.PersistentVolumeBlock),
+			Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: size}},
+		},
+	}
+	if vm.Spec.StorageClass != "" {
+		claim.Spec.StorageClassName = &vm.Spec.StorageClass
+	}
+	return claim
+}
+
+// bootSize is the size of the boot disk, or why there is none.
+func bootSize(vm *vmopv1.VirtualMachine, image *vmopv1.VirtualMachineImageStatus) (size resource.Quantity, why string) {
+	var least *resource.Quantity
+	if image != nil && len(image.Disks) > 0 {
+		least = image.Disks[0].Limit
+		if least == nil {
+			least = image.Disks[0].Requested
+		}
+	}
+	wanted := bootCapacity(vm)
+	switch {
+	case wanted == nil && least == nil:
+		return size, fmt.Sprintf("the size of %s %s is not known: set spec.advanced.bootDiskCapacity", vm.Spec.Image.Kind, vm.Spec.Image.Name)
+	case wanted == nil:
+		return *least, ""
+	case least != nil && wanted.Cmp(*least) < 0:
+		return size, fmt.Sprintf("spec.advanced.bootDiskCapacity is %s, but the disk of %s %s has %s: set at least that", wanted, vm.Spec.Image.Kind, vm.Spec.Image.Name, least)
+	}
+	return *wanted, ""
+}
+
+func bootCapacity(vm *vmopv1.VirtualMachine) *resource.Quantity {
+	if vm.Spec.Advanced == nil || vm.Spec.Advanced.BootDiskCapacity == nil || vm.Spec.Advanced.BootDiskCapacity.IsZero() {
+		return nil
+	}
+	return vm.Spec.Advanced.BootDiskCapacity
+}
+
+// growBootDisk asks for more room, which the volume has without a restart.
+func (r *Reconciler) growBootDisk(ctx context.Context, v *view, claim *corev1.PersistentVolumeClaim) error {
+	wanted := bootCapacity(v.vm)
+	if wanted == nil || wanted.Cmp(claim.Spec.Resources.Requests[corev1.ResourceStorage]) <= 0 || claim.Status.Phase != corev1.ClaimBound {
+		return nil
+	}
+	before := claim.DeepCopy()
+	claim.Spec.Resources.Requests[corev1.ResourceStorage] = *wanted
+	err := r.Patch(ctx, claim, client.MergeFrom(before))
+	if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) {
+		v.pending = append(v.pending, fmt.Sprintf("a boot disk of %s, which is refused: %v", wanted, err))
+		*claim = *before
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("growing the boot disk: %w", err)
+	}
+	r.event(v.vm, normal, "Resized", "Resize", "the boot disk grows to %s", wanted)
+	return nil
+}
+
+// bootState is the boot disk in the status.
+func (v *view) bootState(claim *corev1.PersistentVolumeClaim, disk machinev1.Disk) vmopv1.VirtualMachineVolumeStatus {
+	s := vmopv1.VirtualMachineVolumeStatus{
+		Name: claim.Name, Type: vmopv1.VolumeTypeClassic, DiskUUID: disk.UUID, DiskMode: vmopv1.VolumeDiskModePersistent,
+		ControllerType: v.slot.Type, ControllerBusNumber: ptr.To(v.slot.Bus), UnitNumber: ptr.To(v.slot.Unit),
+	}
+	v.sizes(&s, claim)
+	v.attached(&s, disk.Name)
+	return s
+}
+
+// parseSlot reads Slot.String.
+func parseSlot(text string) placement.Slot {
+	var s placement.Slot
+	var typ string
+	if _, err := fmt.Sscanf(text, "%s %d:%d", &typ, &s.Bus, &s.Unit); err != nil {
+		return placement.Boot(nil)
+	}
+	s.Type = vmopv1.VirtualControllerType(typ)
+	return s
+}

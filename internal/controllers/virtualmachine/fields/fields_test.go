@@ -1,0 +1,77 @@
+package fields
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+
+	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
+	"k8s.io/utils/ptr"
+)
+
+// leaves lists the fields of a type that the table must have, down to where a path of the table ends.
+func leaves(t reflect.Type, path string, known func(string) bool, missing func(string), found map[string]bool) {
+	if known(path) {
+		found[path] = true
+		return
+	}
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+		if t.Kind() == reflect.Slice {
+			path += "[]"
+		}
+		t = t.Elem()
+	}
+	if t.Kind() != reflect.Struct || !strings.Contains(t.PkgPath(), "vm-operator") && !strings.Contains(t.PkgPath(), "k8s.io/api/core") {
+		missing(path)
+		return
+	}
+	for i := range t.NumField() {
+		f := t.Field(i)
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if name == "" {
+			leaves(f.Type, path, func(p string) bool { return p != path && known(p) }, missing, found)
+			continue
+		}
+		leaves(f.Type, path+"."+name, known, missing, found)
+	}
+}
+
+func TestTableIsComplete(t *testing.T) {
+	for _, c := range []struct {
+		spec  any
+		table []Field
+	}{
+		{vmopv1.VirtualMachineSpec{}, VirtualMachine()},
+		{vmopv1.VirtualMachineClassSpec{}, VirtualMachineClass()},
+		{vmopv1.VirtualMachineSetResourcePolicySpec{}, VirtualMachineSetResourcePolicy()},
+	} {
+		paths := map[string]bool{}
+		for _, f := range c.table {
+			if paths[f.Path] {
+				t.Errorf("%s is twice in the table", f.Path)
+			}
+			paths[f.Path] = true
+			if f.Effect != Honoured && f.Note == "" {
+				t.Errorf("%s is %s, without a note", f.Path, f.Effect)
+			}
+		}
+		found := map[string]bool{}
+		leaves(reflect.TypeOf(c.spec), "spec", func(p string) bool { return paths[p] }, func(p string) { t.Errorf("%s is not in the table", p) }, found)
+		for p := range paths {
+			if !found[p] {
+				t.Errorf("%s is in the table, but not in the API", p)
+			}
+		}
+	}
+}
+
+func TestWithoutEffect(t *testing.T) {
+	vm := &vmopv1.VirtualMachine{}
+	if got := WithoutEffect(vm); len(got) != 0 {
+		t.Fatalf("of nothing: %v", got)
+	}
+	vm.Spec.Advanced = &vmopv1.VirtualMachineAdvancedSpec{ChangeBlockTracking: ptr.To(true)}
+	if got := WithoutEffect(vm); len(got) != 1 || !strings.HasPrefix(got[0], "spec.advanced.changeBlockTracking (") {
+		t.Fatal(got)
+	}
+}

@@ -1,0 +1,85 @@
+package size
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
+	"k8s.io/apimachinery/pkg/api/resource"
+)
+
+func class(cpus int64, memory, request, limit, config string) *vmopv1.VirtualMachineClassSpec {
+	c := &vmopv1.VirtualMachineClassSpec{Hardware: vmopv1.VirtualMachineClassHardware{Cpus: cpus, Memory: resource.MustParse(memory)}, ConfigSpec: []byte(config)}
+	if request != "" {
+		c.Policies.Resources.Requests.Cpu = resource.MustParse(request)
+	}
+	if limit != "" {
+		c.Policies.Resources.Limits.Cpu = resource.MustParse(limit)
+	}
+	return c
+}
+
+func TestRequests(t *testing.T) {
+	for _, c := range []struct{ name, request, limit, wantRequest, wantLimit string }{
+		{"best effort", "", "", "20m", "2"},
+		{"processors", "1500m", "", "1500m", "2"},
+		{"guaranteed", "2", "2", "2", "2"},
+		{"MHz", "2000", "3000", "1", "1500m"},
+		{"MHz as VMware's samples write it", "1000Mi", "", "500m", "2"},
+		{"more than there is", "9000", "", "2", "2"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, err := Read(class(2, "4Gi", c.request, c.limit, ""))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := s.Requests.Cpu().String(); got != c.wantRequest {
+				t.Errorf("request %s", got)
+			}
+			if got := s.Limits.Cpu().String(); got != c.wantLimit {
+				t.Errorf("limit %s", got)
+			}
+			if s.Requests.Memory().String() != "4Gi" || s.Limits.Memory().String() != "4Gi" {
+				t.Errorf("memory %s of %s", s.Requests.Memory(), s.Limits.Memory())
+			}
+		})
+	}
+}
+
+func TestConfigSpec(t *testing.T) {
+	s, err := Read(class(0, "0", "", "", `{"_typeName":"VirtualMachineConfigSpec","numCPUs":4,"memoryMB":2048,"numCoresPerSocket":2,"firmware":"EFI",
+		"nestedHVEnabled":true,"cpuHotAddEnabled":false,"latencySensitivity":{"level":"high"},
+		"extraConfig":[{"key":"sched.mem.lpage.enable1GPage","value":"TRUE"},{"key":"other","value":1}],
+		"deviceChange":[{"device":{"_typeName":"VirtualTPM"}},{"device":{"_typeName":"VirtualUSB"}}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.CPUs != 4 || s.MaxCPUs != 4 || s.Memory != 2<<30 || s.MaxMemory != 2<<30 || s.CoresPerSocket != 2 || s.Firmware != "efi" ||
+		!s.Nested || !s.Pinned || !s.TPM || s.HugePageBytes != 1<<30 {
+		t.Errorf("%+v", s)
+	}
+	if got := strings.Join(s.Unused, " "); got != "spec.configSpec.extraConfig[other] spec.configSpec.deviceChange[VirtualUSB]" {
+		t.Errorf("without effect: %s", got)
+	}
+}
+
+func TestInvalid(t *testing.T) {
+	for _, c := range []*vmopv1.VirtualMachineClassSpec{
+		class(0, "1Gi", "", "", ""), class(1, "1Mi", "", "", ""), class(1, "1Gi", "", "", "{"), class(5000, "1Gi", "", "", ""),
+	} {
+		if _, err := Read(c); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%+v: %v", c.Hardware, err)
+		}
+	}
+}
+
+func FuzzRead(f *testing.F) {
+	f.Add([]byte(`{"numCPUs":-1,"memoryMB":9223372036854775807}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s, err := Read(class(0, "0", "", "", string(data)))
+		if err == nil && (s.CPUs < 1 || s.Memory < minMemory || s.MaxCPUs < s.CPUs || s.MaxMemory < s.Memory) {
+			t.Fatalf("%+v", s)
+		}
+	})
+}

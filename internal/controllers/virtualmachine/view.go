@@ -1,0 +1,115 @@
+package virtualmachine
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
+	corev1 "k8s.io/api/core/v1"
+
+	machinev1 "atoll.dev/atoll/api/machine/v1"
+	"atoll.dev/atoll/internal/controllers/condition"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/placement"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/power"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/running"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/size"
+)
+
+// view is what is known about one VirtualMachine in one look at it.
+type view struct {
+	vm *vmopv1.VirtualMachine
+
+	pod     *corev1.Pod       // nil when there is none
+	machine machinev1.Machine // what the pod's machine was told last
+	state   machinev1.State   // how it is
+
+	size        size.Size
+	sized       bool
+	class       string // the class instance in use
+	resized     string // why another is not, for a condition
+	image       *vmopv1.VirtualMachineImageStatus
+	imageRef    string // annotation of claims: Kind/NAME
+	seed        *Seed
+	nics        []machinev1.NIC
+	networks    map[string]string // network of each interface by name, for NetworkInterfaces
+	boot        *corev1.PersistentVolumeClaim
+	slot        placement.Slot
+	disks       []machinev1.Disk
+	claims      []*corev1.PersistentVolumeClaim // all that the machine has, of spec.volumes and drives
+	awaiting    []string
+	reach       []*corev1.NodeSelector
+	volumeState []vmopv1.VirtualMachineVolumeStatus
+	reverting   Revert
+
+	// missing are why the machine cannot be started.
+	missing []string
+	pending []string // what waits for a power cycle
+	stop    bool     // no further step makes sense
+	again   time.Duration
+}
+
+// node is where the machine runs, empty when that is not decided.
+func (v *view) node() string {
+	if v.pod == nil || running.Ended(v.pod) {
+		return ""
+	}
+	return v.pod.Spec.NodeName
+}
+
+// alive tells that there is a machine that runs, or may.
+func (v *view) alive() bool {
+	return v.pod != nil && v.pod.DeletionTimestamp == nil && !running.Ended(v.pod)
+}
+
+// look finds the pod.
+func (r *Reconciler) look(ctx context.Context, v *view) error {
+	var err error
+	if v.pod, err = running.Pod(ctx, r.Client, v.vm); err != nil {
+		v.stop = true
+		return err
+	}
+	if v.pod == nil {
+		return nil
+	}
+	if v.machine, err = running.Machine(v.pod); err != nil {
+		v.stop = true
+		return err
+	}
+	v.state = running.State(v.pod)
+	return nil
+}
+
+// lacks says that something is missing: in a condition, and for the start.
+func (v *view) lacks(conditionType, reason, format string, args ...any) {
+	condition.False(&v.vm.Status.Conditions, conditionType, reason, format, args...)
+	v.missing = append(v.missing, fmt.Sprintf(format, args...))
+}
+
+// soon has the VirtualMachine looked at again after d at the latest.
+func (v *view) soon(d time.Duration) {
+	if v.again == 0 || d < v.again {
+		v.again = d
+	}
+}
+
+// why is all that keeps the machine from being started, in one sentence.
+func (v *view) why() string {
+	list := slices.Clone(v.missing)
+	return strings.Join(slices.Compact(list), "; ")
+}
+
+// phase is that of the view's pod.
+func (v *view) phase() power.PodPhase {
+	switch {
+	case v.pod == nil:
+		return power.PodNone
+	case v.pod.DeletionTimestamp != nil:
+		return power.PodStopping
+	case running.Ended(v.pod):
+		return power.PodEnded
+	}
+	return power.PodAlive
+}

@@ -1,0 +1,67 @@
+package server
+
+import (
+	"context"
+	"net"
+	"strconv"
+
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"atoll.dev/atoll/internal/controllers/contentlibrary"
+	"atoll.dev/atoll/internal/controllers/image"
+	"atoll.dev/atoll/internal/controllers/importrequest"
+	"atoll.dev/atoll/internal/controllers/manager"
+	"atoll.dev/atoll/internal/controllers/resourcepolicy"
+	"atoll.dev/atoll/internal/controllers/virtualmachine"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/admission"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/seed"
+	"atoll.dev/atoll/internal/controllers/virtualmachineclass"
+	"atoll.dev/atoll/internal/controllers/vmconsole"
+	"atoll.dev/atoll/internal/controllers/vmgroup"
+	"atoll.dev/atoll/internal/controllers/vmgrouppublish"
+	"atoll.dev/atoll/internal/controllers/vmreplicaset"
+	"atoll.dev/atoll/internal/controllers/vmservice"
+	"atoll.dev/atoll/internal/controllers/vmsnapshot"
+	"atoll.dev/atoll/internal/datadir/pki"
+)
+
+// controllers are all that run in the manager. Each adds itself.
+func (s *Server) controllers() []manager.Setup {
+	return []manager.Setup{
+		admission.Setup,
+		s.virtualMachines,
+		virtualmachineclass.Setup(virtualmachine.ClassInstancesInUse),
+		resourcepolicy.Setup,
+		vmservice.Setup,
+		vmreplicaset.Setup,
+		vmgroup.Setup,
+		vmgrouppublish.Setup,
+		vmsnapshot.Setup,
+		vmconsole.Setup(net.JoinHostPort(s.cfg.NodeIP.String(), strconv.Itoa(s.cfg.Ports.API))),
+		image.Setup, contentlibrary.Setup, importrequest.Setup,
+	}
+}
+
+// virtualMachines adds the controller of VirtualMachines with what other controllers do for it.
+func (s *Server) virtualMachines(mgr ctrl.Manager) error {
+	return seed.Setup(virtualmachine.Hooks{Snapshots: vmsnapshot.NewReverter(mgr)})(mgr)
+}
+
+// controllersRunner runs the controllers and webhooks of virtual machines. It closes ready when they answer.
+func (s *Server) controllersRunner(ready chan<- struct{}) func(context.Context) error {
+	return func(ctx context.Context) error {
+		return s.runControllers(ctx, func() { close(ready) })
+	}
+}
+
+func (s *Server) runControllers(ctx context.Context, ready func()) error {
+	return manager.Run(ctx, manager.Config{
+		Kubeconfig:  s.files.Kubeconfig(pki.VMController),
+		WebhookPort: s.cfg.Ports.Webhook,
+		CertFile:    s.files.Cert(pki.VMWebhook),
+		KeyFile:     s.files.Key(pki.VMWebhook),
+		Setups:      s.controllers(),
+		Ready:       ready,
+		Logger:      s.cfg.Logger,
+	})
+}
