@@ -326,12 +326,16 @@ func TestDiscs(t *testing.T) {
 // TestStartFailures: what does not work is named.
 func TestStartFailures(t *testing.T) {
 	ctx := t.Context()
-	good, _ := machine(t)
+	good, top := machine(t)
 	m := start(t, good)
 	again := good
 	again.UID, again.GID = vmtest.UID+1, vmtest.UID+1
-	if _, err := hardware.Start(ctx, again); !errors.Is(err, vm.ErrLocked) {
+	again.Disks = map[string]vm.Volume{"boot": chain(t, false, tiny(t), top)}
+	if other, err := hardware.Start(ctx, again); !errors.Is(err, vm.ErrLocked) {
 		t.Errorf("%v", err)
+		if err == nil {
+			must(t, other.Close())
+		}
 	}
 	must(t, m.Kill())
 	if e := m.ended(t); e.Reason != vm.ExitKilled {
@@ -340,8 +344,10 @@ func TestStartFailures(t *testing.T) {
 	for name, change := range map[string]func(*hardware.Config){
 		"no qemu":       func(c *hardware.Config) { c.QEMU = "/nonexistent" },
 		"unknown model": func(c *hardware.Config) { c.Machine.CPU.Model = "Z80" },
-		"huge pages":    func(c *hardware.Config) { c.Machine.Memory.HugePageBytes = 1 << 30; c.Machine.Memory.Bytes = 1 << 40 },
-		"no memory":     func(c *hardware.Config) { c.Incoming = open(t, "/dev/zero", os.O_RDONLY) },
+		"huge pages": func(c *hardware.Config) {
+			c.Machine.Memory = machinev1.Memory{Bytes: 512 << 30, HugePageBytes: 2 << 20}
+		},
+		"no memory": func(c *hardware.Config) { c.Incoming = open(t, "/dev/zero", os.O_RDONLY) },
 	} {
 		c, _ := machine(t)
 		change(&c)
