@@ -24,8 +24,9 @@ func main() {
 		name, args = args[0], args[1:]
 	}
 	roles := map[string]func([]string) int{
-		"containerd-shim-atoll-v1": shim.Main, "containerd-shim-runc-v2": runc, registry.Role: shim.Daemon,
-		"init": guestInit, "pool": pool.Main, "cni": cniPlugin,
+		"containerd-shim-atoll-v1": shim.Main, "containerd-shim-atoll-vm-v1": shim.Machine, "containerd-shim-runc-v2": runc,
+		registry.Role: shim.Daemon,
+		"init":        guestInit, "pool": pool.Main, "cni": cniPlugin,
 	}
 	role, ok := roles[name]
 	if !ok {

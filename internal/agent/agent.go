@@ -77,6 +77,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	launch(func(ctx context.Context) error { return a.runKubelet(ctx, resolver) })
 	launch(func(ctx context.Context) error { return a.runDNS(ctx, resolver) })
 	launch(a.runStorage)
+	launch(a.runMachines)
 	launch(func(ctx context.Context) error {
 		if err := a.describeNode(ctx); err != nil {
 			return ended(ctx, err)

@@ -28,6 +28,10 @@ type Config struct {
 	RunDir string
 	// ContentDir holds the images of virtual machines as they came.
 	ContentDir string
+	// MachinesDir is where virtual machines keep firmware variables and the like, LeaseDir where the CNI plugin keeps
+	// their addresses.
+	MachinesDir string
+	LeaseDir    string
 	// ContainerdSocket is the CRI socket, without a scheme.
 	ContainerdSocket string
 
@@ -146,6 +150,8 @@ func (c Config) Validate() error {
 		{"StateDir", c.StateDir},
 		{"RunDir", c.RunDir},
 		{"ContentDir", c.ContentDir},
+		{"MachinesDir", c.MachinesDir},
+		{"LeaseDir", c.LeaseDir},
 		{"ContainerdSocket", c.ContainerdSocket},
 		{"Network.ResolvConf", c.Network.ResolvConf},
 	} {

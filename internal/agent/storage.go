@@ -16,6 +16,7 @@ import (
 	"atoll.dev/atoll/internal/datadir/pki"
 	sidecars "atoll.dev/atoll/internal/kube/csi"
 	kubekeys "atoll.dev/atoll/internal/kube/keys"
+	"atoll.dev/atoll/internal/kube/machines"
 	"atoll.dev/atoll/internal/kube/podruntimes"
 	"atoll.dev/atoll/internal/storage/csi"
 	"atoll.dev/atoll/internal/storage/csi/export"
@@ -67,8 +68,12 @@ func (a *Agent) runStorage(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("configuring storage: %w", err)
 	}
+	vms, err := machines.New(client, a.cfg.NodeName)
+	if err != nil {
+		return fmt.Errorf("configuring storage: %w", err)
+	}
 	local, err := node.New(node.Config{
-		Node: a.cfg.NodeName, Stores: set, Kubelet: a.cfg.KubeletDir, RunDir: a.cfg.RunDir, MicroVM: runtimes.MicroVM,
+		Node: a.cfg.NodeName, Stores: set, Kubelet: a.cfg.KubeletDir, RunDir: a.cfg.RunDir, MicroVM: runtimes.MicroVM, MayUse: vms.MayUse,
 		Export: export.New(export.Config{Dir: filepath.Join(a.cfg.RunDir, "exports")}), Logger: a.cfg.Logger,
 	})
 	if err != nil {

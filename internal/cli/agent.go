@@ -58,6 +58,8 @@ func (r role) runAgent(ctx context.Context, nodeName string, maxPods int, versio
 		StateDir:         t.Agent(),
 		RunDir:           t.Run(),
 		ContentDir:       t.Content(),
+		MachinesDir:      t.Machines(),
+		LeaseDir:         t.CNIState(),
 		ContainerdSocket: t.ContainerdSocket(),
 		NodeName:         nodeName,
 		NodeIP:           r.addr,

@@ -114,6 +114,9 @@ func (t Tree) AtollPod() string { return t.data("bin", "atoll-pod") }
 // ShimAtoll is the containerd shim of micro-VM pods, a link to AtollPod.
 func (t Tree) ShimAtoll() string { return t.data("bin", "containerd-shim-atoll-v1") }
 
+// ShimMachine is the containerd shim of virtual machines, a link to AtollPod.
+func (t Tree) ShimMachine() string { return t.data("bin", "containerd-shim-atoll-vm-v1") }
+
 // ShimRunc is the containerd shim of runc pods, a link to AtollPod.
 func (t Tree) ShimRunc() string { return t.data("bin", "containerd-shim-runc-v2") }
 
@@ -218,6 +221,10 @@ func (t Tree) Registries() string { return t.data("registries") }
 // Pool holds the micro-VM templates and the per-VM scratch disks.
 func (t Tree) Pool() string { return t.data("pool") }
 
+// Machines holds what virtual machines keep on this host for as long as they exist, in one directory each: the
+// variables of their firmware, the state of their TPMs.
+func (t Tree) Machines() string { return t.data("machines") }
+
 // PoolConfig is the configuration file of the warm pool.
 func (t Tree) PoolConfig() string { return t.data("pool", "config.json") }
 
@@ -289,6 +296,7 @@ func (t Tree) dirs() []dirMode {
 		{t.Containerd(), 0o711},
 		{t.ContainerdState(), 0o711},
 		{t.Pool(), 0o711},
+		{t.Machines(), 0o711},
 	}
 }
 

@@ -64,9 +64,7 @@ func Cleanup(c CleanupConfig) error {
 		removeCache(c),
 	)
 	if c.Network.StateDir != "" {
-		if e := os.RemoveAll(c.Network.StateDir); e != nil {
-			err = errors.Join(err, fmt.Errorf("removing leases: %w", e))
-		}
+		err = errors.Join(err, lease.Clear(c.Network.StateDir))
 	}
 	if err != nil {
 		return fmt.Errorf("cleaning up network: %w", err)

@@ -138,7 +138,7 @@ func (h *Host) attach(s *rtnl.Socket, leases []lease.Lease) error {
 		if err != nil {
 			return err
 		}
-		if err := gateway.Attach(s, h.conf.Network, index, l.Address); err != nil {
+		if err := gateway.Attach(s, h.conf.Network, index, l.Address, gateway.Hardware(l.Address, l.MAC)); err != nil {
 			return err
 		}
 		h.log.Warn("route to pod repaired", "interface", l.HostIf, "pod", l.Pod)

@@ -13,5 +13,8 @@ import (
 // Main is the shim binary as containerd calls it.
 func Main(args []string) int { return start.Main(args) }
 
+// Machine is the shim binary of virtual machines (RuntimeClass atoll-vm) as containerd calls it.
+func Machine(args []string) int { return start.MachineMain(args) }
+
 // Daemon is the process that owns a micro-VM.
 func Daemon(args []string) int { return daemon.Main(args) }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"atoll.dev/atoll/internal/linux/memfd"
+	"atoll.dev/atoll/internal/vm/block"
 	"atoll.dev/atoll/internal/vm/qemu"
 	"atoll.dev/atoll/internal/vm/qmp"
 )
@@ -70,7 +71,7 @@ func (t *Template) clone(ctx context.Context, cfg CloneConfig) (*Machine, error)
 
 // load restores the state of the template and releases the guest from the barrier.
 func (m *Machine) load(ctx context.Context) error {
-	loaded := m.expect(migrationEnd)
+	loaded := m.qmp.Expect(migrationEnd)
 	err := m.qmp.Run(
 		ctx,
 		qmp.Command{Name: "qmp_capabilities"},
@@ -83,7 +84,7 @@ func (m *Machine) load(ctx context.Context) error {
 	if err := m.release(); err != nil {
 		return m.blame(ctx, err)
 	}
-	e, err := m.wait(ctx, loaded)
+	e, err := loaded.Wait(ctx)
 	if err != nil {
 		return m.blame(ctx, err)
 	}
@@ -236,18 +237,5 @@ func checkScratch(f *os.File, want int64) error {
 	if !st.Mode().IsRegular() || st.Size() != want {
 		return fmt.Errorf("scratch image has %d bytes instead of %d", st.Size(), want)
 	}
-	return checkAccess(f, unix.O_RDWR)
-}
-
-// checkAccess refuses a file that is open for more or less than it is needed for: QEMU, and a guest
-// that took it over, can do with a file whatever it was opened for.
-func checkAccess(f *os.File, want int) error {
-	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
-	if err != nil {
-		return fmt.Errorf("reading the flags of %s: %w", f.Name(), err)
-	}
-	if flags&unix.O_ACCMODE != want {
-		return fmt.Errorf("%s is open with access mode %d instead of %d", f.Name(), flags&unix.O_ACCMODE, want)
-	}
-	return nil
+	return block.CheckAccess(f, unix.O_RDWR)
 }

@@ -2,15 +2,14 @@ package vm
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"atoll.dev/atoll/internal/vm/block"
 	"atoll.dev/atoll/internal/vm/qemu"
 	"atoll.dev/atoll/internal/vm/qmp"
 )
@@ -45,7 +44,7 @@ func (m *Machine) AttachImage(ctx context.Context, serial string, f *os.File) er
 	if err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
-	if err := checkAccess(f, unix.O_RDONLY); err != nil {
+	if err := block.CheckAccess(f, unix.O_RDONLY); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	if st, err := f.Stat(); err != nil || st.Size() > qemu.PlaceholderBytes {
@@ -100,27 +99,10 @@ func imageNode(i int) string { return fmt.Sprintf("f%d", i) }
 
 // addFile hands a file to QEMU and makes a block node of it.
 func addFile(set int, node string, f *os.File, readOnly bool) []qmp.Command {
-	n := fileNode{
-		Driver: "file", Node: node, Filename: fmt.Sprintf("/dev/fdset/%d", set),
-		ReadOnly: readOnly, Locking: "off",
-	}
-	if !readOnly {
-		n.Discard = "unmap"
-	}
 	return []qmp.Command{
 		{Name: "add-fd", Args: map[string]any{"fdset-id": set}, File: f},
-		{Name: "blockdev-add", Args: n},
+		{Name: "blockdev-add", Args: block.FileNode(set, node, !readOnly, false)},
 	}
-}
-
-// fileNode is a blockdev-add argument.
-type fileNode struct {
-	Driver   string `json:"driver"`
-	Node     string `json:"node-name"`
-	Filename string `json:"filename"`
-	ReadOnly bool   `json:"read-only"`
-	Locking  string `json:"locking"`
-	Discard  string `json:"discard,omitempty"` // how the guest's trim reaches the file
 }
 
 // dropFile is the reverse of addFile.
@@ -147,14 +129,14 @@ func clearSlot(i int) []qmp.Command {
 // milliseconds to find the disk.
 func (m *Machine) HotAddDisk(ctx context.Context, d Disk) (lun int, err error) {
 	doing := fmt.Sprintf("adding disk %q", d.Serial)
-	if err := checkSerial(d.Serial); err != nil {
+	if err := block.CheckSerial(d.Serial); err != nil {
 		return 0, fmt.Errorf("%s: %w", doing, err)
 	}
 	access := unix.O_RDWR
 	if d.ReadOnly {
 		access = unix.O_RDONLY
 	}
-	if err := checkAccess(d.File, access); err != nil {
+	if err := block.CheckAccess(d.File, access); err != nil {
 		return 0, fmt.Errorf("%s: %w", doing, err)
 	}
 	m.devices.Lock()
@@ -199,19 +181,7 @@ func (m *Machine) RemoveDisk(ctx context.Context, serial string) error {
 
 // unplug takes a device off the SCSI controller and waits until it is gone. One that is not there is fine.
 func (m *Machine) unplug(ctx context.Context, lun int) error {
-	gone := m.expect(func(e qmp.Event) bool {
-		return e.Name == "DEVICE_DELETED" && strings.Contains(string(e.Data), `"`+diskID(lun)+`"`)
-	})
-	err := m.run(ctx, "unplugging", qmp.Command{Name: "device_del", Args: map[string]any{"id": diskID(lun)}})
-	if err != nil {
-		m.forget(gone)
-		if missing(err) {
-			return nil
-		}
-		return err
-	}
-	_, err = m.wait(ctx, gone)
-	return err
+	return m.qmp.Unplug(ctx, diskID(lun))
 }
 
 // takeLUN is the next unused LUN. It does not reuse one soon, so that a guest that has not yet
@@ -231,16 +201,3 @@ func (m *Machine) takeLUN() (int, error) {
 
 func diskID(lun int) string   { return fmt.Sprintf("d%d", lun) }
 func diskNode(lun int) string { return fmt.Sprintf("D%d", lun) }
-
-// checkSerial refuses serial numbers that a guest could not find again.
-func checkSerial(s string) error {
-	if len(s) < 1 || len(s) > 36 {
-		return errors.New("serial number needs 1 to 36 characters")
-	}
-	for _, r := range s {
-		if !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.", r) {
-			return fmt.Errorf("serial number %q has the character %q", s, r)
-		}
-	}
-	return nil
-}

@@ -4,6 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"atoll.dev/atoll/internal/vm/block"
+	"atoll.dev/atoll/internal/vm/monitor"
+	"atoll.dev/atoll/internal/vm/qemu"
 )
 
 // Errors to tell apart with errors.Is. Every error of this package that has one of these causes
@@ -18,13 +22,19 @@ var (
 	// Build it again.
 	ErrTemplate = errors.New("template is not usable")
 	// ErrExited: the machine has ended.
-	ErrExited = errors.New("machine has ended")
+	ErrExited = monitor.ErrExited
 	// ErrBusy: the image slot is in use, or nothing is attached to it.
 	ErrBusy = errors.New("image slot is not in the needed state")
 	// ErrImage: the image of a volume is damaged or no image that may be attached.
-	ErrImage = errors.New("image is not usable")
+	ErrImage = block.ErrImage
 	// ErrLimit: the template has no room for that much memory, that many CPUs or disks.
-	ErrLimit = errors.New("beyond what the template allows")
+	ErrLimit = block.ErrLimit
+	// ErrLocked: another process has a volume open.
+	ErrLocked = block.ErrLocked
+	// ErrNoVolume: the machine has no volume with the serial.
+	ErrNoVolume = block.ErrNoVolume
+	// ErrModule: QEMU lacks its driver for Ceph.
+	ErrModule = block.ErrModule
 )
 
 // withOutput adds what QEMU and the guest printed last, which nearly always names the cause.
@@ -36,31 +46,8 @@ func withOutput(err error, stderr string, console []byte) error {
 	if i := strings.LastIndex(text, "Kernel panic"); i >= 0 {
 		text, _, _ = strings.Cut(text[i:], "\n") // what follows is a stack
 	}
-	if s := lastLines(text, 5); s != "" {
+	if s := qemu.LastLines(text, 5); s != "" {
 		err = fmt.Errorf("%w; console: %s", err, s)
 	}
 	return err
-}
-
-// lastLines returns the last n non-empty lines joined by " | ", with control characters removed:
-// the guest wrote them.
-func lastLines(s string, n int) string {
-	var lines []string
-	for line := range strings.Lines(s) {
-		line = strings.TrimSpace(strings.Map(printable, line))
-		if line != "" {
-			lines = append(lines, line)
-		}
-	}
-	if len(lines) > n {
-		lines = lines[len(lines)-n:]
-	}
-	return strings.Join(lines, " | ")
-}
-
-func printable(r rune) rune {
-	if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
-		return ' '
-	}
-	return r
 }

@@ -9,41 +9,40 @@ import (
 	"os"
 	"sync"
 	"syscall"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"atoll.dev/atoll/internal/linux/tap"
+	"atoll.dev/atoll/internal/vm/block"
+	"atoll.dev/atoll/internal/vm/monitor"
 	"atoll.dev/atoll/internal/vm/qemu"
 	"atoll.dev/atoll/internal/vm/qmp"
 )
 
+// consoleBytes is how much of the serial console is kept.
+const consoleBytes = 16 << 10
+
 // Machine is a running micro-VM. Its methods may be called from several goroutines.
 type Machine struct {
-	meta     Meta
-	proc     *qemu.Process
-	qmp      *qmp.Client
-	channel  *net.UnixConn
-	console  *ring
-	done     chan struct{} // closed when exit is set
-	patience time.Duration // for a change of volumes: changeTimeout, but in tests
+	meta    Meta
+	proc    *qemu.Process
+	qmp     *monitor.Monitor
+	channel *net.UnixConn
+	console *qemu.Tail
+	done    chan struct{} // closed when exit is set
+	stall   *block.Stall
 
 	devices sync.Mutex // held over each change of devices; guards the next fields
+	graph   *block.Graph
 	slots   [ImageSlots]bool
 	disks   map[string]int // LUN by serial, of volumes too
 	volumes map[string]*volume
 	nextLUN int
-	nextSet int
 	dimms   int
 	added   int64 // bytes
 
-	mu      sync.Mutex // guards the fields below
-	reason  string     // of QEMU's SHUTDOWN event
-	killed  bool
-	stalled bool // for want of space
-	goneOn  func()
-	waiters []*waiter
-	exit    Exit
+	mu     sync.Mutex // guards the fields below
+	reason string     // of QEMU's SHUTDOWN event
+	killed bool
+	exit   Exit
 }
 
 // ExitReason is a way for a machine to end.
@@ -87,9 +86,11 @@ type launchConfig struct {
 // launch starts QEMU and everything that watches it.
 func launch(q qemu.Config, l launchConfig) (_ *Machine, err error) {
 	m := &Machine{
-		console: newRing(consoleBytes), done: make(chan struct{}), patience: changeTimeout,
-		disks: make(map[string]int), volumes: make(map[string]*volume), nextSet: volumeFDSet,
+		console: qemu.NewTail(consoleBytes), done: make(chan struct{}),
+		disks: make(map[string]int), volumes: make(map[string]*volume),
 	}
+	m.stall = block.NewStall(m.done, m.Resume)
+	m.graph = block.New(m.run, block.Patience)
 	var undo []func() error
 	defer func() {
 		if err != nil {
@@ -101,7 +102,7 @@ func launch(q qemu.Config, l launchConfig) (_ *Machine, err error) {
 	var conns [3]*net.UnixConn
 	for i, file := range []**os.File{&q.QMP, &q.Control, &q.Console} {
 		var child *os.File
-		if conns[i], child, err = socketPair(); err != nil {
+		if conns[i], child, err = qemu.SocketPair(); err != nil {
 			return nil, err
 		}
 		*file = child
@@ -115,7 +116,7 @@ func launch(q qemu.Config, l launchConfig) (_ *Machine, err error) {
 		}
 		defer q.Tap.Close()
 	}
-	groups, err := kvmGroups(Accel(q.Accel))
+	groups, err := qemu.Groups(q.Accel)
 	if err != nil {
 		return nil, err
 	}
@@ -124,36 +125,20 @@ func launch(q qemu.Config, l launchConfig) (_ *Machine, err error) {
 		return nil, fmt.Errorf("%w: %w", ErrQEMU, err)
 	}
 	m.channel = conns[1]
-	m.qmp = qmp.New(conns[0], m.onEvent)
+	m.qmp = monitor.New(conns[0], m.done, m.onEvent)
 	go m.watch(conns[2])
 	return m, nil
 }
 
-// socketPair makes a connected pair of stream sockets, one end for QEMU.
-func socketPair() (*net.UnixConn, *os.File, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("making a socket pair: %w", err)
-	}
-	ours, child := os.NewFile(uintptr(fds[0]), "qemu"), os.NewFile(uintptr(fds[1]), "qemu")
-	defer ours.Close()
-	conn, err := net.FileConn(ours)
-	if err != nil {
-		_ = child.Close()
-		return nil, nil, fmt.Errorf("making a socket pair: %w", err)
-	}
-	return conn.(*net.UnixConn), child, nil
-}
-
 // watch drains the console until QEMU closes it by ending, then records how it ended.
 func (m *Machine) watch(console *net.UnixConn) {
-	m.console.drain(console)
+	m.console.Drain(console)
 	_ = console.Close()
 	<-m.proc.Done()
 	<-m.qmp.Done() // so that the reason QEMU gave is in
 	status, err := m.proc.Exit()
 	m.mu.Lock()
-	e := Exit{Status: status, Reason: ExitFailed, Detail: lastLines(m.proc.Stderr(), 5)}
+	e := Exit{Status: status, Reason: ExitFailed, Detail: qemu.LastLines(m.proc.Stderr(), 5)}
 	switch {
 	case err != nil:
 		e.Detail = err.Error()
@@ -177,7 +162,7 @@ func (m *Machine) PID() int { return m.proc.PID() }
 func (m *Machine) Channel() net.Conn { return m.channel }
 
 // Console returns the last output on the serial console, at most 16 KiB. The guest wrote it.
-func (m *Machine) Console() []byte { return m.console.bytes() }
+func (m *Machine) Console() []byte { return m.console.Bytes() }
 
 // Done is closed when QEMU has ended and is reaped.
 func (m *Machine) Done() <-chan struct{} { return m.done }
@@ -216,60 +201,12 @@ func (m *Machine) Resume(ctx context.Context) error {
 
 // run executes commands and translates the end of QEMU to ErrExited.
 func (m *Machine) run(ctx context.Context, doing string, commands ...qmp.Command) error {
-	err := m.qmp.Run(ctx, commands...)
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, qmp.ErrClosed):
-		return fmt.Errorf("%s: %w: %w", doing, ErrExited, err)
-	}
-	return fmt.Errorf("%s: %w", doing, err)
-}
-
-// waiter waits for one event.
-type waiter struct {
-	match func(qmp.Event) bool
-	event chan qmp.Event // buffered
-}
-
-// expect starts to listen for an event. It must be called before what causes the event.
-func (m *Machine) expect(match func(qmp.Event) bool) *waiter {
-	w := &waiter{match: match, event: make(chan qmp.Event, 1)}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.waiters = append(m.waiters, w)
-	return w
-}
-
-// wait waits for the event.
-func (m *Machine) wait(ctx context.Context, w *waiter) (qmp.Event, error) {
-	defer m.forget(w)
-	select {
-	case e := <-w.event:
-		return e, nil
-	case <-m.done:
-		return qmp.Event{}, ErrExited
-	case <-ctx.Done():
-		return qmp.Event{}, ctx.Err()
-	}
-}
-
-func (m *Machine) forget(w *waiter) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for i, other := range m.waiters {
-		if other == w {
-			m.waiters = append(m.waiters[:i], m.waiters[i+1:]...)
-			return
-		}
-	}
+	return m.qmp.Do(ctx, doing, commands...)
 }
 
 // onEvent takes events from QMP.
 func (m *Machine) onEvent(e qmp.Event) {
-	if e.Name == "BLOCK_IO_ERROR" {
-		m.onIOError(e)
-	}
+	m.stall.OnEvent(e)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if e.Name == "SHUTDOWN" {
@@ -278,13 +215,5 @@ func (m *Machine) onEvent(e qmp.Event) {
 		}
 		_ = json.Unmarshal(e.Data, &data) // an unreadable reason is none
 		m.reason = data.Reason
-	}
-	for _, w := range m.waiters {
-		if w.match(e) {
-			select {
-			case w.event <- e:
-			default:
-			}
-		}
 	}
 }

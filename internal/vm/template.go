@@ -258,7 +258,7 @@ func (m *Machine) bootWith(ctx context.Context, image *os.File) error {
 
 // save writes the device state to f, leaving guest memory to the shared memory file, and ends QEMU.
 func (m *Machine) save(ctx context.Context, f *os.File) error {
-	saved := m.expect(migrationEnd)
+	saved := m.qmp.Expect(migrationEnd)
 	err := m.qmp.Run(
 		ctx,
 		setCapabilities,
@@ -268,7 +268,7 @@ func (m *Machine) save(ctx context.Context, f *os.File) error {
 	if err != nil {
 		return err
 	}
-	e, err := m.wait(ctx, saved)
+	e, err := saved.Wait(ctx)
 	if err != nil {
 		return err
 	}

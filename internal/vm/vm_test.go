@@ -1,46 +1,11 @@
 package vm
 
 import (
-	"bytes"
 	"errors"
-	"strings"
 	"testing"
 
 	"atoll.dev/atoll/internal/vm/initramfs"
 )
-
-func TestRing(t *testing.T) {
-	text := strings.Repeat("0123456789abcdef", 100)
-	for _, chunk := range []int{1, 3, 16, 63, 64, 65, 1000} {
-		g := newRing(64)
-		for i := 0; i < len(text); i += chunk {
-			end := min(i+chunk, len(text))
-			g.write([]byte(text[i:end]))
-			want := text[max(0, end-64):end]
-			if got := string(g.bytes()); got != want {
-				t.Fatalf("after %d bytes in chunks of %d: %q, want %q", end, chunk, got, want)
-			}
-		}
-	}
-	g := newRing(64)
-	g.drain(bytes.NewReader([]byte(text)))
-	if got := string(g.bytes()); got != text[len(text)-64:] {
-		t.Errorf("drained %q", got)
-	}
-}
-
-func TestLastLines(t *testing.T) {
-	for in, want := range map[string]string{
-		"":                           "",
-		"\n\n":                       "",
-		"a\r\n\nb\nc":                "b | c",
-		"\x1b[31mred\x07\u009b\nx\n": "[31mred | x",
-	} {
-		if got := lastLines(in, 2); got != want {
-			t.Errorf("%q becomes %q, want %q", in, got, want)
-		}
-	}
-}
 
 func TestConfigDefaults(t *testing.T) {
 	good := Config{Kernel: "/k", Initramfs: []initramfs.Entry{{Path: "/init"}}, UID: 1, GID: 1}
@@ -67,17 +32,6 @@ func TestConfigDefaults(t *testing.T) {
 				t.Error("taken")
 			}
 		})
-	}
-}
-
-func TestCheckSerial(t *testing.T) {
-	for s, ok := range map[string]bool{
-		"a": true, "pvc-0123.x_Y": true, strings.Repeat("x", 36): true,
-		"": false, strings.Repeat("x", 37): false, "a b": false, `a"`: false, "a,b": false, "ä": false,
-	} {
-		if err := checkSerial(s); (err == nil) != ok {
-			t.Errorf("%q: %v", s, err)
-		}
 	}
 }
 

@@ -11,7 +11,7 @@
 //	                         +--agent: Apply-------+   changes while it runs
 //	controller <--State----- pod <--agent: Watch---+
 //
-// The package holds types and names only and imports nothing of Kubernetes. Sizes are bytes, times RFC 3339.
+// The package holds types, names and checks (Parse) and imports nothing of Kubernetes. Sizes are bytes, times RFC 3339.
 // Nothing in a Machine or State is secret: what the guest is configured with (user data, passwords, keys) is
 // in a Secret that the pod mounts, see SeedDir.
 //

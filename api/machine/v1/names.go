@@ -34,12 +34,14 @@ const (
 // Placeholders in seed files are replaced by the shim, which alone knows the addresses of the pod. In a
 // file, "@@ATOLL_IP4@@" becomes the first IPv4 address of the first network interface without its prefix length.
 const (
-	PlaceholderIP4     = "@@ATOLL_IP4@@"
-	PlaceholderCIDR4   = "@@ATOLL_CIDR4@@" // the same with its prefix length
-	PlaceholderGateway = "@@ATOLL_GATEWAY4@@"
-	PlaceholderMAC     = "@@ATOLL_MAC@@"
-	PlaceholderDNS     = "@@ATOLL_DNS@@"    // name servers, separated by ", "
-	PlaceholderSearch  = "@@ATOLL_SEARCH@@" // search domains, separated by ", "
+	PlaceholderIP4   = "@@ATOLL_IP4@@"
+	PlaceholderCIDR4 = "@@ATOLL_CIDR4@@" // the same with its prefix length
+	// PlaceholderNetmask4 is that prefix length in dotted form.
+	PlaceholderNetmask4 = "@@ATOLL_NETMASK4@@"
+	PlaceholderGateway  = "@@ATOLL_GATEWAY4@@"
+	PlaceholderMAC      = "@@ATOLL_MAC@@"
+	PlaceholderDNS      = "@@ATOLL_DNS@@"    // name servers, separated by ", "
+	PlaceholderSearch   = "@@ATOLL_SEARCH@@" // search domains, separated by ", "
 	// PlaceholderNetplan becomes the whole network configuration (netplan, version 2) as one line of JSON, which
 	// is YAML, too.
 	PlaceholderNetplan = "@@ATOLL_NETPLAN@@"
@@ -53,6 +55,9 @@ const (
 	// CommandGuestInfo takes pairs of a key and a regular expression and succeeds when the guest has set each key
 	// to a value that matches.
 	CommandGuestInfo = "/atoll/guestinfo"
+	// CommandStream opens a console, as MethodStream does, over the standard streams of an exec; its argument is a
+	// StreamKind. So consoles are reached through the API server, with its permissions (pods/exec).
+	CommandStream = "/atoll/stream"
 )
 
 // Methods of the shim's control socket, called in the way of package internal/datadir/attach.

@@ -16,6 +16,7 @@ import (
 	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/pool/config"
 	"atoll.dev/atoll/internal/pool/wire"
+	machines "atoll.dev/atoll/internal/shim/machine/config"
 	"atoll.dev/atoll/internal/supervise"
 	"atoll.dev/atoll/internal/vm/podkernel"
 )
@@ -106,6 +107,21 @@ func (u *Up) writePoolConfig() error {
 	}
 	if _, err := atomicfile.WriteIfChanged(t.PoolConfig(), append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("writing the pool's configuration: %w", err)
+	}
+	return nil
+}
+
+// writeMachinesConfig writes the configuration file of the shims of virtual machines.
+func (u *Up) writeMachinesConfig() error {
+	t := u.cfg.Tree
+	b, err := json.MarshalIndent(machines.Config{
+		RunDir: t.Run(), DataDir: t.Machines(), Binary: t.AtollPod(), Kubelet: t.Kubelet(), Accelerator: u.cfg.Settings.Accelerator,
+	}, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encoding the configuration of virtual machines: %w", err)
+	}
+	if _, err := atomicfile.WriteIfChanged(machines.File(t.Run()), append(b, '\n'), 0o600); err != nil {
+		return fmt.Errorf("writing the configuration of virtual machines: %w", err)
 	}
 	return nil
 }

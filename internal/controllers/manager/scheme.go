@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	vmopv1a2 "github.com/vmware-tanzu/vm-operator/api/v1alpha2"
 	vmopv1a3 "github.com/vmware-tanzu/vm-operator/api/v1alpha3"
 	vmopv1a4 "github.com/vmware-tanzu/vm-operator/api/v1alpha4"
@@ -25,7 +26,7 @@ func NewScheme() (*runtime.Scheme, error) {
 	for _, add := range []func(*runtime.Scheme) error{
 		clientgoscheme.AddToScheme,
 		vmopv1a2.AddToScheme, vmopv1a3.AddToScheme, vmopv1a4.AddToScheme, vmopv1.AddToScheme,
-		netop.AddToScheme, imageregistry.AddToScheme,
+		netop.AddToScheme, imageregistry.AddToScheme, snapshotv1.AddToScheme,
 		atoll.AddToScheme, encryption.AddToScheme,
 	} {
 		if err := add(s); err != nil {

@@ -10,6 +10,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
@@ -135,7 +137,6 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	}
 	before := vm.DeepCopy()
 	v := &view{vm: vm}
-	condition.Remove(&vm.Status.Conditions, vmopv1.VirtualMachineReconcileReady)
 	var failed []error
 	for _, step := range r.steps() {
 		if err := step(ctx, v); err != nil {
@@ -145,6 +146,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 			}
 		}
 	}
+	keepTimes(before.Status.Conditions, vm.Status.Conditions)
 	if !equality.Semantic.DeepEqual(before.Status, vm.Status) {
 		failed = append(failed, r.writeStatus(ctx, before, vm))
 		r.announce(before, vm)
@@ -158,6 +160,15 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		return ctrl.Result{}, err
 	}
 	return ctrl.Result{RequeueAfter: v.again}, nil
+}
+
+// keepTimes gives conditions back the times that they had, if steps have only set them to and fro.
+func keepTimes(before, now []metav1.Condition) {
+	for i := range now {
+		if was := meta.FindStatusCondition(before, now[i].Type); was != nil && was.Status == now[i].Status {
+			now[i].LastTransitionTime = was.LastTransitionTime
+		}
+	}
 }
 
 // step adds to the view. A condition says what is missing; an error is one of the API server, to be tried again.

@@ -22,6 +22,12 @@ import (
 const (
 	// MethodOpen takes an OpenRequest and answers Opened.
 	MethodOpen = "open"
+	// MethodClose takes an OpenRequest and answers nothing: the shim of a virtual machine has closed the volume. It
+	// is for volumes that are not published for the pod; of others the kubelet says when.
+	MethodClose = "close"
+	// MethodSnapshots takes a SnapshotsRequest and answers nothing. While it is answered, the shim is called with
+	// MethodSnapshot for each volume. Idempotent.
+	MethodSnapshots = "snapshots"
 )
 
 // Methods of a shim.
@@ -34,6 +40,10 @@ const (
 	MethodLimit    = "limit"    // LimitRequest
 )
 
+// Machine is what a Record has in the place of a volume for the shim of a virtual machine itself: by it the agent
+// finds the shim's socket (Records), at which it also answers the methods of package machinev1.
+func Machine(pod string) string { return "machine:" + pod }
+
 // AgentSocket is the agent's socket in a run directory.
 func AgentSocket(runDir string) string { return filepath.Join(runDir, "volumes.sock") }
 
@@ -41,6 +51,27 @@ func AgentSocket(runDir string) string { return filepath.Join(runDir, "volumes.s
 type OpenRequest struct {
 	Volume string `json:"volume"` // CSI volume handle
 	Pod    string `json:"pod"`    // uid
+	// Machine is set by the shim of a virtual machine.
+	Machine *MachineUse `json:"machine,omitempty"`
+}
+
+// MachineUse is what a virtual machine wants of a volume. Whether it may is found out from the machine's pod, see
+// package internal/kube/machines.
+type MachineUse struct {
+	Namespace string `json:"namespace"` // of the pod
+	Name      string `json:"name"`      // of the pod
+	ReadOnly  bool   `json:"readOnly,omitempty"`
+	// Shared: others may have it open for writing at the same time.
+	Shared bool `json:"shared,omitempty"`
+	// Memory: the volume is for the memory of the machine. It is opened as a file, Opened.File.
+	Memory bool `json:"memory,omitempty"`
+}
+
+// SnapshotsRequest asks for snapshots of volumes that the pod has open.
+type SnapshotsRequest struct {
+	Pod string `json:"pod"` // uid
+	// Snapshots are the engine's ids that the snapshots get, by the handles of the volumes.
+	Snapshots map[string]string `json:"snapshots"`
 }
 
 // Opened is how to open a volume. It is never written to disk or logged.
@@ -48,6 +79,8 @@ type Opened struct {
 	Disk handover.Disk `json:"disk"`
 	// Keys are the LUKS passphrases by the names in the layers.
 	Keys map[string][]byte `json:"keys,omitempty"`
+	// File is the path of the volume as one file, of MachineUse.Memory; then nothing else is set.
+	File string `json:"file,omitempty"`
 	// Ceph is set when layers are in Ceph.
 	Ceph   *handover.Ceph `json:"ceph,omitempty"`
 	Limits Limits         `json:"limits"`

@@ -3,6 +3,7 @@ package attach_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -41,6 +42,15 @@ func serve(t *testing.T) string {
 				}
 				return attach.Status{}, attach.ErrNotFound
 			}),
+			"echo": attach.Stream(func(_ context.Context, greeting string) (func(net.Conn), error) {
+				if greeting == "" {
+					return nil, errors.New("no greeting")
+				}
+				return func(conn net.Conn) {
+					_, _ = io.WriteString(conn, "\n"+greeting)
+					_, _ = io.Copy(conn, conn)
+				}, nil
+			}),
 		})
 	}()
 	return socket
@@ -72,6 +82,27 @@ func TestCall(t *testing.T) {
 	}
 	if st, err := os.Stat(socket); err != nil || st.Mode().Perm() != 0o600 {
 		t.Errorf("socket: %v, %v", st, err)
+	}
+}
+
+// TestStream: after the answer the connection is something else's, from its first byte on.
+func TestStream(t *testing.T) {
+	socket := serve(t)
+	conn, err := attach.CallStream(t.Context(), socket, "echo", "hello ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "world"); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, len("\nhello world"))
+	if _, err := io.ReadFull(conn, buf); err != nil || string(buf) != "\nhello world" {
+		t.Errorf("%q, %v", buf, err)
+	}
+	var refused *attach.Error
+	if _, err := attach.CallStream(t.Context(), socket, "echo", ""); !errors.As(err, &refused) {
+		t.Errorf("refused: %v", err)
 	}
 }
 

@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -137,24 +138,106 @@ func serve(ctx context.Context, conn *net.UnixConn, methods map[string]Handler) 
 		return
 	}
 	var r request
-	if err := json.NewDecoder(io.LimitReader(conn, maxMessage)).Decode(&r); err != nil {
+	requests := json.NewDecoder(io.LimitReader(conn, maxMessage))
+	if err := requests.Decode(&r); err != nil {
 		return
 	}
 	var a answer
+	var stream opened
 	h, ok := methods[r.Method]
 	if !ok {
 		a.Error = fmt.Sprintf("no method %q", r.Method)
 	} else {
 		result, err := h(ctx, r.Params)
 		if err == nil {
-			a.Result, err = json.Marshal(result)
+			if stream, ok = result.(opened); !ok {
+				a.Result, err = json.Marshal(result)
+			}
 		}
 		if err != nil {
 			a = answer{Error: err.Error(), NotFound: errors.Is(err, ErrNotFound)}
 		}
 	}
 	_ = conn.SetWriteDeadline(time.Now().Add(readTimeout))
-	_ = json.NewEncoder(conn).Encode(a)
+	if err := json.NewEncoder(conn).Encode(a); err != nil && stream != nil {
+		a.Error = err.Error()
+	}
+	if stream == nil {
+		return
+	}
+	_ = conn.SetDeadline(time.Time{})
+	stream(&rest{Conn: conn, first: after(requests)})
+}
+
+// opened is what a handler made by Stream answers: what to do with the connection from then on.
+type opened func(net.Conn)
+
+// Stream makes a Handler after whose answer the connection carries something else. What open returns has the
+// connection until it returns.
+func Stream[In any](open func(context.Context, In) (func(net.Conn), error)) Handler {
+	return Handle(func(ctx context.Context, in In) (opened, error) {
+		run, err := open(ctx, in)
+		return opened(run), err
+	})
+}
+
+// CallStream calls a method made by Stream and returns the connection.
+func CallStream(ctx context.Context, socket, method string, params any) (_ net.Conn, err error) {
+	raw, err := json.Marshal(params)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", method, err)
+	}
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", method, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = conn.Close()
+		}
+	}()
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	var a answer
+	answers := json.NewDecoder(conn)
+	err = json.NewEncoder(conn).Encode(request{Method: method, Params: raw})
+	if err == nil {
+		err = answers.Decode(&a)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", method, err)
+	case a.Error != "":
+		return nil, fmt.Errorf("%s: %w", method, &Error{a.Error})
+	}
+	return &rest{Conn: conn, first: after(answers)}, nil
+}
+
+// after is what a decoder has read beyond its message, whose last byte is a line feed.
+func after(d *json.Decoder) []byte {
+	data, err := io.ReadAll(d.Buffered())
+	if err != nil { // it is in memory
+		return nil
+	}
+	return bytes.TrimPrefix(data, []byte("\n"))
+}
+
+// rest is a connection of which something was read before.
+type rest struct {
+	net.Conn
+	first []byte
+}
+
+func (r *rest) Read(p []byte) (int, error) {
+	if len(r.first) > 0 {
+		n := copy(p, r.first)
+		r.first = r.first[n:]
+		return n, nil
+	}
+	return r.Conn.Read(p)
 }
 
 // trusted tells whether the peer is of the same user.

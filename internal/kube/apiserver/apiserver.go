@@ -2,8 +2,8 @@
 //
 // It is the upstream API server with upstream options, given as the flags a
 // kube-apiserver process would get (see flags), plus two things of our own: the
-// admission plugin AtollPodRuntime and the resource metrics API, which is served
-// by the same process instead of an aggregated one. The server role calls it.
+// admission plugin AtollPodRuntime, and the resource metrics API and the consoles of
+// virtual machines, which are served by the same process instead of an aggregated one. The server role calls it.
 //
 // Security: Node and RBAC authorization, NodeRestriction, anonymous requests only
 // for the health endpoints, secrets encrypted in etcd, audit log, TLS 1.2 or
@@ -29,9 +29,11 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/admission/runtimeclass"
 
 	"atoll.dev/atoll/internal/datadir/pki"
+	"atoll.dev/atoll/internal/kube/admission/machinepods"
 	"atoll.dev/atoll/internal/kube/admission/podruntime"
 	"atoll.dev/atoll/internal/kube/imagecontent"
 	"atoll.dev/atoll/internal/kube/metricsapi"
+	"atoll.dev/atoll/internal/kube/subresources"
 	"atoll.dev/atoll/internal/storage/library"
 )
 
@@ -55,7 +57,8 @@ type Config struct {
 	Domain      string
 	// ContentDir is the library of images of virtual machines.
 	ContentDir string
-	Logger     *slog.Logger
+
+	Logger *slog.Logger
 }
 
 // shutdownTimeout is how long connections may stay open when the server stops.
@@ -113,13 +116,14 @@ func (s *APIServer) options(ctx context.Context) (options.CompletedOptions, erro
 }
 
 // registerAdmission puts AtollPodRuntime in front of RuntimeClass, which reads
-// what it decided.
+// what it decided, and AtollMachinePods beside it.
 func registerAdmission(opts *options.ServerRunOptions) {
 	generic := opts.Admission.GenericAdmission
 	podruntime.Register(generic.Plugins)
+	machinepods.Register(generic.Plugins)
 	order := slices.Clone(generic.RecommendedPluginOrder)
 	at := slices.Index(order, runtimeclass.PluginName)
-	generic.RecommendedPluginOrder = slices.Insert(order, max(at, 0), podruntime.PluginName)
+	generic.RecommendedPluginOrder = slices.Insert(order, max(at, 0), podruntime.PluginName, machinepods.PluginName)
 }
 
 // preparedServer is a chain of API servers that is ready to run.
@@ -134,8 +138,10 @@ func (s *APIServer) build(opts options.CompletedOptions) (preparedServer, error)
 		return nil, err
 	}
 	metricsapi.AddOpenAPI(config.KubeAPIs.ControlPlane.Generic)
-	imagecontent.LongRunning(config.KubeAPIs.ControlPlane.Generic)
-	imagecontent.LongRunning(&config.Aggregator.GenericConfig.Config)
+	for _, c := range []*genericapiserver.Config{config.KubeAPIs.ControlPlane.Generic, &config.ApiExtensions.GenericConfig.Config, &config.Aggregator.GenericConfig.Config} {
+		subresources.LongRunning(c)
+		imagecontent.LongRunning(c)
+	}
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, err
@@ -144,7 +150,14 @@ func (s *APIServer) build(opts options.CompletedOptions) (preparedServer, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.addMetrics(chain.GenericAPIServer); err != nil {
+	builtin, ok := chain.GenericAPIServer.NextDelegate().(*genericapiserver.GenericAPIServer)
+	if !ok {
+		return nil, fmt.Errorf("the aggregator delegates to %T", chain.GenericAPIServer.NextDelegate())
+	}
+	if err := s.addMetrics(chain.GenericAPIServer, builtin); err != nil {
+		return nil, err
+	}
+	if err := subresources.Install(subresources.Config{Server: builtin, Loopback: chain.GenericAPIServer.LoopbackClientConfig, Logger: s.cfg.Logger}); err != nil {
 		return nil, err
 	}
 	if err := s.addContent(chain.GenericAPIServer); err != nil {
@@ -177,11 +190,7 @@ func (s *APIServer) addContent(aggregator *genericapiserver.GenericAPIServer) er
 
 // addMetrics adds the resource metrics API to the server behind the aggregator,
 // the one that serves the built-in types.
-func (s *APIServer) addMetrics(aggregator *genericapiserver.GenericAPIServer) error {
-	builtin, ok := aggregator.NextDelegate().(*genericapiserver.GenericAPIServer)
-	if !ok {
-		return fmt.Errorf("the aggregator delegates to %T", aggregator.NextDelegate())
-	}
+func (s *APIServer) addMetrics(aggregator, builtin *genericapiserver.GenericAPIServer) error {
 	metrics, err := metricsapi.Install(metricsapi.Config{
 		Server:            builtin,
 		Loopback:          aggregator.LoopbackClientConfig,

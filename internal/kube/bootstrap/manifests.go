@@ -27,6 +27,13 @@ const (
 	overheadCPU    = "2m"
 )
 
+// What a virtual machine costs beside its guest's memory, which is the container's request: QEMU with the
+// memory of its display and, under emulation, of translated code, page tables, and the shim.
+const (
+	machineOverheadMemory = "192Mi"
+	machineOverheadCPU    = "10m"
+)
+
 // manifest is one object as YAML.
 type manifest struct {
 	resource schema.GroupVersionResource
@@ -39,7 +46,7 @@ type manifest struct {
 
 // manifests are all bootstrap objects, namespaces first.
 func manifests(cfg Config) []manifest {
-	return slices.Concat(systemManifests(cfg), accessManifests(cfg), definitions(), storageManifests(cfg), storageAccessManifests(), machineManifests(cfg), imageManifests())
+	return slices.Concat(systemManifests(cfg), accessManifests(cfg), definitions(), storageManifests(cfg), storageAccessManifests(), machineManifests(cfg), kindManifests(), imageManifests())
 }
 
 func rbac(resource string) schema.GroupVersionResource {
@@ -74,6 +81,17 @@ overhead:
     memory: %[2]s
     cpu: %[3]s
 `, podruntime.ClassMicroVM, overheadMemory, overheadCPU)},
+		{resource: classes, text: fmt.Sprintf(`
+apiVersion: node.k8s.io/v1
+kind: RuntimeClass
+metadata:
+  name: %[1]s
+handler: %[1]s
+overhead:
+  podFixed:
+    memory: %[2]s
+    cpu: %[3]s
+`, podruntime.ClassMachine, machineOverheadMemory, machineOverheadCPU)},
 		{resource: classes, text: fmt.Sprintf(`
 apiVersion: node.k8s.io/v1
 kind: RuntimeClass

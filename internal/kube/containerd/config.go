@@ -8,6 +8,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/storage/layers"
 )
 
@@ -17,6 +18,8 @@ const (
 	RuntimeAtoll = "atoll"
 	// RuntimeRunc is the CRI runtime handler of pods in the host's kernel.
 	RuntimeRunc = "runc"
+	// RuntimeMachine is the CRI runtime handler of virtual machines.
+	RuntimeMachine = machinev1.RuntimeClass
 	// PauseImage is the image of the sandbox container of runc pods. It is
 	// never pulled: it comes from Config.PauseArchive.
 	PauseImage = "registry.k8s.io/pause:3.10.2"
@@ -24,6 +27,7 @@ const (
 	Namespace = "k8s.io"
 
 	shimAtoll = "containerd-shim-atoll-v1"
+	shimVM    = "containerd-shim-atoll-vm-v1"
 	shimRunc  = "containerd-shim-runc-v2"
 )
 
@@ -36,7 +40,7 @@ type Config struct {
 	Address    string // gRPC socket; the ttrpc socket is beside it with ".ttrpc" added
 	SocketDir  string // sockets of shims; at most 71 bytes, since socket paths are short
 
-	BinDir      string // holds the two shims
+	BinDir      string // holds the shims
 	RuncBinary  string // "" for the runc found in $PATH
 	CNIBinDir   string // CNI plugins
 	CNIConfDir  string // CNI configuration, read when it appears or changes
@@ -146,7 +150,7 @@ func (c *Config) images() table {
 		"image_pull_progress_timeout":  "5m0s",
 		"max_concurrent_downloads":     3,
 		"stats_collect_period":         10,
-		"pinned_images":                table{"sandbox": PauseImage},
+		"pinned_images":                table{"sandbox": PauseImage, "vm": machinev1.Image},
 		"registry":                     table{"config_path": c.RegistryDir},
 		// Without it the CRI reports no file system for containers of runc pods,
 		// and the kubelet then has no statistics of any pod.
@@ -177,6 +181,13 @@ func (c *Config) runtime() table {
 					// knows it by the second line.
 					"privileged_without_host_devices":                     true,
 					"privileged_without_host_devices_all_devices_allowed": true,
+				},
+				RuntimeMachine: table{
+					"runtime_type":    "io.containerd.atoll-vm.v1",
+					"runtime_path":    filepath.Join(c.BinDir, shimVM),
+					"sandboxer":       "shim",
+					"snapshotter":     layers.Name,
+					"pod_annotations": []string{"atoll.dev/*"},
 				},
 				RuntimeRunc: table{
 					"runtime_type": "io.containerd.runc.v2",

@@ -56,8 +56,8 @@ func New(c Config, logger *slog.Logger) (*Daemon, error) {
 	return &Daemon{config: c, log: logger, ready: make(chan struct{})}, nil
 }
 
-// Ready is closed when the daemon answers CRI calls and the pause image is
-// there.
+// Ready is closed when the daemon answers CRI calls and the images that are
+// never pulled are there.
 func (d *Daemon) Ready() <-chan struct{} { return d.ready }
 
 // Run runs the daemon until ctx ends, which returns nil, or until it fails. It
@@ -105,7 +105,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		}
 	}
 	srv.Wait()
-	if err := d.importPause(ctx); err != nil {
+	if err := d.importImages(ctx); err != nil {
 		return err
 	}
 	d.log.Info("containerd is ready", "address", d.config.Address, "duration", time.Since(start))
@@ -170,16 +170,19 @@ func (d *Daemon) cleanTempMounts() error {
 	return nil
 }
 
-// importPause loads the image of runc sandboxes if it is missing.
-func (d *Daemon) importPause(ctx context.Context) error {
-	if d.config.PauseArchive == "" {
-		return nil
-	}
+// importImages loads the images of runc sandboxes and of virtual machines if they are missing.
+func (d *Daemon) importImages(ctx context.Context) error {
 	client, err := images.New(images.Config{Address: d.config.Address})
 	if err != nil {
 		return err
 	}
 	defer client.Close()
+	if err := d.importMachine(ctx, client); err != nil {
+		return fmt.Errorf("loading the image of virtual machines: %w", err)
+	}
+	if d.config.PauseArchive == "" {
+		return nil
+	}
 	switch _, err := client.Status(ctx, PauseImage); {
 	case err == nil:
 		return nil

@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/linux/rtnl"
 	"atoll.dev/atoll/internal/network/cniconf"
 	"atoll.dev/atoll/internal/network/lease"
@@ -165,4 +166,22 @@ func (r rate) shape(s *rtnl.Socket, index, mtu int, what string) error {
 // unit.
 func ticks(size, bytesPerSecond uint64) uint32 {
 	return uint32(min(float64(size)/float64(bytesPerSecond)*1e6*netlink.TickInUsec(), 1<<31))
+}
+
+// machineMAC is the hardware address that a virtual machine has on the pod network. Its pod's interface gets the
+// same, so that frames find it. "" leaves it to the plugin.
+func machineMAC(annotation string) (string, error) {
+	if annotation == "" {
+		return "", nil
+	}
+	m, err := machinev1.Parse([]byte(annotation))
+	if err != nil {
+		return "", fmt.Errorf("annotation %s: %w", machinev1.Annotation, err)
+	}
+	for _, n := range m.NICs {
+		if n.Pod {
+			return n.MAC, nil
+		}
+	}
+	return "", nil
 }

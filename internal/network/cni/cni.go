@@ -9,7 +9,8 @@
 //
 // # What can go wrong
 //
-// Addresses run out: ADD fails and names the subnet. A hostPort is taken: ADD
+// Addresses run out: ADD fails and names the subnet. The address that is kept
+// for the pod is another pod's still: ADD fails and names that. A hostPort is taken: ADD
 // fails and names the pod that holds it. The call is killed half-way: the
 // lease that was written first names everything that may exist, and DEL or GC
 // remove it. DEL never fails because something is gone already, the pod's
@@ -28,6 +29,7 @@ import (
 	"github.com/containernetworking/cni/pkg/version"
 	"golang.org/x/sys/unix"
 
+	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/linux/netns"
 	"atoll.dev/atoll/internal/linux/rtnl"
 	"atoll.dev/atoll/internal/network/cniconf"
@@ -91,6 +93,10 @@ func add(args *skel.CmdArgs) error {
 	l := &lease.Lease{
 		ContainerID: args.ContainerID, IfName: args.IfName, Netns: args.Netns,
 		Pod: podName(args.Args), HostIf: gateway.HostIf(args.ContainerID, args.IfName), HostPorts: ports,
+		Key: c.conf.RuntimeConfig.Annotations[machinev1.AddressAnnotation],
+	}
+	if l.MAC, err = machineMAC(c.conf.RuntimeConfig.Annotations[machinev1.Annotation]); err != nil {
+		return types.NewError(types.ErrInvalidNetworkConfig, err.Error(), "")
 	}
 	if err := c.store.Add(l, lease.Range{Subnet: c.net.Subnet, Gateway: c.net.Gateway}); err != nil {
 		return err
@@ -257,7 +263,7 @@ func result(n cniconf.Network, l *lease.Lease, mtu int) *current.Result {
 		CNIVersion: current.ImplementedSpecVersion,
 		Interfaces: []*current.Interface{
 			{Name: l.HostIf, Mac: gateway.MAC(n.Gateway).String(), Mtu: mtu},
-			{Name: l.IfName, Mac: gateway.MAC(l.Address).String(), Mtu: mtu, Sandbox: l.Netns},
+			{Name: l.IfName, Mac: gateway.Hardware(l.Address, l.MAC).String(), Mtu: mtu, Sandbox: l.Netns},
 		},
 		IPs: []*current.IPConfig{{
 			Interface: new(1),

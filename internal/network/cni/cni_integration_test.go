@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/network"
 	"atoll.dev/atoll/internal/network/cni"
 	"atoll.dev/atoll/internal/network/cniconf"
@@ -247,5 +248,38 @@ nft add rule ip kube-proxy post mark and 0x4000 != 0 masquerade fully-random`)
 				t.Errorf("bridge-nf-call %s: %s: seen as %q, %v; want %s", bridgeCalls, tc.name, got, err, tc.want)
 			}
 		}
+	}
+}
+
+// TestVirtualMachine: its address is kept for its next pod, and its interface has the machine's hardware address.
+func TestVirtualMachine(t *testing.T) {
+	lab := newLab(t)
+	a, b := lab.Pod(t, "a"), lab.Pod(t, "b")
+	machine := `{"name":"m","namespace":"n","uid":"u","biosUUID":"4c4c4544-0051-3010-8052-b4c04f4e3132","cpu":{"count":1},` +
+		`"memory":{"bytes":1073741824},"firmware":{"type":"bios"},"disks":[],"nics":[{"name":"eth0","model":"virtio-net-pci","mac":"52:54:00:00:00:09","pod":true}],"stop":{"mode":"Hard"}}`
+	rc := cniconf.RuntimeConfig{Annotations: map[string]string{machinev1.AddressAnnotation: "vm-u", machinev1.Annotation: machine}}
+	first := lab.Add(t, "a", a, rc)
+	networktest.Do(t, a, func() error {
+		link, err := net.InterfaceByName("eth0")
+		if err == nil && link.HardwareAddr.String() != "52:54:00:00:00:09" {
+			err = fmt.Errorf("eth0 has %s", link.HardwareAddr)
+		}
+		return err
+	})
+	networktest.Do(t, lab.Host, func() error { return networktest.Ping(first) })
+	if out, err := lab.CNI("DEL", "a", a, rc); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	for _, name := range []string{"c", "d"} {
+		if other := lab.Add(t, name, lab.Pod(t, name), cniconf.RuntimeConfig{}); other == first {
+			t.Errorf("pod %s got the address of the machine", name)
+		}
+	}
+	if again := lab.Add(t, "b", b, rc); again != first {
+		t.Errorf("the machine had %s and has %s", first, again)
+	}
+	rc.Annotations[machinev1.Annotation] = "{"
+	if out, err := lab.CNI("ADD", "e", lab.Pod(t, "e"), rc); err == nil || !strings.Contains(string(out), machinev1.Annotation) {
+		t.Errorf("a damaged machine: %v %s", err, out)
 	}
 }

@@ -37,7 +37,7 @@ func wire(n cniconf.Network, l *lease.Lease, pod *netns.NS, lim limits) (mtu int
 	if err != nil {
 		return 0, err
 	}
-	if err := gateway.Attach(s, n, index, l.Address); err != nil {
+	if err := gateway.Attach(s, n, index, l.Address, gateway.Hardware(l.Address, l.MAC)); err != nil {
 		return 0, err
 	}
 	if err := lim.towardsPod(s, index, mtu); err != nil {
@@ -66,7 +66,7 @@ func addVeth(s *rtnl.Socket, n cniconf.Network, l *lease.Lease, mtu int, pod *ne
 	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.VETH_INFO_PEER, nil)
 	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
 	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(l.IfName))
-	peer.AddRtAttr(unix.IFLA_ADDRESS, gateway.MAC(l.Address))
+	peer.AddRtAttr(unix.IFLA_ADDRESS, gateway.Hardware(l.Address, l.MAC))
 	peer.AddRtAttr(unix.IFLA_MTU, nl.Uint32Attr(uint32(mtu)))
 	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(pod.FD())))
 	return s.Send(

@@ -28,6 +28,9 @@ const (
 	// DefaultName is the network's name.
 	DefaultName = "atoll"
 
+	// capabilityAnnotations has containerd pass the pod's annotations.
+	capabilityAnnotations = "io.kubernetes.cri.pod-annotations"
+
 	// The plugin also speaks 1.1.0, but with that the runtime would execute it
 	// for STATUS every few seconds, and there is nothing ADD cannot repair.
 	cniVersion = "1.0.0"
@@ -81,6 +84,8 @@ type Plugin struct {
 type RuntimeConfig struct {
 	PortMappings []PortMapping `json:"portMappings,omitempty"`
 	Bandwidth    *Bandwidth    `json:"bandwidth,omitempty"`
+	// Annotations are those of the pod.
+	Annotations map[string]string `json:"io.kubernetes.cri.pod-annotations,omitempty"`
 }
 
 // PortMapping is one hostPort of a pod, as CNI defines it.
@@ -211,7 +216,7 @@ func (n Network) plugin() (Plugin, error) {
 	p := Plugin{
 		Type: PluginType, Bridge: n.Bridge, MTU: n.MTU, StateDir: n.StateDir,
 		Ranges:       []Range{{Subnet: n.Subnet, Gateway: n.Gateway}},
-		Capabilities: map[string]bool{"portMappings": true, "bandwidth": true},
+		Capabilities: map[string]bool{"portMappings": true, "bandwidth": true, capabilityAnnotations: true},
 	}
 	if n.ClusterCIDR.IsValid() {
 		p.ClusterCIDRs = []netip.Prefix{n.ClusterCIDR}

@@ -45,6 +45,14 @@ func MAC(a netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x0a, 0x58, b[0], b[1], b[2], b[3]}
 }
 
+// Hardware is the address of the interface of a pod: the one it was given, or MAC.
+func Hardware(a netip.Addr, given string) net.HardwareAddr {
+	if mac, err := net.ParseMAC(given); err == nil {
+		return mac
+	}
+	return MAC(a)
+}
+
 // Ensure makes the bridge of the network if it is missing, sets what differs
 // and brings it up. It returns the bridge as it is then, and whether it was
 // made.
@@ -137,14 +145,14 @@ func ensureAddress(s *rtnl.Socket, link netlink.Link, want netip.Prefix) error {
 }
 
 // Attach brings up the host's end of a wire, the interface with this index,
-// and makes it the way to the pod. What it makes goes away with the interface.
-func Attach(s *rtnl.Socket, n cniconf.Network, index int, pod netip.Addr) error {
+// and makes it the way to the pod, whose interface has the address mac. What it makes goes away with the interface.
+func Attach(s *rtnl.Socket, n cniconf.Network, index int, pod netip.Addr, mac net.HardwareAddr) error {
 	if err := s.LinkUp(index); err != nil {
 		return fmt.Errorf("bringing up host end: %w", err)
 	}
 	err := s.NeighSet(&netlink.Neigh{
 		LinkIndex: index, Family: unix.AF_INET, State: netlink.NUD_PERMANENT,
-		IP: pod.AsSlice(), HardwareAddr: MAC(pod),
+		IP: pod.AsSlice(), HardwareAddr: mac,
 	})
 	if err != nil {
 		return fmt.Errorf("adding neighbour entry of %s: %w", pod, err)

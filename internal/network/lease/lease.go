@@ -15,6 +15,7 @@
 //	last                      the address given out last; the search goes on after it
 //	leases/<id>@<interface>   one JSON record per pod interface
 //	addresses/<address>       symbolic link to the record that holds it
+//	kept/<key>                address that belongs to a key, with or without a pod
 //
 // The link is made first and removed last. A link without a record is what a
 // process killed in between leaves; it is taken over when its address comes up
@@ -53,6 +54,10 @@ type Lease struct {
 	HostIf    string     `json:"hostIf"`
 	Address   netip.Addr `json:"address"`
 	HostPorts []HostPort `json:"hostPorts,omitempty"`
+	// MAC is the hardware address of the pod's interface, "" for the one made of its address.
+	MAC string `json:"mac,omitempty"`
+	// Key keeps the address for the next pod with the same key; "" for a pod whose address ends with it.
+	Key string `json:"key,omitempty"`
 }
 
 // HostPort is one port of the host that leads to the pod.
@@ -104,7 +109,10 @@ func (s *Store) Add(l *Lease, r Range) error {
 	if _, err := os.Lstat(s.path("leases", name)); err == nil {
 		return fmt.Errorf("adding lease of %s: %w", name, ErrExists)
 	}
-	addr, err := s.reserve(name, r)
+	if l.Key != "" && !keyText.MatchString(l.Key) {
+		return fmt.Errorf("adding lease of %s: %q is no key of letters, digits and -", name, l.Key)
+	}
+	addr, err := s.choose(l.Key, name, r)
 	if err != nil {
 		return err
 	}
@@ -119,8 +127,32 @@ func (s *Store) Add(l *Lease, r Range) error {
 	return nil
 }
 
-// reserve links the next free address to the record.
-func (s *Store) reserve(name string, r Range) (netip.Addr, error) {
+// choose finds the address of a key, or a free one, which a key then keeps.
+func (s *Store) choose(key, name string, r Range) (netip.Addr, error) {
+	kept, err := s.kept()
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	if key != "" {
+		if a, ok, err := s.again(key, name, r, kept); ok || err != nil {
+			return a, err
+		}
+	}
+	taken := map[netip.Addr]bool{}
+	for _, a := range kept {
+		taken[a] = true
+	}
+	a, err := s.reserve(name, r, taken)
+	if err == nil && key != "" {
+		if err = s.keep(key, a); err != nil {
+			_ = os.Remove(s.path("addresses", a.String()))
+		}
+	}
+	return a, err
+}
+
+// reserve links the next free address that is not kept for somebody to the record.
+func (s *Store) reserve(name string, r Range, kept map[netip.Addr]bool) (netip.Addr, error) {
 	first, last := hosts(r.Subnet)
 	start := first
 	if b, err := os.ReadFile(s.path("last")); err == nil {
@@ -132,9 +164,12 @@ func (s *Store) reserve(name string, r Range) (netip.Addr, error) {
 	for a := start; ; {
 		if a != r.Gateway {
 			tried++
-			ok, err := s.take(a, name)
-			if err != nil {
-				return netip.Addr{}, err
+			ok := false
+			if !kept[a] {
+				var err error
+				if ok, err = s.take(a, name); err != nil {
+					return netip.Addr{}, err
+				}
 			}
 			if ok {
 				return a, nil
@@ -144,7 +179,7 @@ func (s *Store) reserve(name string, r Range) (netip.Addr, error) {
 			a = first
 		}
 		if a == start {
-			return netip.Addr{}, fmt.Errorf("%w in %s: all %d are in use by pods of this node", ErrExhausted, r.Subnet, tried)
+			return netip.Addr{}, fmt.Errorf("%w in %s: all %d are in use by pods of this node, or kept for its virtual machines", ErrExhausted, r.Subnet, tried)
 		}
 	}
 }

@@ -199,3 +199,89 @@ func TestConcurrentUse(t *testing.T) {
 		t.Errorf("%d leases, %v; want 80", len(l), err)
 	}
 }
+
+// TestKept: an address stays a key's, whatever happens to pods and the host, until it is released.
+func TestKept(t *testing.T) {
+	s, r := open(t), testRange("10.0.0.0/29")
+	pod := func(id, key string) (netip.Addr, error) {
+		l := &Lease{ContainerID: id, IfName: "eth0", Key: key, Pod: "ns/" + id}
+		err := s.Add(l, r)
+		return l.Address, err
+	}
+	first, err := pod("vm1", "vm-a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pod("vm1-again", "vm-a"); !errors.Is(err, ErrHeld) || !strings.Contains(err.Error(), "pod ns/vm1") {
+		t.Errorf("while the pod before it is there: %v", err)
+	}
+	if err := s.Remove("vm1", "eth0"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 4 { // all others
+		if a, err := pod(fmt.Sprint(i), ""); err != nil || a == first {
+			t.Errorf("another pod got %s, %v", a, err)
+		}
+	}
+	if _, err := pod("more", ""); !errors.Is(err, ErrExhausted) {
+		t.Errorf("a kept address was given away: %v", err)
+	}
+	if err := os.Remove(s.path("boot")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	if err := s.ResetAfterBoot(); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := pod("vm2", "vm-a"); err != nil || a != first {
+		t.Errorf("after a reboot: %s, %v, want %s", a, err, first)
+	}
+	if err := Clear(s.dir); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = Open(s.dir); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := pod("vm3", "vm-a"); err != nil || a != first {
+		t.Errorf("after a clean-up: %s, %v, want %s", a, err, first)
+	}
+	if keys, err := s.Kept(); err != nil || len(keys) != 1 || keys[0] != "vm-a" {
+		t.Errorf("kept: %v, %v", keys, err)
+	}
+	for range 2 {
+		if err := s.Release("vm-a"); err != nil {
+			t.Error(err)
+		}
+	}
+	if h, err := s.Holder(first); err != nil || h.ContainerID != "vm3" {
+		t.Errorf("released under a pod: %+v, %v", h, err)
+	}
+	if err := s.Remove("vm3", "eth0"); err != nil {
+		t.Fatal(err)
+	}
+	if err := Clear(s.dir); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(s.dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("with nothing kept the directory is left: %v", err)
+	}
+}
+
+// TestKeyNames: a key is part of a path.
+func TestKeyNames(t *testing.T) {
+	s := open(t)
+	for _, key := range []string{"..", "a/b", "", "-x", strings.Repeat("x", 200)} {
+		if err := s.Release(key); err == nil {
+			t.Errorf("%q was released", key)
+		}
+		if err := s.Add(&Lease{ContainerID: "c", IfName: "eth0", Key: key}, testRange("10.0.0.0/24")); err == nil && key != "" {
+			t.Errorf("%q was added", key)
+		}
+	}
+	if err := s.keep("vm-old", netip.MustParseAddr("192.0.2.1")); err != nil {
+		t.Fatal(err)
+	}
+	l := &Lease{ContainerID: "d", IfName: "eth0", Key: "vm-old"}
+	if err := s.Add(l, testRange("10.0.0.0/24")); err != nil || l.Address.String() != "10.0.0.3" {
+		t.Errorf("an address outside of the subnet was kept: %s, %v", l.Address, err)
+	}
+}

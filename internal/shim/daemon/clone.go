@@ -14,7 +14,6 @@ import (
 	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/network"
 	"atoll.dev/atoll/internal/pool/wire"
-	"atoll.dev/atoll/internal/shim/hostcgroup"
 	"atoll.dev/atoll/internal/shim/sandbox"
 	"atoll.dev/atoll/internal/shim/session"
 	"atoll.dev/atoll/internal/vm"
@@ -265,42 +264,4 @@ func (hostNetwork) JoinTap(netns string, tap network.Tap) (network.Guest, error)
 
 func (hostNetwork) ServePortForward(ctx context.Context, netns string, dial func(context.Context, uint16) (net.Conn, error)) error {
 	return network.ServePortForward(ctx, netns, dial)
-}
-
-// cgroups places processes and keeps the record of where.
-type cgroups struct {
-	d *daemon
-
-	mu    sync.Mutex // guards the field below
-	group hostcgroup.Group
-}
-
-func (c *cgroups) Join(parent, name string, pids ...int) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var err error
-	c.group, err = hostcgroup.Join(parent, name, pids...)
-	c.d.mu.Lock()
-	c.d.entry.Cgroups = c.group.Dirs
-	c.d.mu.Unlock()
-	return errors.Join(err, c.d.save())
-}
-
-func (c *cgroups) Sustain(memory int64) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.group.Sustain(memory)
-}
-
-func (*cgroups) SetOOMScore(pid, score int) error { return process.SetOOMScore(pid, score) }
-
-func (c *cgroups) Leave() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	g := c.group
-	c.group = hostcgroup.Group{}
-	if err := g.Leave(os.Getpid()); err != nil {
-		return err
-	}
-	return hostcgroup.Remove(g.Dirs)
 }

@@ -6,6 +6,10 @@
 // when containerd shuts the sandbox down, or at SIGTERM. One that was never assigned ends with the pool.
 // QEMU is its child and dies with it.
 //
+// The daemon of a virtual machine (RuntimeClass atoll-vm) is of another kind: "shim start" starts it when it is
+// needed, since there is nothing to be made ahead of time; see runMachine. Apart from that it lives and is found
+// like the others.
+//
 // The package wires the pieces (packages sandbox, task, session, events) and holds no logic of pods.
 //
 // What can go wrong: the clone does not come up, or ends while it waits. A member without a pod tells the
@@ -22,7 +26,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"sync"
@@ -38,6 +41,7 @@ import (
 	"atoll.dev/atoll/internal/pool/wire"
 	"atoll.dev/atoll/internal/shim/disks"
 	"atoll.dev/atoll/internal/shim/events"
+	"atoll.dev/atoll/internal/shim/machine/config"
 	"atoll.dev/atoll/internal/shim/sandbox"
 	"atoll.dev/atoll/internal/shim/task"
 	"atoll.dev/atoll/internal/shim/timing"
@@ -57,14 +61,20 @@ const (
 func Main(args []string) int {
 	tune()
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
-	if len(args) != 1 {
-		fmt.Fprintln(os.Stderr, "shim-daemon: started by the warm pool only")
+	machine := len(args) == 2 && args[1] == config.Role
+	if len(args) != 1 && !machine {
+		fmt.Fprintln(os.Stderr, "shim-daemon: started by the warm pool and by shims only")
 		return 2
 	}
 	slog.SetDefault(slog.Default().With("member", args[0]))
-	d, err := newDaemon()
-	if err == nil {
-		err = d.run(context.Background())
+	var err error
+	if machine {
+		err = runMachine(context.Background())
+	} else {
+		var d *daemon
+		if d, err = newDaemon(); err == nil {
+			err = d.run(context.Background())
+		}
 	}
 	if err != nil {
 		slog.Error("shim daemon ended", "error", err)
@@ -85,7 +95,7 @@ type daemon struct {
 	init    wire.Init
 	files   files
 	control *net.UnixConn
-	reg     registry.Registry
+	ledger  ledger
 	steps   *timing.Recorder
 	tasks   *task.Service
 	sandbox *sandbox.Service
@@ -94,10 +104,7 @@ type daemon struct {
 	quit    chan struct{} // closed when the daemon is to end
 	once    sync.Once
 
-	saving sync.Mutex // held while the record is written
-
-	mu     sync.Mutex // guards the fields below
-	entry  registry.Entry
+	mu     sync.Mutex        // guards the fields below
 	events *events.Publisher // nil before the assignment
 	report *json.Encoder     // to the pool
 }
@@ -125,15 +132,15 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	if err := orders.Decode(&d.init); err != nil {
 		return fmt.Errorf("reading what the pool wants: %w", err)
 	}
-	d.reg = registry.New(d.init.RunDir)
-	d.entry = registry.Entry{Member: d.init.Member, PID: os.Getpid(), UID: d.init.UID}
+	d.ledger.reg = registry.New(d.init.RunDir)
+	d.ledger.entry = registry.Entry{Member: d.init.Member, PID: os.Getpid(), UID: d.init.UID}
 	ctx, cancel := signal.NotifyContext(ctx, unix.SIGTERM, unix.SIGINT)
 	defer cancel()
-	listener, err := d.listen()
+	listener, err := d.ledger.listen()
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.reg.Remove(d.record())) }()
+	defer func() { err = errors.Join(err, d.ledger.remove()) }()
 	d.wire()
 	server, err := d.serve(listener)
 	if err != nil {
@@ -153,21 +160,6 @@ func (d *daemon) run(ctx context.Context) (err error) {
 	return d.close(server)
 }
 
-// listen makes the daemon's directory and socket.
-func (d *daemon) listen() (net.Listener, error) {
-	if err := os.MkdirAll(d.reg.Dir(d.init.Member), 0o700); err != nil {
-		return nil, fmt.Errorf("making directory of member: %w", err)
-	}
-	if err := d.save(); err != nil {
-		return nil, err
-	}
-	l, err := net.Listen("unix", d.reg.Socket(d.init.Member))
-	if err != nil {
-		return nil, fmt.Errorf("listening for containerd: %w", err)
-	}
-	return l, nil
-}
-
 // wire makes the services.
 func (d *daemon) wire() {
 	d.clone = newClone(d.init, d.files)
@@ -176,11 +168,11 @@ func (d *daemon) wire() {
 		SandboxID: func() string { return d.sandbox.ID() },
 	})
 	d.sandbox = sandbox.New(sandbox.Config{
-		VM: d.clone.wait, Network: hostNetwork{}, Tasks: d.tasks, Cgroups: &cgroups{d: d}, Steps: d.steps,
+		VM: d.clone.wait, Network: hostNetwork{}, Tasks: d.tasks, Cgroups: &cgroups{ledger: &d.ledger}, Steps: d.steps,
 		Roots: volumes.Roots{Kubelet: d.init.Kubelet, Containerd: d.init.Containerd},
 		Disks: disks.Config{
 			Kubelet: d.init.Kubelet, RunDir: d.init.RunDir, Scratch: d.init.ScratchDir,
-			Socket: filepath.Join(d.reg.Dir(d.init.Member), "volumes.sock"),
+			Socket: d.ledger.file("volumes.sock"),
 		},
 		Shutdown: d.shutdown,
 	})
@@ -188,16 +180,21 @@ func (d *daemon) wire() {
 
 // serve answers containerd.
 func (d *daemon) serve(l net.Listener) (*ttrpc.Server, error) {
-	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(d.peers))
+	return serve(l, d.peers, d.sandbox, d.tasks, d.shutdown)
+}
+
+// serve answers containerd at a listener; failed is called when that ends by itself.
+func serve(l net.Listener, p *peers, s sandboxapi.TTRPCSandboxService, t taskapi.TTRPCTaskService, failed func()) (*ttrpc.Server, error) {
+	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(p))
 	if err != nil {
 		return nil, fmt.Errorf("making ttrpc server: %w", err)
 	}
-	sandboxapi.RegisterTTRPCSandboxService(server, d.sandbox)
-	taskapi.RegisterTTRPCTaskService(server, d.tasks)
+	sandboxapi.RegisterTTRPCSandboxService(server, s)
+	taskapi.RegisterTTRPCTaskService(server, t)
 	go func() {
 		if err := server.Serve(context.Background(), l); err != nil && !errors.Is(err, ttrpc.ErrServerClosed) {
 			slog.Error("serving containerd", "error", err)
-			d.shutdown()
+			failed()
 		}
 	}()
 	return server, nil
@@ -207,7 +204,7 @@ func (d *daemon) serve(l net.Listener) (*ttrpc.Server, error) {
 func (d *daemon) prepare(ctx context.Context) {
 	err := d.clone.prepare(ctx)
 	if err == nil {
-		d.setQEMU(d.clone.pid())
+		d.ledger.setQEMU(d.clone.pid())
 		d.tell(wire.Report{Ready: true})
 		debug.FreeOSMemory()
 		d.attend(ctx)
@@ -270,17 +267,14 @@ func (d *daemon) assign(a wire.Assignment) error {
 	d.clone.hurry()
 	d.steps.Reset(a.Since)
 	phase := d.steps.Begin("shim")
-	e := d.record()
-	if e.Sandbox != "" {
+	if e := d.ledger.get(); e.Sandbox != "" {
 		return fmt.Errorf("member serves sandbox %s already", e.Sandbox)
 	}
-	e.Sandbox = a.Sandbox
 	d.mu.Lock()
-	d.entry.Sandbox = a.Sandbox
 	d.events = events.New(a.TTRPC, a.Namespace)
 	publisher := d.events
 	d.mu.Unlock()
-	if err := d.save(); err != nil {
+	if err := d.ledger.change(func(e *registry.Entry) { e.Sandbox = a.Sandbox }); err != nil {
 		return err
 	}
 	level := slog.LevelInfo
@@ -289,7 +283,7 @@ func (d *daemon) assign(a wire.Assignment) error {
 	}
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})).With("sandbox", a.Sandbox))
 	go func() { _ = publisher.Run(context.Background()) }() // for as long as the process lives
-	d.tell(wire.Report{Assigned: true, Address: "unix://" + d.reg.Socket(d.init.Member)})
+	d.tell(wire.Report{Assigned: true, Address: "unix://" + d.ledger.socket()})
 	phase.Done("assigned")
 	return nil
 }
@@ -317,30 +311,7 @@ func (d *daemon) tell(r wire.Report) {
 // shutdown makes the daemon end once calls that are under way have been answered.
 func (d *daemon) shutdown() { d.once.Do(func() { close(d.quit) }) }
 
-func (d *daemon) assigned() bool { return d.record().Sandbox != "" }
-
-// record is the current record in the registry.
-func (d *daemon) record() registry.Entry {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.entry
-}
-
-// save writes it, as it is by then.
-func (d *daemon) save() error {
-	d.saving.Lock()
-	defer d.saving.Unlock()
-	return d.reg.Put(d.record())
-}
-
-func (d *daemon) setQEMU(pid int) {
-	d.mu.Lock()
-	d.entry.QEMU = pid
-	d.mu.Unlock()
-	if err := d.save(); err != nil {
-		slog.Warn("recording qemu", "error", err)
-	}
-}
+func (d *daemon) assigned() bool { return d.ledger.get().Sandbox != "" }
 
 // close ends everything in order: the micro-VM, then the server, then what is to be told.
 func (d *daemon) close(server *ttrpc.Server) error {
@@ -348,17 +319,22 @@ func (d *daemon) close(server *ttrpc.Server) error {
 	if d.assigned() {
 		errs = append(errs, d.sandbox.Stop(context.Background()))
 	}
-	d.peers.wait(closeTimeout)
-	if err := server.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		errs = append(errs, fmt.Errorf("closing ttrpc server: %w", err))
-	}
 	d.mu.Lock()
 	p := d.events
 	d.mu.Unlock()
-	if p != nil {
+	return errors.Join(append(errs, leave(server, d.peers, p))...)
+}
+
+// leave ends the server and sends what containerd has not been told yet.
+func leave(server *ttrpc.Server, p *peers, told *events.Publisher) (err error) {
+	p.wait(closeTimeout)
+	if failed := server.Close(); failed != nil && !errors.Is(failed, net.ErrClosed) {
+		err = fmt.Errorf("closing ttrpc server: %w", failed)
+	}
+	if told != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), lastEvents)
 		defer cancel()
-		p.Flush(ctx)
+		told.Flush(ctx)
 	}
-	return errors.Join(errs...)
+	return err
 }

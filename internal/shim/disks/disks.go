@@ -27,8 +27,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	guestv1 "atoll.dev/atoll/api/guest/v1"
 	"atoll.dev/atoll/internal/datadir/attach"
 	"atoll.dev/atoll/internal/datadir/handover"
@@ -37,9 +35,6 @@ import (
 )
 
 const (
-	// openTimeout bounds how long to wait for the agent, which may be restarting.
-	openTimeout = 60 * time.Second
-	openRetry   = 100 * time.Millisecond
 	// guestTimeout bounds calls to the guest; giving many files to a group takes long.
 	guestTimeout = 90 * time.Second
 	// releaseTimeout bounds how long the guest may take to write out and unmount at the pod's end: the kubelet
@@ -282,54 +277,19 @@ func (s *Set) attach(ctx context.Context, d *disk) error {
 	return nil
 }
 
-// open asks the agent, and again while it does not answer.
+// open asks the agent.
 func (s *Set) open(ctx context.Context, volume string) (attach.Opened, error) {
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
-	defer cancel()
-	for {
-		var opened attach.Opened
-		err := attach.Call(ctx, attach.AgentSocket(s.cfg.RunDir), attach.MethodOpen, attach.OpenRequest{Volume: volume, Pod: s.pod}, &opened)
-		var refused *attach.Error
-		if err == nil || errors.As(err, &refused) {
-			return opened, err
-		}
-		select {
-		case <-ctx.Done():
-			return attach.Opened{}, err
-		case <-time.After(openRetry):
-		}
-	}
+	return Ask(ctx, s.cfg.RunDir, attach.OpenRequest{Volume: volume, Pod: s.pod})
 }
 
 // plug gives the volume's files, or what it takes to reach Ceph, to QEMU.
 func (s *Set) plug(ctx context.Context, d *disk, opened attach.Opened, readOnly bool) error {
-	v := vm.Volume{
-		Serial: d.serial, ReadOnly: readOnly, Shared: opened.Disk.Shared && !readOnly, Limits: limits(opened.Limits),
+	v, err := Volume(opened, readOnly)
+	defer CloseVolume(v)
+	if err != nil {
+		return err
 	}
-	defer func() {
-		for _, l := range v.Layers {
-			closeLayer(l)
-		}
-	}()
-	for i, l := range opened.Disk.Layers {
-		flags := os.O_RDONLY
-		if i == len(opened.Disk.Layers)-1 && !readOnly {
-			flags = os.O_RDWR
-		}
-		layer, err := openLayer(l, opened.Ceph, flags)
-		if err != nil {
-			return err
-		}
-		v.Layers = append(v.Layers, layer)
-		if l.Key == "" {
-			continue
-		}
-		key, ok := opened.Keys[l.Key]
-		if !ok {
-			return fmt.Errorf("layer %s is encrypted and its key is missing", l.ID)
-		}
-		v.Layers[i].Key = key
-	}
+	v.Serial = d.serial
 	if _, err := s.machine.AddVolume(ctx, v); err != nil {
 		return err
 	}
@@ -339,41 +299,6 @@ func (s *Set) plug(ctx context.Context, d *disk, opened attach.Opened, readOnly 
 	}
 	// It may have been decided to grow the volume while nobody had it open.
 	return s.machine.ResizeVolume(ctx, d.serial, d.size)
-}
-
-// openLayer opens the file of a layer, never a link or anything but a regular file. An image in Ceph is opened by
-// QEMU.
-func openLayer(l handover.Layer, ceph *handover.Ceph, flags int) (vm.Layer, error) {
-	if l.RBD != nil {
-		if ceph == nil {
-			return vm.Layer{}, fmt.Errorf("layer %s is in Ceph, and the agent did not say how to reach it", l.ID)
-		}
-		return vm.Layer{Format: vm.Format(l.Format), RBD: &vm.RBD{
-			Pool: l.RBD.Pool, Namespace: l.RBD.Namespace, Image: l.RBD.Image, User: l.RBD.User, Conf: ceph.Conf, Key: ceph.Key,
-		}}, nil
-	}
-	f, err := os.OpenFile(l.File, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return vm.Layer{}, fmt.Errorf("opening layer: %w", err)
-	}
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return vm.Layer{}, errors.Join(fmt.Errorf("layer %s is not a regular file", l.File), err, f.Close())
-	}
-	return vm.Layer{Format: vm.Format(l.Format), File: f}, nil
-}
-
-// closeLayer closes a file. QEMU has its own.
-func closeLayer(l vm.Layer) {
-	if l.File != nil {
-		_ = l.File.Close()
-	}
-}
-
-func limits(l attach.Limits) vm.Limits {
-	return vm.Limits{
-		IOPS: l.IOPS, ReadIOPS: l.ReadIOPS, WriteIOPS: l.WriteIOPS,
-		Bytes: l.Bytes, ReadBytes: l.ReadBytes, WriteBytes: l.WriteBytes,
-	}
 }
 
 // Release takes all volumes away; no more can come. When it returns without an error they are closed. The

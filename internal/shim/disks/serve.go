@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"slices"
 
 	guestv1 "atoll.dev/atoll/api/guest/v1"
@@ -114,22 +113,12 @@ func (s *Set) snapshot(ctx context.Context, r attach.SnapshotRequest) (nothing, 
 		if top.ID == r.Overlay.ID {
 			return nothing{}, nil
 		}
-		frozen, err := openLayer(top, r.Ceph, os.O_RDONLY)
+		frozen, overlay, err := Overlay(top, r)
 		if err != nil {
 			return nothing{}, err
 		}
-		defer closeLayer(frozen)
-		overlay, err := openLayer(r.Overlay, r.Ceph, os.O_RDWR)
-		if err != nil {
-			return nothing{}, err
-		}
-		defer closeLayer(overlay)
-		if r.Overlay.Key != "" {
-			if len(r.Key) == 0 {
-				return nothing{}, fmt.Errorf("layer %s is encrypted and its key is missing", r.Overlay.ID)
-			}
-			overlay.Key = r.Key
-		}
+		defer CloseLayer(frozen)
+		defer CloseLayer(overlay)
 		if err := s.machine.SnapshotVolume(ctx, d.serial, frozen, overlay); err != nil {
 			return nothing{}, err
 		}
@@ -177,6 +166,6 @@ func (s *Set) grow(ctx context.Context, r attach.ResizeRequest) (nothing, error)
 
 func (s *Set) limit(ctx context.Context, r attach.LimitRequest) (nothing, error) {
 	return with(s, r.Volume, func(d *disk) (nothing, error) {
-		return nothing{}, s.machine.LimitVolume(ctx, d.serial, limits(r.Limits))
+		return nothing{}, s.machine.LimitVolume(ctx, d.serial, Limits(r.Limits))
 	})
 }

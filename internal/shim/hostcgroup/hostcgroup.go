@@ -156,6 +156,24 @@ func keepCPU(dir string) error {
 	return os.WriteFile(filepath.Join(dir, name), []byte(strconv.FormatInt(least, 10)+suffix), 0o644)
 }
 
+// OOMKilled tells whether the kernel has killed a process of the group because memory ran out.
+func (g Group) OOMKilled() bool {
+	for _, dir := range g.Dirs {
+		for _, name := range []string{"memory.events", "memory.oom_control"} { // of cgroup v2, of v1
+			data, err := os.ReadFile(filepath.Join(dir, name))
+			if err != nil {
+				continue // another controller's hierarchy
+			}
+			for line := range strings.Lines(string(data)) {
+				if count, ok := strings.CutPrefix(line, "oom_kill "); ok && strings.TrimSpace(count) != "0" {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
 // Leave moves a process out of the group, to the root, so that the group can be removed.
 func (g Group) Leave(pid int) error {
 	if err := move(g.Points, []int{pid}); err != nil {

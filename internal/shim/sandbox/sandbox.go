@@ -180,7 +180,7 @@ func (s *Service) CreateSandbox(_ context.Context, r *api.CreateSandboxRequest) 
 }
 
 func (s *Service) create(r *api.CreateSandboxRequest) error {
-	config, err := parseConfig(r)
+	config, err := ParseConfig(r)
 	if err != nil {
 		return err
 	}
@@ -200,8 +200,8 @@ func (s *Service) create(r *api.CreateSandboxRequest) error {
 	return nil
 }
 
-// parseConfig reads the pod's configuration and refuses pods that need the host.
-func parseConfig(r *api.CreateSandboxRequest) (*cripb.PodSandboxConfig, error) {
+// ParseConfig reads the pod's configuration and refuses pods that need the host.
+func ParseConfig(r *api.CreateSandboxRequest) (*cripb.PodSandboxConfig, error) {
 	config := &cripb.PodSandboxConfig{}
 	if r.SandboxID == "" {
 		return nil, fmt.Errorf("no sandbox id: %w", errdefs.ErrInvalidArgument)

@@ -1,5 +1,5 @@
-// Package start is what containerd executes: "start" asks the warm pool for a shim daemon and prints
-// where it listens, "delete" ends a daemon and cleans up after it, "-info" describes the runtime.
+// Package start is what containerd executes: "start" asks the warm pool for a shim daemon, or starts one for a
+// virtual machine, and prints where it listens, "delete" ends a daemon and cleans up after it, "-info" describes the runtime.
 //
 // All of them are short-lived and hold no state. The protocol is containerd's shim bootstrap
 // (containerd 2.3, pkg/shim and core/runtime/v2/binary.go): parameters in protobuf on standard input,
@@ -55,6 +55,7 @@ type request struct {
 	id, namespace, address, bundle string
 	debug, info, version           bool
 	action                         string
+	machine                        bool // for virtual machines
 
 	env func(string) string
 	in  io.Reader
@@ -63,8 +64,13 @@ type request struct {
 }
 
 // Main carries out one call.
-func Main(args []string) int {
-	r := &request{env: os.Getenv, in: os.Stdin, out: os.Stdout, now: time.Now()}
+func Main(args []string) int { return serveCall(args, false) }
+
+// MachineMain carries out one call for the pod of a virtual machine.
+func MachineMain(args []string) int { return serveCall(args, true) }
+
+func serveCall(args []string, machine bool) int {
+	r := &request{env: os.Getenv, in: os.Stdin, out: os.Stdout, now: time.Now(), machine: machine}
 	err := r.parse(args)
 	if err == nil {
 		err = r.run(context.Background())
@@ -119,6 +125,13 @@ func (r *request) start(ctx context.Context) error {
 	bundle, err := os.Getwd()
 	if err != nil {
 		return fmt.Errorf("finding bundle: %w", err)
+	}
+	if r.machine {
+		address, err := r.startMachine(params, bundle)
+		if err != nil {
+			return err
+		}
+		return r.print(&bootapi.BootstrapResult{Version: shimVersion, Protocol: "ttrpc", Address: address})
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()

@@ -286,7 +286,8 @@ func (c *controller) ControllerExpandVolume(ctx context.Context, req *csi.Contro
 	if err != nil {
 		return nil, err
 	}
-	return &csi.ControllerExpandVolumeResponse{CapacityBytes: v.Size, NodeExpansionRequired: req.GetVolumeCapability().GetBlock() == nil}, nil
+	node := req.GetVolumeCapability().GetBlock() == nil && !c.cfg.Open.InMachine(req.GetVolumeId())
+	return &csi.ControllerExpandVolumeResponse{CapacityBytes: v.Size, NodeExpansionRequired: node}, nil
 }
 
 // ControllerModifyVolume implements csi.ControllerServer.

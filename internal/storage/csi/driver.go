@@ -33,6 +33,8 @@ type Open interface {
 	Limit(ctx context.Context, handle string, limits Limits) error
 	// Users names what has a volume open.
 	Users(handle string) []string
+	// InMachine tells whether a virtual machine has a volume, whose guest grows its file systems itself.
+	InMachine(handle string) bool
 }
 
 // Config of a driver.
@@ -180,3 +182,4 @@ type nothingOpen struct{}
 func (nothingOpen) Live(string) datastore.Live                  { return nil }
 func (nothingOpen) Limit(context.Context, string, Limits) error { return nil }
 func (nothingOpen) Users(string) []string                       { return nil }
+func (nothingOpen) InMachine(string) bool                       { return false }

@@ -1,6 +1,6 @@
-// Package qemu starts QEMU processes for micro-VMs: the command line, the inherited files, the
-// privileges. It knows the fixed device layout that a template and its clones share, but not what
-// happens on QMP afterwards; package vm, its only caller, does.
+// Package qemu starts QEMU processes: the inherited files, the privileges, and for micro-VMs the command
+// line (Start). That is the fixed device layout that a template and its clones share; package vm knows what
+// happens on QMP afterwards. Package hardware has a command line of its own (Spawn).
 //
 // A QEMU started here has an unprivileged user, no capabilities, QEMU's own seccomp filter, and
 // gets everything it uses as an inherited file, so that it needs access to no path of the host but
@@ -171,10 +171,16 @@ const NoControlQueue = ",ctrl_vq=off,ctrl_rx=off,ctrl_rx_extra=off,ctrl_vlan=off
 // security boundary of QEMU's to begin with.)
 func (c *Config) accelArgs() []string {
 	if c.Accel == "kvm" {
-		return []string{"-accel", "kvm", "-cpu", "host,vmx=off,svm=off,la57=off"}
+		return []string{"-accel", "kvm", "-cpu", "host," + NotNested + ",la57=off"}
 	}
-	return []string{"-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max,vmx=off,svm=off,la57=off,erms=off,fsrm=off,smap=off"}
+	return []string{"-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max," + NotNested + "," + EmulatedCPU}
 }
+
+// Options of a -cpu, see Config.accelArgs.
+const (
+	NotNested   = "vmx=off,svm=off"
+	EmulatedCPU = "la57=off,erms=off,fsrm=off,smap=off"
+)
 
 func (c *Config) memoryArgs() []string {
 	size := fmt.Sprintf("size=%dM", c.MemoryMiB)

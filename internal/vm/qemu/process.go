@@ -28,28 +28,47 @@ type Process struct {
 	err    error
 }
 
+// Spec is a process to start: QEMU, or a program that serves one.
+type Spec struct {
+	Args       []string   // the first is the path of the program
+	Files      []*os.File // by descriptor, from 3 on; nil leaves a gap
+	Credential Credential
+	SmallPages bool // no huge pages, see run
+}
+
 // Start runs QEMU. The process is killed when this process dies. Files of the config may be closed once Start has returned.
 func Start(cfg Config, cred Credential) (*Process, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("starting qemu: %w", err)
 	}
-	errR, errW, err := stderrPipe()
+	p, err := Spawn(Spec{Args: cfg.args(), Files: cfg.files()[3:], Credential: cred, SmallPages: cfg.Accel == "tcg"})
 	if err != nil {
 		return nil, fmt.Errorf("starting qemu: %w", err)
+	}
+	return p, nil
+}
+
+// Spawn starts a process that is killed when this process dies. Files may be closed once Spawn has returned.
+func Spawn(spec Spec) (*Process, error) {
+	if len(spec.Args) == 0 {
+		return nil, errors.New("no program")
+	}
+	errR, errW, err := stderrPipe()
+	if err != nil {
+		return nil, err
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		_ = errR.Close()
 		_ = errW.Close()
-		return nil, fmt.Errorf("starting qemu: %w", err)
+		return nil, err
 	}
-	files := cfg.files()
-	files[0], files[1], files[2] = null, errW, errW
+	cred := spec.Credential
 	attr := &os.ProcAttr{
 		Dir: "/",
 		// One malloc arena: I/O threads would otherwise each keep one of their own.
 		Env:   []string{"PATH=/usr/bin:/bin", "MALLOC_ARENA_MAX=1"},
-		Files: files,
+		Files: append([]*os.File{null, errW, errW}, spec.Files...),
 		Sys: &syscall.SysProcAttr{
 			Credential: &syscall.Credential{Uid: cred.UID, Gid: cred.GID, Groups: cred.Groups},
 			Pdeathsig:  syscall.SIGKILL,
@@ -58,13 +77,13 @@ func Start(cfg Config, cred Credential) (*Process, error) {
 	}
 	p := &Process{stderr: errR, done: make(chan struct{})}
 	started := make(chan error, 1)
-	go p.run(cfg.Binary, cfg.args(), attr, cfg.Accel == "tcg", started)
+	go p.run(spec.Args, attr, spec.SmallPages, started)
 	err = <-started
 	_ = errW.Close()
 	_ = null.Close()
 	if err != nil {
 		_ = errR.Close()
-		return nil, fmt.Errorf("starting qemu: %w", err)
+		return nil, err
 	}
 	return p, nil
 }
@@ -78,7 +97,7 @@ func Start(cfg Config, cred Credential) (*Process, error) {
 //
 // An emulating QEMU has smallPages: it asks for huge ones for the code it translates, which leaves two
 // megabytes of an idle machine unused. The setting is this process's, too, and its child inherits it.
-func (p *Process) run(binary string, args []string, attr *os.ProcAttr, smallPages bool, started chan<- error) {
+func (p *Process) run(args []string, attr *os.ProcAttr, smallPages bool, started chan<- error) {
 	runtime.LockOSThread()
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		started <- fmt.Errorf("setting no_new_privs: %w", err)
@@ -90,7 +109,7 @@ func (p *Process) run(binary string, args []string, attr *os.ProcAttr, smallPage
 			return
 		}
 	}
-	proc, err := os.StartProcess(binary, args, attr)
+	proc, err := os.StartProcess(args[0], args, attr)
 	if err != nil {
 		started <- err
 		return

@@ -53,6 +53,8 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	nodelisters "k8s.io/client-go/listers/node/v1"
 	"k8s.io/kubernetes/pkg/apis/core"
+
+	machinev1 "atoll.dev/atoll/api/machine/v1"
 )
 
 // PluginName is the name of the plugin in the admission chain.
@@ -61,6 +63,7 @@ const PluginName = "AtollPodRuntime"
 // Names of the runtime classes; their handlers have the same names.
 const (
 	ClassMicroVM = "atoll"
+	ClassMachine = machinev1.RuntimeClass
 	ClassHost    = "runc"
 )
 

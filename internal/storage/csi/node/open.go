@@ -14,22 +14,32 @@ import (
 	"atoll.dev/atoll/internal/storage/stores"
 )
 
-// open tells a shim how to open a volume that was published for its pod.
+// open tells a shim how to open a volume that was published for its pod, or that its virtual machine may have.
 func (s *Service) open(ctx context.Context, r attach.OpenRequest) (attach.Opened, error) {
 	defer s.lock(r.Volume)()
 	all, err := s.targets.of(r.Volume)
 	if err != nil {
 		return attach.Opened{}, err
 	}
-	i := slices.IndexFunc(all, func(t target) bool { return t.MicroVM && t.Pod == r.Pod })
-	if i < 0 {
+	var t target
+	switch i := slices.IndexFunc(all, func(t target) bool { return t.MicroVM && t.Pod == r.Pod && !t.Machine }); {
+	case i >= 0:
+		t = all[i]
+	case r.Machine == nil:
 		return attach.Opened{}, fmt.Errorf("%s is not published for pod %s: %w", r.Volume, r.Pod, attach.ErrNotFound)
+	default:
+		if t, err = s.adopt(ctx, r); err != nil {
+			return attach.Opened{}, err
+		}
+		if r.Machine.Memory {
+			return s.openMemory(ctx, t)
+		}
 	}
 	store, v, err := s.cfg.Stores.Volume(ctx, r.Volume)
 	if err != nil {
 		return attach.Opened{}, err
 	}
-	disk, err := store.Attach(ctx, v.ID, all[i].Holder, all[i].Mode)
+	disk, err := store.Attach(ctx, v.ID, t.Holder, t.Mode)
 	if err != nil {
 		return attach.Opened{}, err
 	}

@@ -6,6 +6,9 @@
 // answered by Run) and is asked for statistics, snapshots, growth and limits. A block volume has a loop device
 // over an empty file in its place, since the kubelet and containerd insist on a device.
 //
+// A virtual machine has volumes besides those of its pod, which come and go while it runs. Its shim just asks; they
+// are attached and recorded then, if the machine may have them, until the shim says that they are closed, or is gone.
+//
 // A pod of the host (runtime class "runc") gets the volume mounted on the host: a storage daemon of QEMU
 // (package export) shows the volume as one file, which becomes a loop device that is mounted at the target.
 //
@@ -41,6 +44,9 @@ type Config struct {
 	Kubelet, RunDir string
 	// MicroVM tells whether a pod runs in a micro-VM. Without it all pods do.
 	MicroVM func(ctx context.Context, namespace, name, uid string) (bool, error)
+	// MayUse tells why a virtual machine may not have a volume that is not published for its pod; nil if it may.
+	// Without it no machine may.
+	MayUse func(ctx context.Context, r attach.OpenRequest) error
 	// Export makes volumes visible on the host; nil: pods of the host cannot have any.
 	Export Exporter
 	Logger *slog.Logger
@@ -89,11 +95,15 @@ func (s *Service) Run(ctx context.Context) error {
 			s.cfg.Logger.Warn("ending exports of volumes that nobody needs", "error", err)
 		}
 	})
+	wg.Go(func() { s.sweepMachines(ctx) })
 	l, err := attach.Listen(attach.AgentSocket(s.cfg.RunDir))
 	if err != nil {
 		return err
 	}
-	err = attach.Serve(ctx, l, map[string]attach.Handler{attach.MethodOpen: attach.Handle(s.open)})
+	err = attach.Serve(ctx, l, map[string]attach.Handler{
+		attach.MethodOpen: attach.Handle(s.open), attach.MethodClose: attach.Handle(s.close),
+		attach.MethodSnapshots: attach.Handle(s.snapshots),
+	})
 	if ctx.Err() != nil {
 		return nil
 	}

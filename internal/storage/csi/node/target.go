@@ -31,6 +31,9 @@ type target struct {
 	FSType  string   `json:"fsType,omitempty"`  // of a mounted volume
 	Options []string `json:"options,omitempty"` // of its mount
 	Group   *uint32  `json:"group,omitempty"`
+	// Machine: the volume is not published; the pod's virtual machine has asked for it. Without MicroVM it is for
+	// memory, and a file on this host.
+	Machine bool `json:"machine,omitempty"`
 	// Alone: no other target may have the volume (ReadWriteOncePod).
 	Alone bool `json:"alone,omitempty"`
 	// Loop is the device that stands for the volume, or is it, on this host; Backing its file, which is noted

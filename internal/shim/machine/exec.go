@@ -1,0 +1,249 @@
+package machine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"regexp"
+	"strings"
+	"sync"
+	"time"
+
+	apievents "github.com/containerd/containerd/api/events"
+	api "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	machinev1 "atoll.dev/atoll/api/machine/v1"
+	"atoll.dev/atoll/internal/shim/stdio"
+	"atoll.dev/atoll/internal/vm/guestagent"
+)
+
+const (
+	// maxExecs bounds the execs at a time.
+	maxExecs = 64
+	// guestInfoDir is where a guest puts what CommandGuestInfo asks for: one file for each key.
+	guestInfoDir = "/run/atoll/guestinfo/"
+	statusSignal = 128
+)
+
+// errNoAgent is what a user is told.
+var errNoAgent = errors.New("no guest agent answers in the machine; install and start qemu-guest-agent in the guest, or use the serial console (kubectl attach)")
+
+// Exec prepares a command: one of the guest's, which its agent runs, or one of those that are answered here.
+func (t Tasks) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb.Empty, error) {
+	if err := t.exec(ctx, r); err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	t.cfg.Events.Publish(&apievents.TaskExecAdded{ContainerID: r.ID, ExecID: r.ExecID})
+	return &emptypb.Empty{}, nil
+}
+
+func (s *Service) exec(ctx context.Context, r *api.ExecProcessRequest) error {
+	if _, err := s.process(r.ID, ""); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	l, n := s.life, len(s.execs)
+	s.mu.Unlock()
+	var hw Hardware
+	if l != nil && l.ctx.Err() == nil {
+		hw = l.hardware()
+	}
+	switch {
+	case hw == nil:
+		return fmt.Errorf("the virtual machine is not running: %w", errdefs.ErrFailedPrecondition)
+	case n >= maxExecs:
+		return fmt.Errorf("%d commands run in the machine already: %w", n, errdefs.ErrResourceExhausted)
+	case r.ExecID == "":
+		return fmt.Errorf("no exec id: %w", errdefs.ErrInvalidArgument)
+	}
+	var oci specs.Process
+	if err := json.Unmarshal(r.Spec.GetValue(), &oci); err != nil {
+		return fmt.Errorf("decoding process: %w: %w", errdefs.ErrInvalidArgument, err)
+	}
+	if len(oci.Args) == 0 {
+		return fmt.Errorf("no command to run: %w", errdefs.ErrInvalidArgument)
+	}
+	run, err := l.command(ctx, hw, oci.Args, r.Terminal)
+	if err != nil {
+		return err
+	}
+	p, err := s.newProcess(r.ID, r.ExecID, stdio.Config{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal})
+	if err != nil {
+		return err
+	}
+	p.run = run
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.execs[r.ExecID] != nil {
+		p.io.Close()
+		return fmt.Errorf("exec %s: %w", r.ExecID, errdefs.ErrAlreadyExists)
+	}
+	s.execs[r.ExecID] = p
+	return nil
+}
+
+// command finds out what a command line means.
+func (l *life) command(ctx context.Context, hw Hardware, args []string, terminal bool) (func(ends) uint32, error) {
+	switch args[0] {
+	case machinev1.CommandHeartbeat:
+		return func(e ends) uint32 { return result(e, l.heartbeat(hw)) }, nil
+	case machinev1.CommandGuestInfo:
+		return func(e ends) uint32 { return result(e, l.guestInfo(hw, args[1:])) }, nil
+	case machinev1.CommandStream:
+		if len(args) != 2 {
+			return nil, fmt.Errorf("%s takes one argument, %s or %s: %w", args[0], machinev1.StreamVNC, machinev1.StreamSerial, errdefs.ErrInvalidArgument)
+		}
+		conn, err := l.open2(ctx, hw, machinev1.StreamKind(args[1]))
+		if err != nil {
+			return nil, err
+		}
+		return func(e ends) uint32 { return l.relay(e, conn) }, nil
+	}
+	if terminal {
+		return nil, fmt.Errorf("the guest agent gives no terminal to a command: leave out -t, or use the serial console (kubectl attach -it): %w", errdefs.ErrInvalidArgument)
+	}
+	asking, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	if err := hw.Agent().Ping(asking); err != nil {
+		return nil, fmt.Errorf("%w: %w", errNoAgent, errdefs.ErrUnavailable)
+	}
+	return func(e ends) uint32 { return l.guestExec(e, hw, args) }, nil
+}
+
+// result writes what failed to standard error.
+func result(e ends, err error) uint32 {
+	if err == nil {
+		return 0
+	}
+	_, _ = fmt.Fprintln(e.err, err)
+	return 1
+}
+
+func (l *life) heartbeat(hw Hardware) error {
+	ctx, cancel := context.WithTimeout(l.ctx, agentTimeout)
+	defer cancel()
+	if err := hw.Agent().Ping(ctx); err != nil {
+		return errNoAgent
+	}
+	return nil
+}
+
+var guestInfoKey = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+
+// guestInfo compares what the guest has said about itself, one file for each key, with regular expressions.
+func (l *life) guestInfo(hw Hardware, args []string) error {
+	if len(args) == 0 || len(args)%2 != 0 {
+		return fmt.Errorf("%s takes pairs of a key and a regular expression", machinev1.CommandGuestInfo)
+	}
+	ctx, cancel := context.WithTimeout(l.ctx, agentTimeout)
+	defer cancel()
+	for i := 0; i < len(args); i += 2 {
+		key := args[i]
+		if !guestInfoKey.MatchString(key) {
+			return fmt.Errorf("%q is no key", key)
+		}
+		want, err := regexp.Compile(args[i+1])
+		if err != nil {
+			return fmt.Errorf("value of %s: %w", key, err)
+		}
+		data, err := read(ctx, hw.Agent(), guestInfoDir+key)
+		if errors.Is(err, guestagent.ErrNoAgent) {
+			return errNoAgent
+		}
+		if err != nil {
+			return fmt.Errorf("the guest has not set %s (file %s%s)", key, guestInfoDir, key)
+		}
+		if !want.MatchString(strings.TrimRight(string(data), "\r\n")) {
+			return fmt.Errorf("%s is %q and does not match %q", key, clean(string(data)), args[i+1])
+		}
+	}
+	return nil
+}
+
+// guestExec runs a command in the guest. Its input is complete before it starts, and its output comes at its end:
+// that is what guest agents can do.
+func (l *life) guestExec(e ends, hw Hardware, args []string) uint32 {
+	const failed = 126
+	var input []byte
+	if e.in != nil {
+		var err error
+		if input, err = io.ReadAll(io.LimitReader(e.in, guestagent.MaxStdin+1)); err != nil {
+			return failed
+		}
+		if len(input) > guestagent.MaxStdin {
+			_, _ = fmt.Fprintf(e.err, "standard input has more than the %d bytes that a guest agent takes\n", guestagent.MaxStdin)
+			return failed
+		}
+	}
+	r, err := hw.Agent().Exec(l.ctx, guestagent.Command{Path: args[0], Args: args[1:], Stdin: input})
+	if err != nil {
+		_, _ = fmt.Fprintf(e.err, "running %s in the guest: %v\n", args[0], err)
+		if errors.Is(err, guestagent.ErrNoAgent) {
+			return failed
+		}
+		return failed + 1 // not found, mostly
+	}
+	var both sync.WaitGroup
+	both.Go(func() { _, _ = e.out.Write(r.Stdout) })
+	both.Go(func() { _, _ = e.err.Write(r.Stderr) })
+	both.Wait()
+	if r.Truncated {
+		_, _ = fmt.Fprintf(e.err, "the output was longer; only the first %d bytes of it are shown\n", guestagent.MaxOutput)
+	}
+	if r.Signal != 0 {
+		return uint32(statusSignal+r.Signal) & 0xff
+	}
+	return uint32(r.ExitCode) & 0xff
+}
+
+// open2 opens a console.
+func (l *life) open2(ctx context.Context, hw Hardware, kind machinev1.StreamKind) (io.ReadWriteCloser, error) {
+	switch kind {
+	case machinev1.StreamVNC:
+		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		defer cancel()
+		return hw.VNC(ctx)
+	case machinev1.StreamSerial:
+		return hw.Serial(), nil
+	}
+	return nil, fmt.Errorf("there is no stream %q, only %s and %s: %w", kind, machinev1.StreamVNC, machinev1.StreamSerial, errdefs.ErrInvalidArgument)
+}
+
+// relay copies both ways until the console ends or its user goes.
+func (l *life) relay(e ends, conn io.ReadWriteCloser) uint32 {
+	defer conn.Close()
+	stop := context.AfterFunc(l.ctx, func() { _ = conn.Close() })
+	defer stop()
+	if e.in != nil {
+		l.s.running.Go(func() {
+			_, _ = io.Copy(conn, e.in)
+			_ = conn.Close() // there is nobody any more
+		})
+	}
+	_, _ = io.Copy(e.out, conn)
+	return 0
+}
+
+// join copies both ways between a console and a connection of the agent.
+func join(conn net.Conn, console io.ReadWriteCloser) {
+	var once sync.Once
+	done := func() {
+		_ = console.Close()
+		_ = conn.SetDeadline(time.Unix(1, 0))
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_, _ = io.Copy(console, conn)
+		once.Do(done)
+	})
+	_, _ = io.Copy(conn, console)
+	once.Do(done)
+	wg.Wait()
+}

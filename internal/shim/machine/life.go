@@ -1,0 +1,333 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	apievents "github.com/containerd/containerd/api/events"
+
+	machinev1 "atoll.dev/atoll/api/machine/v1"
+	"atoll.dev/atoll/internal/network"
+	"atoll.dev/atoll/internal/vm"
+	"atoll.dev/atoll/internal/vm/hardware"
+)
+
+const (
+	// killTimeout bounds how long QEMU may write and end after a power cut.
+	killTimeout = 15 * time.Second
+	// releaseTimeout bounds the giving back of what the machine had.
+	releaseTimeout = 30 * time.Second
+	// askTimeout bounds how long the guest agent may take to hear that it is to shut down.
+	askTimeout = 3 * time.Second
+	// defaultStop is how long a guest may take to shut down where nobody says.
+	defaultStop = 5 * time.Minute
+)
+
+// life is one machine from the start of its container to its end.
+type life struct {
+	s       *Service
+	process *process
+	// ctx ends with the machine, starting with what starts it; giveUp ends only that.
+	ctx    context.Context
+	cancel context.CancelFunc
+	giveUp context.CancelFunc
+	wake   chan struct{} // buffered: there may be something to do for the worker
+	gone   chan struct{} // closed when QEMU has ended
+	ended  chan struct{} // closed when everything is given back and the exit is reported
+	reset  chan struct{} // buffered: the guest was restarted
+
+	mu        sync.Mutex // guards the fields below, not held over calls
+	hw        Hardware   // nil until it runs
+	tpm       TPM
+	spec      *machinev1.Machine // as QEMU was started
+	guest     network.Guest      // the pod's interface
+	disks     map[string]*disk
+	nics      map[string]*nic
+	dropped   []string          // handles of volumes that the agent must be told are closed
+	asked     bool              // the end was asked for
+	cut       bool              // by force
+	suspended bool              // the memory is saved
+	bySelf    *hardware.Event   // the last word about a shutdown
+	done      map[string]string // operations that were begun, by id
+	busy      bool              // an operation is under way, in which disks are snapshotted
+	taps      int               // made so far, for their names
+}
+
+// begin starts the machine in the background.
+func (s *Service) begin(p *process, e ends) {
+	l := &life{
+		s: s, process: p, wake: make(chan struct{}, 1), gone: make(chan struct{}), ended: make(chan struct{}), reset: make(chan struct{}, 1),
+		disks: map[string]*disk{}, nics: map[string]*nic{}, done: map[string]string{},
+	}
+	l.ctx, l.cancel = context.WithCancel(s.background)
+	var starting context.Context
+	starting, l.giveUp = context.WithCancel(l.ctx)
+	s.mu.Lock()
+	s.life = l
+	s.mu.Unlock()
+	s.running.Go(func() {
+		defer close(l.ended)
+		defer l.cancel()
+		err := l.boot(starting)
+		if err == nil {
+			l.run(e)
+		}
+		l.finish(e, err)
+	})
+}
+
+// hardware is the machine, nil as long as there is none.
+func (l *life) hardware() Hardware {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.hw
+}
+
+// run is what goes on while the machine runs.
+func (l *life) run(e ends) {
+	hw := l.hardware()
+	l.s.cfg.Started(hw.PID())
+	l.s.board.update(func(st *machinev1.State) {
+		st.Phase, st.Reason, st.Message, st.Started = machinev1.Running, "", "", now()
+		st.Accelerator = string(hw.Accelerator())
+	})
+	var background sync.WaitGroup
+	l.console(&background, hw, e)
+	background.Go(l.worker)
+	background.Go(l.watchGuest)
+	l.serveNetwork(&background)
+	<-hw.Done()
+	close(l.gone)
+	l.cancel()
+	e.close()
+	background.Wait()
+}
+
+// console joins the serial line to the container's standard streams. Output of a guest that nobody reads is lost.
+func (l *life) console(wg *sync.WaitGroup, hw Hardware, e ends) {
+	line := hw.Serial()
+	wg.Go(func() {
+		_, _ = io.Copy(e.out, line)
+		_ = line.Close()
+	})
+	if e.in == nil {
+		return
+	}
+	wg.Go(func() { _, _ = io.Copy(line, e.in) })
+}
+
+// finish gives everything back and reports the end.
+func (l *life) finish(e ends, failure error) {
+	end, status := l.outcome(failure)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(l.ctx), releaseTimeout)
+	defer cancel()
+	l.release(ctx)
+	slog.Info("virtual machine ended", "sandbox", l.s.ID(), "reason", end.Reason, "message", end.Message)
+	l.s.mu.Lock()
+	words := l.s.lastWords
+	l.s.mu.Unlock()
+	if words != "" && end.Message != "" {
+		if err := os.WriteFile(words, []byte(end.Message), 0o644); err != nil {
+			slog.Warn("writing termination message", "error", err)
+		}
+	}
+	l.s.board.update(func(st *machinev1.State) {
+		st.Phase, st.End, st.Reason, st.Message = machinev1.Ended, end, "", ""
+		for i := range st.Disks {
+			st.Disks = cloneDisks(st.Disks)
+			st.Disks[i].Attached = false
+		}
+	})
+	e.close()
+	if l.s.cfg.Cgroups.OOMKilled() && end.Reason == machinev1.EndCrashed {
+		l.s.cfg.Events.Publish(&apievents.TaskOOM{ContainerID: l.process.id})
+	}
+	l.s.exited(l.process, status)
+}
+
+// outcome says how the machine has ended and what the container exits with.
+func (l *life) outcome(failure error) (machinev1.End, uint32) {
+	l.mu.Lock()
+	hw, asked, suspended := l.hw, l.asked, l.suspended
+	l.mu.Unlock()
+	end := machinev1.End{At: now()}
+	switch {
+	case failure != nil && asked:
+		end.Reason = machinev1.EndStopped
+		return end, 0
+	case failure != nil:
+		end.Reason, end.Message = machinev1.EndFailed, cut(failure.Error())
+		return end, statusFailed
+	}
+	exit := hw.Exit()
+	crashed := exit.Reason == vm.ExitFailed
+	switch {
+	case suspended:
+		end.Reason = machinev1.EndSuspended
+	case asked:
+		end.Reason = machinev1.EndStopped
+	case crashed && l.s.cfg.Cgroups.OOMKilled():
+		end.Reason = machinev1.EndCrashed
+		end.Message = "the kernel of the host has killed the machine since memory ran out: of the host, or of the pod's limit"
+	case crashed:
+		end.Reason, end.Message = machinev1.EndCrashed, cut("the machine was not shut down, qemu has ended: "+exit.String())
+	default:
+		end.Reason = machinev1.EndShutdown
+	}
+	if end.Reason == machinev1.EndCrashed {
+		return end, statusKilled
+	}
+	return end, 0
+}
+
+// release gives back volumes, networks and the TPM. QEMU has ended, or was never started.
+func (l *life) release(ctx context.Context) {
+	l.mu.Lock()
+	hw, tpm, disks := l.hw, l.tpm, l.disks
+	l.disks, l.nics, l.tpm = map[string]*disk{}, map[string]*nic{}, nil
+	l.mu.Unlock()
+	if hw != nil {
+		if err := hw.Close(); err != nil {
+			slog.Warn("closing virtual machine", "error", err)
+		}
+	}
+	if tpm != nil {
+		if err := tpm.Close(); err != nil {
+			slog.Warn("closing TPM", "error", err)
+		}
+	}
+	for _, d := range disks {
+		l.forget(ctx, d)
+	}
+	l.tellClosed(ctx)
+}
+
+// stop ends the machine: as its Stop says, or by force.
+func (l *life) stop(force bool) {
+	l.mu.Lock()
+	again := l.asked && (l.cut || !force)
+	l.asked, l.cut = true, l.cut || force
+	hw := l.hw
+	l.mu.Unlock()
+	l.giveUp()
+	if again || hw == nil {
+		return // it is ending, or the start notices
+	}
+	if force {
+		l.s.running.Go(l.powerOff)
+		return
+	}
+	l.s.running.Go(func() { l.shutdown(hw) })
+}
+
+// shutdown asks the guest to end and, where that is wanted, makes it end after a while.
+func (l *life) shutdown(hw Hardware) {
+	l.s.mu.Lock()
+	how := l.s.machine.Stop
+	l.s.mu.Unlock()
+	if how.Mode == machinev1.Hard {
+		l.powerOff()
+		return
+	}
+	l.ask(hw)
+	limit := time.Duration(how.TimeoutSeconds) * time.Second
+	if how.Mode == machinev1.Soft {
+		return // whoever deletes the pod decides how long to wait
+	}
+	if limit == 0 {
+		limit = defaultStop
+	}
+	select {
+	case <-hw.Done():
+	case <-time.After(limit):
+		slog.Warn("the guest does not shut down and is powered off", "sandbox", l.s.ID(), "after", limit)
+		l.powerOff()
+	}
+}
+
+// ask has the guest shut down: by its agent, else by the power button.
+func (l *life) ask(hw Hardware) {
+	ctx, cancel := context.WithTimeout(l.ctx, askTimeout)
+	defer cancel()
+	agent := hw.Agent()
+	err := agent.Ping(ctx)
+	if err == nil {
+		err = agent.Shutdown(ctx, powerDown)
+	}
+	if err == nil {
+		return
+	}
+	ctx, cancel = context.WithTimeout(l.ctx, askTimeout)
+	defer cancel()
+	if err := hw.PowerDown(ctx); err != nil && !errors.Is(err, vm.ErrExited) {
+		slog.Warn("pressing the power button", "sandbox", l.s.ID(), "error", err)
+	}
+}
+
+// powerOff cuts the power.
+func (l *life) powerOff() {
+	l.mu.Lock()
+	l.asked, l.cut = true, true
+	hw := l.hw
+	l.mu.Unlock()
+	l.giveUp()
+	if hw == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(l.ctx), killTimeout)
+	defer cancel()
+	if err := hw.PowerOff(ctx); err != nil && !errors.Is(err, vm.ErrExited) {
+		slog.Warn("powering off", "sandbox", l.s.ID(), "error", err)
+		if err := hw.Kill(); err != nil {
+			slog.Error("killing qemu", "sandbox", l.s.ID(), "error", err)
+		}
+	}
+}
+
+// event hears what happens to the machine. It must not block.
+func (l *life) event(e hardware.Event) {
+	switch e.Kind {
+	case hardware.EventReset:
+		l.s.board.update(func(st *machinev1.State) {
+			st.Resets++
+			st.Started = now()
+		})
+		poke(l.reset)
+	case hardware.EventPanic:
+		l.s.board.update(func(st *machinev1.State) {
+			st.Reason, st.Message = "GuestPanicked", "the kernel of the guest has crashed"
+		})
+	case hardware.EventStopped:
+		l.s.board.update(func(st *machinev1.State) { st.Phase = machinev1.Paused })
+	case hardware.EventResumed:
+		l.s.board.update(func(st *machinev1.State) {
+			if st.Phase == machinev1.Paused {
+				st.Phase, st.Reason, st.Message = machinev1.Running, "", ""
+			}
+		})
+	case hardware.EventIOError:
+		l.s.board.update(func(st *machinev1.State) {
+			st.Reason, st.Message = "DiskError", fmt.Sprintf("disk %s: a request has failed, or its datastore is full", cut(e.Device))
+		})
+	case hardware.EventShutdown, hardware.EventTray, hardware.EventSuspend, hardware.EventWakeup, hardware.EventUnplug, hardware.EventRefused:
+		poke(l.wake)
+	}
+}
+
+// poke leaves a token in a buffered channel.
+func poke(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func cloneDisks(in []machinev1.DiskState) []machinev1.DiskState {
+	return append([]machinev1.DiskState(nil), in...)
+}
