@@ -7,6 +7,9 @@ import (
 
 	ctrl "sigs.k8s.io/controller-runtime"
 
+	"atoll.dev/atoll/internal/controllers/contentlibrary"
+	"atoll.dev/atoll/internal/controllers/image"
+	"atoll.dev/atoll/internal/controllers/importrequest"
 	"atoll.dev/atoll/internal/controllers/manager"
 	"atoll.dev/atoll/internal/controllers/resourcepolicy"
 	"atoll.dev/atoll/internal/controllers/virtualmachine"
@@ -29,6 +32,7 @@ func (s *Server) controllers() []manager.Setup {
 		s.virtualMachines,
 		virtualmachineclass.Setup(virtualmachine.ClassInstancesInUse),
 		resourcepolicy.Setup,
+		image.Setup, contentlibrary.Setup, importrequest.Setup,
 		vmservice.Setup,
 		vmreplicaset.Setup,
 		vmgroup.Setup,
