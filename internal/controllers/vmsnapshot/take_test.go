@@ -183,6 +183,16 @@ func TestFailures(t *testing.T) {
 			t.Errorf("%+v", planOf(s).Disks)
 		}
 	})
+	t.Run("not made yet", func(t *testing.T) {
+		w := newWorld(t, off)
+		vm := w.vm()
+		vm.Status.Conditions = nil
+		w.ok(w.Status().Update(t.Context(), vm))
+		w.make("one", false)
+		if s, result := w.run("one"); reason(s, created) != "WaitingForCreation" || result.RequeueAfter == 0 {
+			t.Errorf("%+v", s.Status)
+		}
+	})
 	t.Run("between", func(t *testing.T) {
 		w := newWorld(t, on)
 		w.ok(w.Delete(t.Context(), w.pod()))

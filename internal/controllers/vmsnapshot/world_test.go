@@ -54,6 +54,7 @@ func newWorld(t *testing.T, power vmopv1.VirtualMachinePowerState, more ...clien
 		},
 		Status: vmopv1.VirtualMachineStatus{PowerState: power},
 	}
+	condition.True(&vm.Status.Conditions, vmopv1.VirtualMachineConditionCreated)
 	vm.Spec.Volumes[0].PersistentVolumeClaim = &vmopv1.PersistentVolumeClaimVolumeSource{}
 	vm.Spec.Volumes[0].PersistentVolumeClaim.ClaimName = "data-claim"
 	objects := append([]client.Object{vm}, more...)
