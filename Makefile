@@ -29,7 +29,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) $(KUBE_LDFLAGS) -X github.com/contai
 
 # Debian packages. What the host needs at run time, what the build needs, and
 # what the tests and the demo use.
-RUN_PACKAGES := qemu-system-x86 qemu-system-data qemu-utils seabios ovmf swtpm ipxe-qemu runc nftables e2fsprogs kmod mount
+RUN_PACKAGES := qemu-system-x86 qemu-system-data qemu-utils seabios ovmf swtpm ipxe-qemu runc nftables e2fsprogs kmod mount xz-utils
 BUILD_PACKAGES := linux-source-6.1 gcc libc6-dev make flex bison bc libelf-dev libssl-dev xz-utils cpio binutils perl dpkg-dev mmdebstrap
 TEST_PACKAGES := curl iproute2 iptables procps bsdutils conntrack erofs-utils protobuf-compiler xfsprogs
 

@@ -66,7 +66,7 @@ func (a *agent) exec(arguments json.RawMessage) (any, error) {
 		cmd.Stdout, cmd.Stderr = &r.out, &r.err
 	}
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("Guest agent command failed, error was 'Failed to execute child process: %w'", err) //nolint:staticcheck // as QEMU's agent says it
+		return nil, fmt.Errorf("failed to execute child process: %w", err)
 	}
 	pid := int64(cmd.Process.Pid)
 	a.mu.Lock()

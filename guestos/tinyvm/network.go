@@ -51,6 +51,10 @@ func (y *yesNo) UnmarshalYAML(node *yaml.Node) error {
 	switch strings.ToLower(node.Value) {
 	case "true", "yes", "on":
 		*y = true
+	case "false", "no", "off":
+		*y = false
+	default:
+		return fmt.Errorf("line %d: %q is neither true nor false", node.Line, node.Value)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -72,7 +73,7 @@ func (s *system) loadModules() int {
 			_ = file.Close()
 		}
 		// ENODEV: the hardware is not there.
-		if err != nil && err != unix.EEXIST && err != unix.ENODEV {
+		if err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENODEV) {
 			s.say("loading %s: %v", name, err)
 			continue
 		}
@@ -151,7 +152,7 @@ func runShell(terminal string) error {
 	cmd.Dir = "/root"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	err = cmd.Run()
-	if _, ended := err.(*exec.ExitError); ended {
+	if ended := (*exec.ExitError)(nil); errors.As(err, &ended) {
 		return nil
 	}
 	return err

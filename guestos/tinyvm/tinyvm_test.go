@@ -84,7 +84,7 @@ func TestUserData(t *testing.T) {
 		t.Errorf("wrote %q", data)
 	}
 	for data, says := range map[string]string{
-		"hello":                             "begins neither",
+		"hello":                             "neither #cloud-config",
 		"#cloud-config\nruncmd: [{a: b}]\n": "a command is",
 		"#cloud-config\n: :\n- x":           "user-data",
 	} {

@@ -142,5 +142,5 @@ func parseUserData(data []byte) (cloudConfig, error) {
 		}
 		return config, nil
 	}
-	return cloudConfig{}, errors.New("user-data: it begins neither with #cloud-config nor with #!")
+	return cloudConfig{}, errors.New("user-data: neither #cloud-config nor #! is its first line")
 }

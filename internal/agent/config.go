@@ -30,6 +30,8 @@ type Config struct {
 	// their addresses.
 	MachinesDir string
 	LeaseDir    string
+	// ContentDir holds the images of virtual machines as they came.
+	ContentDir string
 	// ContainerdSocket is the CRI socket, without a scheme.
 	ContainerdSocket string
 
@@ -149,6 +151,7 @@ func (c Config) Validate() error {
 		{"RunDir", c.RunDir},
 		{"MachinesDir", c.MachinesDir},
 		{"LeaseDir", c.LeaseDir},
+		{"ContentDir", c.ContentDir},
 		{"ContainerdSocket", c.ContainerdSocket},
 		{"Network.ResolvConf", c.Network.ResolvConf},
 	} {

@@ -59,6 +59,7 @@ func (r role) runAgent(ctx context.Context, nodeName string, maxPods int, versio
 		RunDir:           t.Run(),
 		MachinesDir:      t.Machines(),
 		LeaseDir:         t.CNIState(),
+		ContentDir:       t.Content(),
 		ContainerdSocket: t.ContainerdSocket(),
 		NodeName:         nodeName,
 		NodeIP:           r.addr,

@@ -89,18 +89,18 @@ func Resolve(ctx context.Context, names []string, opts Options) ([]string, error
 
 // only downloads just the named packages.
 func (a *apt) only(ctx context.Context, names []string) ([]Package, error) {
-	real := slices.Clone(names)
-	for i, name := range real {
+	wanted := slices.Clone(names)
+	for i, name := range wanted {
 		kernel, err := a.kernelBehind(ctx, name)
 		if err != nil {
 			return nil, err
 		}
 		if kernel != "" {
-			real[i] = kernel
+			wanted[i] = kernel
 		}
 	}
 	var out []Package
-	for _, name := range real {
+	for _, name := range wanted {
 		lines, err := a.get(ctx, "download", "-qq", "--print-uris", name)
 		if err != nil {
 			return nil, fmt.Errorf("resolving %s: %w", name, err)

@@ -7,6 +7,9 @@ import (
 
 	ctrl "sigs.k8s.io/controller-runtime"
 
+	"atoll.dev/atoll/internal/controllers/contentlibrary"
+	"atoll.dev/atoll/internal/controllers/image"
+	"atoll.dev/atoll/internal/controllers/importrequest"
 	"atoll.dev/atoll/internal/controllers/manager"
 	"atoll.dev/atoll/internal/controllers/resourcepolicy"
 	"atoll.dev/atoll/internal/controllers/virtualmachine"
@@ -35,6 +38,7 @@ func (s *Server) controllers() []manager.Setup {
 		vmgrouppublish.Setup,
 		vmsnapshot.Setup,
 		vmconsole.Setup(net.JoinHostPort(s.cfg.NodeIP.String(), strconv.Itoa(s.cfg.Ports.API))),
+		image.Setup, contentlibrary.Setup, importrequest.Setup,
 	}
 }
 

@@ -167,7 +167,7 @@ func (b *builder) assemble(ctx context.Context, name string) error {
 		return err
 	}
 	packed := filepath.Join(work, "qcow2")
-	if _, err := run(ctx, nil, "qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", "-c", "-m", "1", raw, packed); err != nil {
+	if err := run(ctx, nil, "qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", "-c", "-m", "1", raw, packed); err != nil {
 		return err
 	}
 	return os.Rename(packed, name)
@@ -203,7 +203,7 @@ func (b *builder) dataPartition(ctx context.Context, file string) (string, error
 		return "", err
 	}
 	env := []string{"E2FSPROGS_FAKE_TIME=1735689600"} // 2025-01-01
-	_, err := run(ctx, env, "mkfs.ext4", "-q", "-F", "-L", b.recipe.Data.Label, "-U", id, "-m", "0",
+	err := run(ctx, env, "mkfs.ext4", "-q", "-F", "-L", b.recipe.Data.Label, "-U", id, "-m", "0",
 		"-E", "hash_seed="+id+",lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0", file)
 	return file, err
 }
@@ -229,13 +229,13 @@ func (b *builder) one(ctx context.Context, pkg, path string) ([]byte, error) {
 }
 
 // run runs a program of the host; the error holds what it complained about.
-func run(ctx context.Context, env []string, name string, args ...string) ([]byte, error) {
+func run(ctx context.Context, env []string, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), append([]string{"LC_ALL=C"}, env...)...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("running %s %s: %w: %s", filepath.Base(name), strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+		return fmt.Errorf("running %s %s: %w: %s", filepath.Base(name), strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
 	}
-	return stdout.Bytes(), nil
+	return nil
 }

@@ -53,7 +53,7 @@ func (b *builder) grubImages(ctx context.Context, work string) (boot, core []byt
 		return nil, nil, err
 	}
 	image := filepath.Join(work, "core.img")
-	if _, err := run(ctx, nil, tool, "-d", modules, "-O", "i386-pc", "-p", "(,gpt2)/", "-c", script, "-o", image,
+	if err := run(ctx, nil, tool, "-d", modules, "-O", "i386-pc", "-p", "(,gpt2)/", "-c", script, "-o", image,
 		"biosdisk", "part_gpt", "fat", "linux"); err != nil {
 		return nil, nil, err
 	}

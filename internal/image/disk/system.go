@@ -48,7 +48,7 @@ func system(ctx context.Context, dir, out string) (err error) {
 		return err
 	}
 	temporary := out + ".new"
-	if _, err := run(ctx, nil, "qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", raw, temporary); err != nil {
+	if err := run(ctx, nil, "qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", raw, temporary); err != nil {
 		return err
 	}
 	return os.Rename(temporary, out)

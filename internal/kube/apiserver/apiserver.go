@@ -31,8 +31,10 @@ import (
 	"atoll.dev/atoll/internal/datadir/pki"
 	"atoll.dev/atoll/internal/kube/admission/machinepods"
 	"atoll.dev/atoll/internal/kube/admission/podruntime"
+	"atoll.dev/atoll/internal/kube/imagecontent"
 	"atoll.dev/atoll/internal/kube/metricsapi"
 	"atoll.dev/atoll/internal/kube/subresources"
+	"atoll.dev/atoll/internal/storage/library"
 )
 
 // Config of an API server.
@@ -53,8 +55,9 @@ type Config struct {
 	KubeletPort int
 	ServiceCIDR netip.Prefix
 	Domain      string
-
-	Logger *slog.Logger
+	// ContentDir is the library of images of virtual machines.
+	ContentDir string
+	Logger     *slog.Logger
 }
 
 // shutdownTimeout is how long connections may stay open when the server stops.
@@ -137,6 +140,8 @@ func (s *APIServer) build(opts options.CompletedOptions) (preparedServer, error)
 	for _, c := range []*genericapiserver.Config{config.KubeAPIs.ControlPlane.Generic, &config.ApiExtensions.GenericConfig.Config, &config.Aggregator.GenericConfig.Config} {
 		subresources.LongRunning(c)
 	}
+	imagecontent.LongRunning(config.KubeAPIs.ControlPlane.Generic)
+	imagecontent.LongRunning(&config.Aggregator.GenericConfig.Config)
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, err
@@ -155,6 +160,9 @@ func (s *APIServer) build(opts options.CompletedOptions) (preparedServer, error)
 	if err := subresources.Install(subresources.Config{Server: builtin, Loopback: chain.GenericAPIServer.LoopbackClientConfig, Logger: s.cfg.Logger}); err != nil {
 		return nil, err
 	}
+	if err := s.addContent(chain.GenericAPIServer); err != nil {
+		return nil, err
+	}
 	// Open watches hold their connections; clients open them anew elsewhere or
 	// later, so there is nothing to wait a minute for.
 	chain.GenericAPIServer.ShutdownTimeout = shutdownTimeout
@@ -167,6 +175,17 @@ func (s *APIServer) build(opts options.CompletedOptions) (preparedServer, error)
 	config.KubeAPIs.ControlPlane.Generic.OpenAPIV3Config.Definitions = nil
 	config.ApiExtensions.GenericConfig.OpenAPIV3Config.Definitions = nil
 	return prepared, nil
+}
+
+// addContent adds the bytes of images of virtual machines to the aggregator itself.
+func (s *APIServer) addContent(aggregator *genericapiserver.GenericAPIServer) error {
+	content, err := library.New(library.Config{Dir: s.cfg.ContentDir})
+	if err != nil {
+		return err
+	}
+	return imagecontent.Install(imagecontent.Config{
+		Server: aggregator, Loopback: aggregator.LoopbackClientConfig, Library: content, Logger: s.cfg.Logger,
+	})
 }
 
 // addMetrics adds the resource metrics API to the server behind the aggregator,

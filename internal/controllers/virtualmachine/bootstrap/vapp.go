@@ -54,8 +54,8 @@ func (in *Input) addVApp(seed *Seed, spec *vmopv1.VirtualMachineBootstrapVAppCon
 		}
 		values[p.key] = value
 	}
-	seed.Files[ovfFile], err = in.ovfEnvironment(values)
-	return err
+	seed.Files[ovfFile] = in.ovfEnvironment(values)
+	return nil
 }
 
 // givenProperties lists what the specification sets, by key.
@@ -101,7 +101,7 @@ func (in *Input) valueOrSecret(field string, value *common.ValueOrSecretKeySelec
 }
 
 // ovfEnvironment writes the document, properties by key.
-func (in *Input) ovfEnvironment(values map[string]string) ([]byte, error) {
+func (in *Input) ovfEnvironment(values map[string]string) []byte {
 	var out bytes.Buffer
 	text := func(s string) string {
 		var escaped bytes.Buffer
@@ -136,5 +136,5 @@ func (in *Input) ovfEnvironment(values map[string]string) ([]byte, error) {
 		fmt.Fprintf(&out, "      <ve:Adapter ve:mac=\"%s\" ve:network=\"%s\" ve:unitNumber=\"%d\"/>\n", text(nic.MAC), text(network), 7+i)
 	}
 	out.WriteString("   </ve:EthernetAdapterSection>\n</Environment>\n")
-	return out.Bytes(), nil
+	return out.Bytes()
 }
