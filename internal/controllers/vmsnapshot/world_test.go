@@ -185,8 +185,9 @@ func reason(s *vmopv1.VirtualMachineSnapshot, kind string) string {
 	return strings.TrimPrefix(c.Reason, "VirtualMachineSnapshot")
 }
 
-func message(s *vmopv1.VirtualMachineSnapshot, kind string) string {
-	if c := condition.Get(s.Status.Conditions, kind); c != nil {
+// message of the condition that says whether a snapshot was taken.
+func message(s *vmopv1.VirtualMachineSnapshot) string {
+	if c := condition.Get(s.Status.Conditions, created); c != nil {
 		return c.Message
 	}
 	return ""
