@@ -12,7 +12,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/controllers/condition"
@@ -73,7 +72,7 @@ func (r *Reconciler) seedSecret(ctx context.Context, v *view) (string, error) {
 			Labels:          map[string]string{machinev1.NameLabel: v.vm.Name, machinev1.UIDLabel: string(v.vm.UID)},
 			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(v.vm, vmopv1.GroupVersion.WithKind("VirtualMachine"))},
 		},
-		Immutable: ptr.To(true),
+		Immutable: new(true),
 		Data:      v.seed.Files,
 	}
 	if err := r.Create(ctx, secret); err != nil && !apierrors.IsAlreadyExists(err) {

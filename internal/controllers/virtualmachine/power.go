@@ -10,7 +10,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
@@ -279,7 +278,7 @@ func (r *Reconciler) remove(ctx context.Context, v *view) error {
 	if err := r.deleteSeed(ctx, v.pod); err != nil {
 		return err
 	}
-	err := r.Delete(ctx, v.pod, client.GracePeriodSeconds(hardGrace), client.Preconditions{UID: ptr.To(v.pod.UID)})
+	err := r.Delete(ctx, v.pod, client.GracePeriodSeconds(hardGrace), client.Preconditions{UID: new(v.pod.UID)})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("deleting the pod: %w", err)
 	}

@@ -28,9 +28,9 @@ func (r *Reconciler) volumes(ctx context.Context, v *view) error {
 	spec := vm.Spec.DeepCopy()
 	var boot *placement.Slot
 	if v.boot != nil || spec.Image != nil {
-		boot = ptr.To(v.slot)
+		boot = new(v.slot)
 		if v.boot == nil {
-			boot = ptr.To(placement.Boot(v.image))
+			boot = new(placement.Boot(v.image))
 		}
 	}
 	misplaced := placement.Assign(spec, boot)
@@ -157,11 +157,11 @@ func (r *Reconciler) volumeClaim(ctx context.Context, v *view, vol *vmopv1.Virtu
 // sizes sets what the claim asks for.
 func (v *view) sizes(s *vmopv1.VirtualMachineVolumeStatus, claim *corev1.PersistentVolumeClaim) {
 	if q, ok := claim.Spec.Resources.Requests[corev1.ResourceStorage]; ok {
-		s.Requested = ptr.To(q.DeepCopy())
-		s.Limit = ptr.To(q.DeepCopy())
+		s.Requested = new(q.DeepCopy())
+		s.Limit = new(q.DeepCopy())
 	}
 	if q, ok := claim.Status.Capacity[corev1.ResourceStorage]; ok && !q.IsZero() {
-		s.Limit = ptr.To(q.DeepCopy())
+		s.Limit = new(q.DeepCopy())
 	}
 }
 

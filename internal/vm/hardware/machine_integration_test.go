@@ -263,7 +263,7 @@ func TestEFI(t *testing.T) {
 			m.want(t, "efi", "test -d /sys/firmware/efi && echo efi")
 			m.want(t, "tpm", "test -e /sys/firmware/acpi/tables/TPM2 && echo tpm")
 			if secure {
-				m.want(t, "06 00 00 00 01", "od -An -tx1 /sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c | sed 's/^ //'")
+				m.want(t, "06 00 00 00 01", "mount -t efivarfs none /sys/firmware/efi/efivars 2>/dev/null; od -An -tx1 /sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c | sed 's/^ //'")
 			}
 			if after, err := os.ReadFile(vars); err != nil || bytes.Equal(before, after) {
 				t.Errorf("the firmware has kept nothing: %v", err)
@@ -326,12 +326,16 @@ func TestDiscs(t *testing.T) {
 // TestStartFailures: what does not work is named.
 func TestStartFailures(t *testing.T) {
 	ctx := t.Context()
-	good, _ := machine(t)
+	good, top := machine(t)
 	m := start(t, good)
 	again := good
 	again.UID, again.GID = vmtest.UID+1, vmtest.UID+1
-	if _, err := hardware.Start(ctx, again); !errors.Is(err, vm.ErrLocked) {
+	again.Disks = map[string]vm.Volume{"boot": chain(t, false, tiny(t), top)}
+	if other, err := hardware.Start(ctx, again); !errors.Is(err, vm.ErrLocked) {
 		t.Errorf("%v", err)
+		if err == nil {
+			must(t, other.Close())
+		}
 	}
 	must(t, m.Kill())
 	if e := m.ended(t); e.Reason != vm.ExitKilled {
@@ -340,8 +344,10 @@ func TestStartFailures(t *testing.T) {
 	for name, change := range map[string]func(*hardware.Config){
 		"no qemu":       func(c *hardware.Config) { c.QEMU = "/nonexistent" },
 		"unknown model": func(c *hardware.Config) { c.Machine.CPU.Model = "Z80" },
-		"huge pages":    func(c *hardware.Config) { c.Machine.Memory.HugePageBytes = 1 << 30; c.Machine.Memory.Bytes = 1 << 40 },
-		"no memory":     func(c *hardware.Config) { c.Incoming = open(t, "/dev/zero", os.O_RDONLY) },
+		"huge pages": func(c *hardware.Config) {
+			c.Machine.Memory = machinev1.Memory{Bytes: 512 << 30, HugePageBytes: 2 << 20}
+		},
+		"no memory": func(c *hardware.Config) { c.Incoming = open(t, "/dev/zero", os.O_RDONLY) },
 	} {
 		c, _ := machine(t)
 		change(&c)

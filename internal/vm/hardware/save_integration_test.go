@@ -54,6 +54,7 @@ func TestSnapshotAndRevert(t *testing.T) {
 	m.want(t, "/dev/sdc", bySerial(3))
 	// The same number goes to both disks and to a file in memory, one after the other.
 	m.sh(t, `cat > /run/writer <<'END'
+echo $$ > /run/pid
 n=0
 while true; do
 	n=$((n + 1))
@@ -111,7 +112,7 @@ setsid sh /run/writer >/dev/null 2>&1 < /dev/null &`)
 	r := start(t, back)
 	r.up(t)
 	t.Logf("back after %s", time.Since(begin).Round(time.Millisecond))
-	r.sh(t, "kill $(pgrep -f /run/writer)")
+	r.sh(t, "kill $(cat /run/pid)")
 	count := r.sh(t, "cat /run/count")
 	if s := r.Size(); s.CPUs != 2 || s.Memory != 640<<20 {
 		t.Errorf("%+v", s)
