@@ -18,6 +18,7 @@ ATOLL := bin/atoll
 FILES := internal/assets/files
 # agnhost is built for `make conformance` only.
 IMAGES := busybox nginx postgres tester
+VM_IMAGES := tiny debian-12 debian-12-postgres
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 # What nodes report: the Kubernetes version with ours as build metadata.
@@ -28,8 +29,8 @@ LDFLAGS := -s -w -X main.version=$(VERSION) $(KUBE_LDFLAGS) -X github.com/contai
 
 # Debian packages. What the host needs at run time, what the build needs, and
 # what the tests and the demo use.
-RUN_PACKAGES := qemu-system-x86 qemu-system-data qemu-utils seabios ovmf swtpm ipxe-qemu runc nftables e2fsprogs kmod mount
-BUILD_PACKAGES := linux-source-6.1 gcc libc6-dev make flex bison bc libelf-dev libssl-dev xz-utils cpio binutils perl dpkg-dev
+RUN_PACKAGES := qemu-system-x86 qemu-system-data qemu-utils seabios ovmf swtpm ipxe-qemu runc nftables e2fsprogs kmod mount xz-utils
+BUILD_PACKAGES := linux-source-6.1 gcc libc6-dev make flex bison bc libelf-dev libssl-dev xz-utils cpio binutils perl dpkg-dev mmdebstrap
 TEST_PACKAGES := curl iproute2 iptables procps bsdutils conntrack erofs-utils protobuf-compiler xfsprogs
 
 .PHONY: help
@@ -76,7 +77,18 @@ build/images/%.tar: FORCE | build/images
 	@go run ./guestos/cmd/mkimage -o $@ guestos/images/$*
 
 .PHONY: images
-images: deps $(IMAGES:%=build/images/%.tar) ## build the images of demo and tests
+images: deps $(IMAGES:%=build/images/%.tar) build/vm/tiny.qcow2 ## build the images of demo and tests
+
+# Disks of virtual machines. They are no container images; `atoll image import`
+# takes them. Those with a whole Debian take minutes the first time.
+.PHONY: vm-images
+vm-images: deps $(VM_IMAGES:%=build/vm/%.qcow2) ## build the disks of virtual machines: tiny, debian-12, debian-12-postgres
+
+build/vm/tiny.qcow2: FORCE
+	@go run ./guestos/cmd/mkdisk -o $@ guestos/vm/tiny
+
+build/vm/debian-12.qcow2 build/vm/debian-12-postgres.qcow2: build/vm/%.qcow2: FORCE
+	@$(ROOT) guestos/vm/debian/build.sh -o $@ guestos/vm/$*
 
 build/images:
 	@mkdir -p $@

@@ -26,6 +26,8 @@ type Config struct {
 	// RunDir is the directory of sockets and of what shims write; it ends with the
 	// boot.
 	RunDir string
+	// ContentDir holds the images of virtual machines as they came.
+	ContentDir string
 	// MachinesDir is where virtual machines keep firmware variables and the like, LeaseDir where the CNI plugin keeps
 	// their addresses.
 	MachinesDir string
@@ -147,6 +149,7 @@ func (c Config) Validate() error {
 		{"PodLogsDir", c.PodLogsDir},
 		{"StateDir", c.StateDir},
 		{"RunDir", c.RunDir},
+		{"ContentDir", c.ContentDir},
 		{"MachinesDir", c.MachinesDir},
 		{"LeaseDir", c.LeaseDir},
 		{"ContainerdSocket", c.ContainerdSocket},

@@ -11,7 +11,7 @@ func TestValidateNamesEverythingMissing(t *testing.T) {
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, name := range []string{"PKIDir", "KubeconfigDir", "KubeletDir", "PodLogsDir", "StateDir", "ContainerdSocket", "NodeName", "NodeIP"} {
+	for _, name := range []string{"PKIDir", "KubeconfigDir", "KubeletDir", "PodLogsDir", "StateDir", "ContentDir", "ContainerdSocket", "NodeName", "NodeIP"} {
 		if !strings.Contains(err.Error(), name) {
 			t.Errorf("%s is not named in %v", name, err)
 		}

@@ -64,6 +64,10 @@ func (a *Agent) runStorage(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("configuring storage: %w", err)
 	}
+	pictures, err := a.images(client, set)
+	if err != nil {
+		return fmt.Errorf("configuring storage: %w", err)
+	}
 	vms, err := machines.New(client, a.cfg.NodeName)
 	if err != nil {
 		return fmt.Errorf("configuring storage: %w", err)
@@ -77,7 +81,7 @@ func (a *Agent) runStorage(ctx context.Context) error {
 	}
 	driver, err := csi.New(csi.Config{
 		Version: a.cfg.Version, Node: a.cfg.NodeName, Stores: set, Open: local, NodeService: local, Socket: socket, Logger: a.cfg.Logger,
-		Encryption: secrets.Claim,
+		Encryption: secrets.Claim, Images: pictures.store,
 		OnChange: func() {
 			objects.Touch()
 			classes.Touch()
@@ -91,6 +95,8 @@ func (a *Agent) runStorage(ctx context.Context) error {
 		classes.Run,
 		local.Run,
 		driver.Run,
+		pictures.items.Run,
+		pictures.rollbacks.Run,
 		func(ctx context.Context) error {
 			return sidecars.Run(ctx, sidecars.Config{
 				Kubeconfig: kubeconfig, Driver: csi.Name, Socket: socket, Node: a.cfg.NodeName, TopologyKey: csi.TopologyKey,

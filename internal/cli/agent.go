@@ -57,6 +57,7 @@ func (r role) runAgent(ctx context.Context, nodeName string, maxPods int, versio
 		PodLogsDir:       t.PodLogs(),
 		StateDir:         t.Agent(),
 		RunDir:           t.Run(),
+		ContentDir:       t.Content(),
 		MachinesDir:      t.Machines(),
 		LeaseDir:         t.CNIState(),
 		ContainerdSocket: t.ContainerdSocket(),

@@ -19,9 +19,13 @@ import (
 func (a *app) imageCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Get container images into this host without a registry",
+		Short: "Container images of this host, and images of virtual machines",
+		Long: `load, pull, build, ls and rm are about container images of this host. import and export, and ls and rm with --vm,
+are about disk images that virtual machines are made of.`,
 		Example: `  atoll image load app.tar
-  atoll image ls`,
+  atoll image ls
+  atoll image import debian-12.qcow2
+  atoll image ls --vm`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return nil
@@ -30,7 +34,8 @@ func (a *app) imageCommand() *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.imageLoadCommand(), a.imageListCommand(), a.imageRemoveCommand(), a.imagePullCommand(), a.imageBuildCommand())
+	cmd.AddCommand(a.imageLoadCommand(), a.imageListCommand(), a.imageRemoveCommand(), a.imagePullCommand(), a.imageBuildCommand(),
+		a.imageImportCommand(), a.imageExportCommand())
 	return cmd
 }
 
@@ -106,21 +111,26 @@ func (a *app) loadArchive(ctx context.Context, client *images.Client, archive, n
 }
 
 func (a *app) imageListCommand() *cobra.Command {
-	var output string
+	var output, namespace string
+	var vm bool
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
-		Short:   "List the images of this host",
+		Short:   "List the container images of this host, or the images of virtual machines",
 		Example: `  atoll image ls
-  atoll image ls -o json`,
+  atoll image ls -o json
+  atoll image ls --vm -o wide`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if vm {
+				return a.vmImages().List(cmd.Context(), namespace, output)
+			}
 			return a.withImages(func(client *images.Client) error {
 				list, err := client.List(cmd.Context())
 				if err != nil {
 					return err
 				}
-				if output != "table" {
+				if output != "table" && output != "wide" {
 					return a.structured(output, list)
 				}
 				rows := [][]string{{"IMAGE", "ID", "SIZE"}}
@@ -135,7 +145,9 @@ func (a *app) imageListCommand() *cobra.Command {
 			})
 		},
 	}
-	outputFlag(cmd, &output, "table", "json", "yaml")
+	outputFlag(cmd, &output, "table", "wide", "json", "yaml")
+	cmd.Flags().BoolVar(&vm, "vm", false, "list images of virtual machines")
+	vmNamespace(cmd, &namespace)
 	return cmd
 }
 
@@ -157,17 +169,28 @@ func tagged(names []string) []string {
 }
 
 func (a *app) imageRemoveCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:     "rm <name>",
-		Short:   "Remove an image from this host",
-		Example: `  atoll image rm docker.io/library/app:1.0`,
-		Args:    exactArgs("name"),
+	var vm bool
+	var namespace string
+	cmd := &cobra.Command{
+		Use:   "rm <name>",
+		Short: "Remove a container image from this host, or an image of virtual machines",
+		Long: `Removes a container image from this host, or with --vm an image of virtual machines; those that were made of it
+stay as they are.`,
+		Example: `  atoll image rm docker.io/library/app:1.0
+  atoll image rm --vm debian-12`,
+		Args: exactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if vm {
+				return a.vmImages().Remove(cmd.Context(), namespace, args)
+			}
 			return a.withImages(func(client *images.Client) error {
 				return client.Remove(cmd.Context(), args[0])
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&vm, "vm", false, "remove an image of virtual machines")
+	vmNamespace(cmd, &namespace)
+	return cmd
 }
 
 func (a *app) imagePullCommand() *cobra.Command {

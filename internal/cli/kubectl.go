@@ -26,7 +26,7 @@ arguments but --data-dir are kubectl's.`,
   atoll kubectl run box --image=busybox -it --rm -- sh
   atoll kubectl --help`,
 		DisableFlagParsing: true,
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			dir, args := takeDataDir(args)
 			if dir != "" {
 				a.dataDir = dir
@@ -34,6 +34,12 @@ arguments but --data-dir are kubectl's.`,
 			t, err := a.tree()
 			if err != nil {
 				return err
+			}
+			if len(args) > 0 && args[0] == "atoll" { // what a plugin kubectl-atoll would be
+				dir := a.dataDir
+				root := a.root()
+				root.SetArgs(append([]string{"--data-dir", dir}, args[1:]...))
+				return root.ExecuteContext(cmd.Context())
 			}
 			return runKubectl(t, args)
 		},

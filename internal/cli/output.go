@@ -1,18 +1,15 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
-	"sigs.k8s.io/yaml"
+
+	"atoll.dev/atoll/internal/cli/text"
 )
 
 // outputFlag adds -o with the formats a command knows, the first being the
@@ -28,43 +25,13 @@ func outputFlag(cmd *cobra.Command, into *string, formats ...string) {
 }
 
 // structured prints v as JSON or YAML.
-func (a *app) structured(format string, v any) error {
-	b, err := json.MarshalIndent(v, "", "  ")
-	if err == nil && format == "yaml" {
-		b, err = yaml.JSONToYAML(b)
-	}
-	if err != nil {
-		return fmt.Errorf("encoding the output: %w", err)
-	}
-	a.printf("%s\n", strings.TrimSpace(string(b)))
-	return nil
-}
+func (a *app) structured(format string, v any) error { return text.Structured(a.out, format, v) }
 
 // table prints rows in aligned columns; the first is the heading.
-func (a *app) table(rows [][]string) {
-	w := tabwriter.NewWriter(a.out, 0, 0, 3, ' ', 0)
-	for _, row := range rows {
-		_, _ = fmt.Fprintln(w, strings.Join(row, "\t"))
-	}
-	_ = w.Flush()
-}
+func (a *app) table(rows [][]string) { text.Table(a.out, rows) }
 
 // age prints how long ago something was, in one or two units.
-func age(since time.Time) string {
-	if since.IsZero() {
-		return "-"
-	}
-	d := time.Since(since)
-	switch {
-	case d < 2*time.Minute:
-		return fmt.Sprintf("%ds", int(d.Seconds()))
-	case d < 2*time.Hour:
-		return fmt.Sprintf("%dm%ds", int(d.Minutes()), int(d.Seconds())%60)
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%dh%dm", int(d.Hours()), int(d.Minutes())%60)
-	}
-	return fmt.Sprintf("%dd%dh", int(d.Hours())/24, int(d.Hours())%24)
-}
+func age(since time.Time) string { return text.Age(since) }
 
 // mib prints a number of bytes.
 func mib(n int64) string {
@@ -75,16 +42,7 @@ func mib(n int64) string {
 }
 
 // size prints a number of bytes with the unit that suits it.
-func size(n int64) string {
-	f, units := float64(n), []string{"B", "KiB", "MiB", "GiB", "TiB"}
-	for len(units) > 1 && f >= 1024 {
-		f, units = f/1024, units[1:]
-	}
-	if units[0] == "B" || f == float64(int64(f)) {
-		return fmt.Sprintf("%.0f %s", f, units[0])
-	}
-	return fmt.Sprintf("%.1f %s", f, units[0])
-}
+func size(n int64) string { return text.Size(n) }
 
 // or is text, or otherwise when it is empty.
 func or(text, otherwise string) string {
@@ -95,11 +53,4 @@ func or(text, otherwise string) string {
 }
 
 // isTerminal tells whether w is a terminal.
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
-}
+func isTerminal(w io.Writer) bool { return text.IsTerminal(w) }

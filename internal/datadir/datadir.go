@@ -159,6 +159,9 @@ func (t Tree) Datastores() string { return t.data("datastores") }
 // Datastore is the directory of the datastore called name.
 func (t Tree) Datastore(name string) string { return t.data("datastores", name) }
 
+// Content holds the images of virtual machines as they came, by library item.
+func (t Tree) Content() string { return t.data("content") }
+
 // PodLogs is where the kubelet keeps container logs.
 func (t Tree) PodLogs() string { return t.data("logs", "pods") }
 
@@ -280,6 +283,7 @@ func (t Tree) dirs() []dirMode {
 		{t.Guest(), 0o755},
 		{t.Images(), 0o700},
 		{t.Datastores(), 0o700},
+		{t.Content(), 0o700},
 		{t.Logs(), 0o755},
 		{t.PodLogs(), 0o755},
 		{t.Audit(), 0o700},

@@ -144,7 +144,8 @@ func (a *apt) fetch(ctx context.Context, packages []string) ([]deb, error) {
 	return a.resolveAndDownload(ctx, packages)
 }
 
-func (a *apt) resolveAndDownload(ctx context.Context, packages []string) ([]deb, error) {
+// resolve asks apt what it would install.
+func (a *apt) resolve(ctx context.Context, packages []string) ([]deb, error) {
 	// Apt leaves out what it has downloaded, so it must not look at that here.
 	empty := "Dir::Cache::archives=" + filepath.Join(a.dir, "cache/none")
 	args := append([]string{"install", "-y", "-qq", "--print-uris", "-o", empty}, packages...)
@@ -159,11 +160,19 @@ func (a *apt) resolveAndDownload(ctx context.Context, packages []string) ([]deb,
 	if len(debs) == 0 {
 		return nil, fmt.Errorf("resolving packages: apt chose nothing for %s", strings.Join(packages, " "))
 	}
+	return debs, nil
+}
+
+func (a *apt) resolveAndDownload(ctx context.Context, packages []string) ([]deb, error) {
+	debs, err := a.resolve(ctx, packages)
+	if err != nil {
+		return nil, err
+	}
 	if a.complete(debs) {
 		return debs, nil
 	}
 	a.log.Info("downloading packages", "count", len(debs))
-	args = append([]string{"install", "-y", "-qq", "--download-only"}, packages...)
+	args := append([]string{"install", "-y", "-qq", "--download-only"}, packages...)
 	if _, err := a.get(ctx, args...); err != nil {
 		return nil, fmt.Errorf("downloading packages: %w", err)
 	}

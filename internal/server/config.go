@@ -31,6 +31,8 @@ type Config struct {
 	// DatastorePath is the directory of the datastore "default" of the host this
 	// server runs on.
 	DatastorePath string
+	// ContentDir is the library of images of virtual machines.
+	ContentDir string
 
 	// NodeName names the host this server runs on. The credentials of the
 	// agent on the same host are issued for it.
@@ -160,6 +162,7 @@ func (c Config) Validate() error {
 		{"AuditLog", c.AuditLog},
 		{"AdminKubeconfig", c.AdminKubeconfig},
 		{"DatastorePath", c.DatastorePath},
+		{"ContentDir", c.ContentDir},
 	} {
 		if len(p.path) == 0 || p.path[0] != '/' {
 			errs = append(errs, fmt.Errorf("%s must be an absolute path, got %q", p.name, p.path))

@@ -11,7 +11,7 @@ func TestValidateNamesEverythingMissing(t *testing.T) {
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, name := range []string{"PKIDir", "KubeconfigDir", "EtcdDir", "StateDir", "AuditLog", "AdminKubeconfig", "DatastorePath", "NodeName", "NodeIP"} {
+	for _, name := range []string{"PKIDir", "KubeconfigDir", "EtcdDir", "StateDir", "AuditLog", "AdminKubeconfig", "DatastorePath", "ContentDir", "NodeName", "NodeIP"} {
 		if !strings.Contains(err.Error(), name) {
 			t.Errorf("%s is not named in %v", name, err)
 		}
@@ -31,7 +31,7 @@ func TestValidateNetwork(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := Config{
-				PKIDir: "/a", KubeconfigDir: "/a", EtcdDir: "/a", StateDir: "/a", AuditLog: "/a", AdminKubeconfig: "/a", DatastorePath: "/a",
+				PKIDir: "/a", KubeconfigDir: "/a", EtcdDir: "/a", StateDir: "/a", AuditLog: "/a", AdminKubeconfig: "/a", DatastorePath: "/a", ContentDir: "/a",
 				NodeName: "n", NodeIP: netip.MustParseAddr("192.0.2.7"), Network: c.network,
 			}
 			err := cfg.WithDefaults().Validate()

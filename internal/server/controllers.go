@@ -2,12 +2,26 @@ package server
 
 import (
 	"context"
+	"net"
+	"strconv"
 
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"atoll.dev/atoll/internal/controllers/contentlibrary"
+	"atoll.dev/atoll/internal/controllers/image"
+	"atoll.dev/atoll/internal/controllers/importrequest"
 	"atoll.dev/atoll/internal/controllers/manager"
 	"atoll.dev/atoll/internal/controllers/resourcepolicy"
 	"atoll.dev/atoll/internal/controllers/virtualmachine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/admission"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/seed"
 	"atoll.dev/atoll/internal/controllers/virtualmachineclass"
+	"atoll.dev/atoll/internal/controllers/vmconsole"
+	"atoll.dev/atoll/internal/controllers/vmgroup"
+	"atoll.dev/atoll/internal/controllers/vmgrouppublish"
+	"atoll.dev/atoll/internal/controllers/vmreplicaset"
+	"atoll.dev/atoll/internal/controllers/vmservice"
+	"atoll.dev/atoll/internal/controllers/vmsnapshot"
 	"atoll.dev/atoll/internal/datadir/pki"
 )
 
@@ -15,10 +29,22 @@ import (
 func (s *Server) controllers() []manager.Setup {
 	return []manager.Setup{
 		admission.Setup,
-		virtualmachine.Setup(virtualmachine.Hooks{}),
+		s.virtualMachines,
 		virtualmachineclass.Setup(virtualmachine.ClassInstancesInUse),
 		resourcepolicy.Setup,
+		image.Setup, contentlibrary.Setup, importrequest.Setup,
+		vmservice.Setup,
+		vmreplicaset.Setup,
+		vmgroup.Setup,
+		vmgrouppublish.Setup,
+		vmsnapshot.Setup,
+		vmconsole.Setup(net.JoinHostPort(s.cfg.NodeIP.String(), strconv.Itoa(s.cfg.Ports.API))),
 	}
+}
+
+// virtualMachines adds the controller of VirtualMachines with what other controllers do for it.
+func (s *Server) virtualMachines(mgr ctrl.Manager) error {
+	return seed.Setup(virtualmachine.Hooks{Snapshots: vmsnapshot.NewReverter(mgr)})(mgr)
 }
 
 // controllersRunner runs the controllers and webhooks of virtual machines. It closes ready when they answer.

@@ -188,6 +188,8 @@ func (s *Server) newAPIServer(hasData bool) *apiserver.APIServer {
 		KubeletPort: s.cfg.Ports.Kubelet,
 		ServiceCIDR: s.cfg.Network.ServiceCIDR,
 		Domain:      s.cfg.Network.Domain,
+		ContentDir:  s.cfg.ContentDir,
+		Logger:      s.cfg.Logger,
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	vmopv1a2 "github.com/vmware-tanzu/vm-operator/api/v1alpha2"
 	vmopv1a3 "github.com/vmware-tanzu/vm-operator/api/v1alpha3"
 	vmopv1a4 "github.com/vmware-tanzu/vm-operator/api/v1alpha4"
@@ -15,6 +16,7 @@ import (
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	encryption "atoll.dev/atoll/api/encryption/v1alpha1"
+	imageregistry "atoll.dev/atoll/api/imageregistry/v1alpha1"
 	netop "atoll.dev/atoll/api/netoperator/v1alpha1"
 )
 
@@ -24,7 +26,7 @@ func NewScheme() (*runtime.Scheme, error) {
 	for _, add := range []func(*runtime.Scheme) error{
 		clientgoscheme.AddToScheme,
 		vmopv1a2.AddToScheme, vmopv1a3.AddToScheme, vmopv1a4.AddToScheme, vmopv1.AddToScheme,
-		netop.AddToScheme,
+		netop.AddToScheme, imageregistry.AddToScheme, snapshotv1.AddToScheme,
 		atoll.AddToScheme, encryption.AddToScheme,
 	} {
 		if err := add(s); err != nil {
@@ -39,7 +41,8 @@ func NewScheme() (*runtime.Scheme, error) {
 func definedKinds(s *runtime.Scheme) []schema.GroupVersionKind {
 	var out []schema.GroupVersionKind
 	for kind := range s.AllKnownTypes() {
-		stored := kind.GroupVersion() == vmopv1.GroupVersion || kind.GroupVersion() == netop.GroupVersion
+		stored := kind.GroupVersion() == vmopv1.GroupVersion || kind.GroupVersion() == netop.GroupVersion ||
+			kind.GroupVersion() == imageregistry.GroupVersion()
 		if stored && s.IsGroupRegistered(kind.Group) && s.Recognizes(kind.GroupVersion().WithKind(kind.Kind+"List")) {
 			out = append(out, kind)
 		}

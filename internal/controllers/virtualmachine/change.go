@@ -21,6 +21,10 @@ import (
 	"atoll.dev/atoll/internal/controllers/virtualmachine/running"
 )
 
+// RevertAnnotation of a VirtualMachine says how far it is on its way back to a snapshot. While it is there
+// Hooks.Snapshots is asked even when nobody wishes it any more: volumes may be rolled back in part.
+const RevertAnnotation = "atoll.dev/revert"
+
 const restartPrefix = "restart-"
 
 // change tells a running machine what is new, and has it restarted when that is asked for.
@@ -159,7 +163,7 @@ func (r *Reconciler) restart(ctx context.Context, v *view) error {
 // revert takes the machine back to a snapshot.
 func (r *Reconciler) revert(ctx context.Context, v *view) error {
 	vm := v.vm
-	if vm.Spec.CurrentSnapshotName == "" {
+	if _, begun := vm.Annotations[RevertAnnotation]; vm.Spec.CurrentSnapshotName == "" && !begun {
 		return nil
 	}
 	if r.Snapshots == nil {

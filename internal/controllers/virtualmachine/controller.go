@@ -10,6 +10,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
@@ -48,6 +50,8 @@ type BootstrapInput struct {
 	Image *vmopv1.VirtualMachineImageStatus
 	// Hostname and Domain of the guest.
 	Hostname, Domain string
+	// LastInstanceID is the Seed.InstanceID that the guest had last.
+	LastInstanceID string
 }
 
 // Seed is the content of a seed disk.
@@ -56,6 +60,10 @@ type Seed struct {
 	Label string
 	// Files by name, in the form of a Secret, see machinev1.SeedVolume.
 	Files map[string][]byte
+	// InstanceID is cloud-init's, empty without cloud-init.
+	InstanceID string
+	// Notes say what was passed on without what it asked for.
+	Notes []string
 }
 
 // Snapshots takes machines back to snapshots. It is called at each look while spec.currentSnapshotName is set.
@@ -135,7 +143,6 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	}
 	before := vm.DeepCopy()
 	v := &view{vm: vm}
-	condition.Remove(&vm.Status.Conditions, vmopv1.VirtualMachineReconcileReady)
 	var failed []error
 	for _, step := range r.steps() {
 		if err := step(ctx, v); err != nil {
@@ -145,6 +152,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 			}
 		}
 	}
+	keepTimes(before.Status.Conditions, vm.Status.Conditions)
 	if !equality.Semantic.DeepEqual(before.Status, vm.Status) {
 		failed = append(failed, r.writeStatus(ctx, before, vm))
 		r.announce(before, vm)
@@ -158,6 +166,15 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		return ctrl.Result{}, err
 	}
 	return ctrl.Result{RequeueAfter: v.again}, nil
+}
+
+// keepTimes gives conditions back the times that they had, if steps have only set them to and fro.
+func keepTimes(before, now []metav1.Condition) {
+	for i := range now {
+		if was := meta.FindStatusCondition(before, now[i].Type); was != nil && was.Status == now[i].Status {
+			now[i].LastTransitionTime = was.LastTransitionTime
+		}
+	}
 }
 
 // step adds to the view. A condition says what is missing; an error is one of the API server, to be tried again.

@@ -3,6 +3,7 @@ package virtualmachine
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +22,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	netop "atoll.dev/atoll/api/netoperator/v1alpha1"
@@ -46,12 +48,23 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	clock, made := testclock.NewFakePassiveClock(time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)), 0
 	c := fake.NewClientBuilder().WithScheme(scheme).
 		WithStatusSubresource(&vmopv1.VirtualMachine{}, &netop.NetworkInterface{}).
 		WithIndex(&vmopv1.VirtualMachine{}, refersIndex, refersTo).
 		WithIndex(&corev1.PersistentVolumeClaim{}, holderIndex, heldBy).
-		WithObjects(objects...).Build()
-	clock := testclock.NewFakePassiveClock(time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC))
+		WithObjects(objects...).
+		WithInterceptorFuncs(interceptor.Funcs{Create: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
+			made++
+			obj.SetUID(uid(fmt.Sprintf("uid-%d", made)))
+			obj.SetCreationTimestamp(metav1.NewTime(clock.Now()))
+			return c.Create(ctx, obj, opts...)
+		}, SubResourceUpdate: func(ctx context.Context, c client.Client, name string, obj client.Object, opts ...client.SubResourceUpdateOption) error {
+			if name == "resize" {
+				return c.Update(ctx, obj)
+			}
+			return c.SubResource(name).Update(ctx, obj, opts...)
+		}}).Build()
 	return &world{T: t, Client: c, clock: clock, r: &Reconciler{Client: c, Live: c, Clock: clock}}
 }
 
@@ -159,10 +172,21 @@ func update[T client.Object](w *world, obj T, change func(T)) T {
 		w.Fatal(err)
 	}
 	change(obj)
+	w.write(obj)
+	return obj
+}
+
+// write writes an object and its status.
+func (w *world) write(obj client.Object) {
+	w.Helper()
+	status := obj.DeepCopyObject().(client.Object)
 	if err := w.Update(w.Context(), obj); err != nil {
 		w.Fatal(err)
 	}
-	return obj
+	status.SetResourceVersion(obj.GetResourceVersion())
+	if err := w.Status().Update(w.Context(), status); err != nil && !apierrors.IsNotFound(err) {
+		w.Fatal(err)
+	}
 }
 
 // bind is the provisioner.
@@ -205,9 +229,7 @@ func (w *world) run(change func(*corev1.Pod, *machinev1.State)) {
 		w.Fatal(err)
 	}
 	p.Annotations[machinev1.StateAnnotation] = string(text)
-	if err := w.Update(w.Context(), p); err != nil {
-		w.Fatal(err)
-	}
+	w.write(p)
 }
 
 // attach is the agent with its volumes.
@@ -219,9 +241,7 @@ func (w *world) attach() int {
 	}
 	for i := range list.Items {
 		list.Items[i].Status.Attached = true
-		if err := w.Update(w.Context(), &list.Items[i]); err != nil {
-			w.Fatal(err)
-		}
+		w.write(&list.Items[i])
 	}
 	return len(list.Items)
 }

@@ -163,6 +163,11 @@ func (r *Reconciler) memory(ctx context.Context, v *view) error {
 			v.await(awaitMemory)
 		}
 	}
+	if v.alive() && !restoring && v.vm.Spec.PowerState == vmopv1.VirtualMachinePowerStateOn {
+		if err := r.detachMemory(ctx, v.vm); err != nil {
+			return err
+		}
+	}
 	if claim == nil {
 		return nil
 	}
@@ -178,6 +183,23 @@ func (r *Reconciler) memory(ctx context.Context, v *view) error {
 		return nil
 	}
 	return r.deleteMemory(ctx, v, claim)
+}
+
+// detachMemory gives back memory that a machine has gone on from, be it its own or that of a snapshot.
+func (r *Reconciler) detachMemory(ctx context.Context, vm *vmopv1.VirtualMachine) error {
+	attachments, err := attachment.List(ctx, r.Client, vm)
+	if err != nil {
+		return err
+	}
+	for i := range attachments {
+		if attachments[i].Labels[attachment.PurposeLabel] != forMemory {
+			continue
+		}
+		if err := attachment.Detach(ctx, r.Client, &attachments[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // deleteMemory deletes the claim when it is not attached any more.

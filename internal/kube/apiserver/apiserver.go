@@ -2,8 +2,8 @@
 //
 // It is the upstream API server with upstream options, given as the flags a
 // kube-apiserver process would get (see flags), plus two things of our own: the
-// admission plugin AtollPodRuntime and the resource metrics API, which is served
-// by the same process instead of an aggregated one. The server role calls it.
+// admission plugin AtollPodRuntime, and the resource metrics API and the consoles of
+// virtual machines, which are served by the same process instead of an aggregated one. The server role calls it.
 //
 // Security: Node and RBAC authorization, NodeRestriction, anonymous requests only
 // for the health endpoints, secrets encrypted in etcd, audit log, TLS 1.2 or
@@ -16,6 +16,7 @@ package apiserver
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
@@ -30,7 +31,10 @@ import (
 	"atoll.dev/atoll/internal/datadir/pki"
 	"atoll.dev/atoll/internal/kube/admission/machinepods"
 	"atoll.dev/atoll/internal/kube/admission/podruntime"
+	"atoll.dev/atoll/internal/kube/imagecontent"
 	"atoll.dev/atoll/internal/kube/metricsapi"
+	"atoll.dev/atoll/internal/kube/subresources"
+	"atoll.dev/atoll/internal/storage/library"
 )
 
 // Config of an API server.
@@ -51,6 +55,10 @@ type Config struct {
 	KubeletPort int
 	ServiceCIDR netip.Prefix
 	Domain      string
+	// ContentDir is the library of images of virtual machines.
+	ContentDir string
+
+	Logger *slog.Logger
 }
 
 // shutdownTimeout is how long connections may stay open when the server stops.
@@ -130,6 +138,10 @@ func (s *APIServer) build(opts options.CompletedOptions) (preparedServer, error)
 		return nil, err
 	}
 	metricsapi.AddOpenAPI(config.KubeAPIs.ControlPlane.Generic)
+	for _, c := range []*genericapiserver.Config{config.KubeAPIs.ControlPlane.Generic, &config.ApiExtensions.GenericConfig.Config, &config.Aggregator.GenericConfig.Config} {
+		subresources.LongRunning(c)
+		imagecontent.LongRunning(c)
+	}
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, err
@@ -138,7 +150,17 @@ func (s *APIServer) build(opts options.CompletedOptions) (preparedServer, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.addMetrics(chain.GenericAPIServer); err != nil {
+	builtin, ok := chain.GenericAPIServer.NextDelegate().(*genericapiserver.GenericAPIServer)
+	if !ok {
+		return nil, fmt.Errorf("the aggregator delegates to %T", chain.GenericAPIServer.NextDelegate())
+	}
+	if err := s.addMetrics(chain.GenericAPIServer, builtin); err != nil {
+		return nil, err
+	}
+	if err := subresources.Install(subresources.Config{Server: builtin, Loopback: chain.GenericAPIServer.LoopbackClientConfig, Logger: s.cfg.Logger}); err != nil {
+		return nil, err
+	}
+	if err := s.addContent(chain.GenericAPIServer); err != nil {
 		return nil, err
 	}
 	// Open watches hold their connections; clients open them anew elsewhere or
@@ -155,13 +177,20 @@ func (s *APIServer) build(opts options.CompletedOptions) (preparedServer, error)
 	return prepared, nil
 }
 
+// addContent adds the bytes of images of virtual machines to the aggregator itself.
+func (s *APIServer) addContent(aggregator *genericapiserver.GenericAPIServer) error {
+	content, err := library.New(library.Config{Dir: s.cfg.ContentDir})
+	if err != nil {
+		return err
+	}
+	return imagecontent.Install(imagecontent.Config{
+		Server: aggregator, Loopback: aggregator.LoopbackClientConfig, Library: content, Logger: s.cfg.Logger,
+	})
+}
+
 // addMetrics adds the resource metrics API to the server behind the aggregator,
 // the one that serves the built-in types.
-func (s *APIServer) addMetrics(aggregator *genericapiserver.GenericAPIServer) error {
-	builtin, ok := aggregator.NextDelegate().(*genericapiserver.GenericAPIServer)
-	if !ok {
-		return fmt.Errorf("the aggregator delegates to %T", aggregator.NextDelegate())
-	}
+func (s *APIServer) addMetrics(aggregator, builtin *genericapiserver.GenericAPIServer) error {
 	metrics, err := metricsapi.Install(metricsapi.Config{
 		Server:            builtin,
 		Loopback:          aggregator.LoopbackClientConfig,

@@ -12,8 +12,8 @@ import (
 	"atoll.dev/atoll/internal/datadir/atomicfile"
 )
 
-// authenticationConfig allows anonymous requests for the health endpoints only;
-// everything else needs a certificate or a token.
+// authenticationConfig allows anonymous requests for the health endpoints and the web consoles of virtual machines
+// only, which need a ticket; everything else needs a certificate or a token.
 const authenticationConfig = `apiVersion: apiserver.config.k8s.io/v1
 kind: AuthenticationConfiguration
 anonymous:
@@ -22,6 +22,8 @@ anonymous:
   - path: /livez
   - path: /readyz
   - path: /healthz
+  - path: /vm/web-console/proxy
+  - path: /vm/web-console/stream
 `
 
 // auditPolicy records who did what, without bodies, and leaves out what the
@@ -63,6 +65,7 @@ rules:
   - /readyz*
   - /version
   - /metrics
+  - /vm/web-console/*
   - /openapi*
   - /api
   - /api/*

@@ -129,8 +129,10 @@ func objects(cfg Config) ([]object, error) {
 			return nil, fmt.Errorf("manifest of %s: %w", m.resource.Resource, err)
 		}
 		definition := &unstructured.Unstructured{Object: content}
-		if err := setConversion(cfg, definition); err != nil {
-			return nil, fmt.Errorf("manifest of %s: %w", m.resource.Resource, err)
+		for _, change := range []error{setConversion(cfg, definition), setSelector(definition)} {
+			if change != nil {
+				return nil, fmt.Errorf("manifest of %s: %w", m.resource.Resource, change)
+			}
 		}
 		out = append(out, object{resource: m.resource, content: definition, once: m.once, replace: m.replace})
 	}

@@ -8,6 +8,7 @@ import (
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	encryption "atoll.dev/atoll/api/encryption/v1alpha1"
+	imageregistry "atoll.dev/atoll/api/imageregistry/v1alpha1"
 	netop "atoll.dev/atoll/api/netoperator/v1alpha1"
 	"atoll.dev/atoll/api/vmoperator"
 	"atoll.dev/atoll/internal/datadir/pki"
@@ -25,7 +26,7 @@ const DefaultClass = "atoll"
 func definitions() []manifest {
 	crds := schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 	var out []manifest
-	for _, file := range [][]byte{atoll.CRDs, encryption.CRDs, snapshots.CRDs, vmoperator.CRDs, netop.CRDs} {
+	for _, file := range [][]byte{atoll.CRDs, encryption.CRDs, imageregistry.CRDs, snapshots.CRDs, vmoperator.CRDs, netop.CRDs} {
 		for doc := range bytes.SplitSeq(file, []byte("---\n")) {
 			if len(bytes.TrimSpace(doc)) > 0 {
 				out = append(out, manifest{resource: crds, text: "\n" + string(doc)})
@@ -205,6 +206,15 @@ rules:
 - apiGroups: [encryption.vmware.com]
   resources: [encryptionclasses/status]
   verbs: [update, patch]
+- apiGroups: [imageregistry.vmware.com]
+  resources: [contentlibraryitems, clustercontentlibraryitems]
+  verbs: [get, list, watch]
+- apiGroups: [imageregistry.vmware.com]
+  resources: [contentlibraryitems/status, clustercontentlibraryitems/status]
+  verbs: [update, patch]
+- apiGroups: [vmoperator.vmware.com]
+  resources: [virtualmachineimages, clustervirtualmachineimages]
+  verbs: [get]
 `
 
 const storageCapacityRole = `
@@ -266,6 +276,9 @@ rules:
 - apiGroups: [encryption.vmware.com]
   resources: [encryptionclasses]
   verbs: [create, update, patch, delete, deletecollection]
+- apiGroups: [imageregistry.vmware.com]
+  resources: [contentlibraries, contentlibraryitems, contentlibraryitemimportrequests]
+  verbs: [create, update, patch, delete, deletecollection]
 `
 
 const storageReaderRole = `
@@ -289,5 +302,8 @@ rules:
   verbs: [get, list, watch]
 - apiGroups: [encryption.vmware.com]
   resources: [encryptionclasses]
+  verbs: [get, list, watch]
+- apiGroups: [imageregistry.vmware.com]
+  resources: [contentlibraries, contentlibraryitems, contentlibraryitemimportrequests, clustercontentlibraries, clustercontentlibraryitems]
   verbs: [get, list, watch]
 `

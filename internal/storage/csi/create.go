@@ -17,6 +17,7 @@ import (
 
 	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/storage/datastore"
+	"atoll.dev/atoll/internal/storage/images"
 	"atoll.dev/atoll/internal/storage/stores"
 )
 
@@ -42,7 +43,7 @@ func (c *controller) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequ
 	}
 	got, err := do(ctx, c.calls, plan.spec.ID, func(ctx context.Context) (created, error) { return c.create(ctx, plan) })
 	if err != nil {
-		return nil, err
+		return nil, c.underway(ctx, plan, err)
 	}
 	out := &csi.Volume{
 		VolumeId:      stores.Handle(got.store.Name, got.volume.ID),
@@ -149,6 +150,15 @@ func (c *controller) create(ctx context.Context, p plan) (created, error) {
 	if candidates, err = madeBefore(ctx, candidates, p.spec.ID); err != nil {
 		return created{}, err
 	}
+	if len(candidates) == 1 { // what is there needs no image any more
+		if v, err := candidates[0].Volume(ctx, p.spec.ID); err == nil && v.State == datastore.StateReady && images.IsCopy(v) {
+			return created{store: candidates[0], volume: v}, nil
+		}
+	}
+	image, err := c.image(ctx, &p)
+	if err != nil {
+		return created{}, err
+	}
 	var failed error
 	for _, s := range candidates {
 		spec := p.spec
@@ -160,7 +170,16 @@ func (c *controller) create(ctx context.Context, p plan) (created, error) {
 			source.Live = c.cfg.Open.Live(p.source)
 			spec.Source = &source
 		}
-		v, err := s.Create(ctx, spec)
+		if image != nil {
+			err = c.importing(ctx, s, image, &spec)
+		}
+		var v datastore.Volume
+		if err == nil {
+			v, err = s.Create(ctx, spec)
+			if image != nil && errors.Is(err, datastore.ErrNotFound) { // removed between the two; not for good
+				err = status.Errorf(codes.Aborted, "image %s has just been removed from datastore %q", image.Name, s.Name)
+			}
+		}
 		if err == nil {
 			return created{store: s, volume: v}, nil
 		}

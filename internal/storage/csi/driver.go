@@ -53,6 +53,8 @@ type Config struct {
 	// StorageClass says. It is not called for a volume that is there. datastore.ErrUnavailable: nobody can say
 	// now, and asking again may help.
 	Encryption func(ctx context.Context, namespace, claim, fallback string) (string, error)
+	// Images may be nil: no claim names an image.
+	Images Images
 	// Socket is the absolute path of the unix socket to serve at.
 	Socket string
 	Logger *slog.Logger

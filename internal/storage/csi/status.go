@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"atoll.dev/atoll/internal/storage/datastore"
+	"atoll.dev/atoll/internal/storage/diskimage"
 	"atoll.dev/atoll/internal/storage/stores"
 )
 
@@ -47,6 +48,7 @@ func code(err error) codes.Code {
 		{datastore.ErrBusy, codes.Aborted},
 		{datastore.ErrKey, codes.FailedPrecondition},
 		{datastore.ErrCorrupt, codes.DataLoss},
+		{diskimage.ErrDamaged, codes.FailedPrecondition},
 	} {
 		if errors.Is(err, t.is) {
 			return t.code

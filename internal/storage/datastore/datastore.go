@@ -97,6 +97,18 @@ type Spec struct {
 	Labels map[string]string
 	// Progress, if set, is told now and then how much of a long copy is done.
 	Progress func(done, total int64)
+	// Fill, if set, writes what a new volume without Source holds from the beginning. Nobody sees the volume before
+	// Fill has returned; when it fails, or this process ends, nothing is left and the next call begins anew. It is
+	// not called for a volume that is there. It must keep to its context.
+	Fill func(ctx context.Context, to Target) error
+}
+
+// Target is the image of a volume that is being filled.
+type Target struct {
+	// Layer is where to write: an empty image of Layer.Size bytes, that reads as zeros.
+	Layer handover.Layer
+	// Secrets are LUKS passphrases by the name of the key (Layer.Key).
+	Secrets map[string][]byte
 }
 
 // Source is what a new volume is a copy of: a snapshot or a volume.
@@ -209,6 +221,11 @@ type Engine interface {
 	Snapshot(ctx context.Context, id, volume string, live Live) (Snapshot, error)
 	// DeleteSnapshot removes a snapshot. Volumes made from it stay. No snapshot is no error.
 	DeleteSnapshot(ctx context.Context, id string) error
+	// Rollback makes a volume hold again what it held when one of its snapshots was taken. Its id, size, labels and
+	// encryption stay, and so do all snapshots. What was written since and no snapshot or copy holds is gone. A
+	// volume that nobody has written to since is no error. ErrNotFound, ErrInvalid (a snapshot of another volume),
+	// ErrAttached, ErrFull, ErrKey.
+	Rollback(ctx context.Context, id, snapshot string) (Volume, error)
 	// Attach records that holder has the volume from now on, and returns how to open it. Again by the same
 	// holder with the same mode it returns the disk as it is now. Call it before every start of a QEMU that
 	// opens the volume: layers may have been added. ErrNotFound, ErrAttached, ErrCorrupt, ErrUnsupported.

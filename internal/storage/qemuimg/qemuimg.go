@@ -154,6 +154,44 @@ func (t *Tool) Fill(ctx context.Context, top handover.Layer, secrets Secrets, pr
 	return err
 }
 
+// Target is an image to write.
+type Target struct {
+	// Layer is an image that exists, reads as zeros and is at least as large as what is written.
+	Layer handover.Layer
+	// Secrets are what Layer and the source need.
+	Secrets Secrets
+	// File, if Layer.Format is empty, is a file to make, of a format and with options as qemu-img has them.
+	File, Format, Options string
+	// Compress makes a smaller image, in more time.
+	Compress bool
+}
+
+// Convert copies a disk, a block graph, into another image.
+func (t *Tool) Convert(ctx context.Context, from map[string]any, to Target, progress func(done, total int64)) error {
+	name, err := Name(from)
+	if err != nil {
+		return err
+	}
+	args := []string{"-p", "-t", "writeback"}
+	if to.Layer.Format != "" {
+		target, err := Name(Node([]handover.Layer{to.Layer}))
+		if err != nil {
+			return err
+		}
+		args = append(args, "-n", "--target-is-zero", "-O", to.Layer.Format, name, target)
+	} else {
+		if to.Compress {
+			args = append(args, "-c")
+		}
+		if to.Options != "" {
+			args = append(args, "-o", to.Options)
+		}
+		args = append(args, "-O", to.Format, name, to.File)
+	}
+	_, err = t.run(ctx, to.Secrets, progress, "convert", args...)
+	return err
+}
+
 // Resize makes an image larger.
 func (t *Tool) Resize(ctx context.Context, top handover.Layer, secrets Secrets, bytes int64) error {
 	name, err := Name(Node([]handover.Layer{top}))

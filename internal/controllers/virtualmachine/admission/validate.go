@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"atoll.dev/atoll/internal/controllers/virtualmachine/placement"
+	"atoll.dev/atoll/internal/datadir/pki"
 )
 
 // storageQuotaSuffix ends the names of quotas for storage classes, which are the list of those a namespace may use.
@@ -57,6 +58,12 @@ func (w *Webhook) ValidateCreate(ctx context.Context, vm *vmopv1.VirtualMachine)
 	return nil, refuse(vm, slices.Concat(errs, more, taken))
 }
 
+// ours tells whether the request is one of our own controllers.
+func ours(ctx context.Context) bool {
+	req, err := admission.RequestFromContext(ctx)
+	return err == nil && req.UserInfo.Username == pki.VMControllerUser
+}
+
 // ValidateDelete implements admission.Validator.
 func (w *Webhook) ValidateDelete(context.Context, *vmopv1.VirtualMachine) (admission.Warnings, error) {
 	return nil, nil
@@ -67,7 +74,11 @@ func (w *Webhook) ValidateUpdate(ctx context.Context, before, vm *vmopv1.Virtual
 	if vm.DeletionTimestamp != nil || equality.Semantic.DeepEqual(before.Spec, vm.Spec) {
 		return nil, nil
 	}
-	errs := append(changes(before, vm), w.common(ctx, vm)...)
+	var errs field.ErrorList
+	if !ours(ctx) { // going back to a snapshot changes what people cannot
+		errs = changes(before, vm)
+	}
+	errs = append(errs, w.common(ctx, vm)...)
 	taken, err := w.duplicates(ctx, vm)
 	if err != nil {
 		return nil, err

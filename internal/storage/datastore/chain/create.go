@@ -60,6 +60,9 @@ func check(spec *datastore.Spec) error {
 		return fmt.Errorf("%w: volume %s: %s", datastore.ErrInvalid, spec.ID, fmt.Sprintf(format, args...))
 	}
 	if s := spec.Source; s != nil {
+		if spec.Fill != nil {
+			return invalid("a copy that is filled")
+		}
 		if (s.Snapshot == "") == (s.Volume == "") {
 			return invalid("a source is a snapshot or a volume")
 		}
@@ -185,11 +188,34 @@ func (o *op) create(spec datastore.Spec) (*record, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := o.make(i); err != nil {
+	err = o.make(i)
+	if err == nil && spec.Fill != nil {
+		err = o.fill(r, spec.Fill)
+	}
+	if err != nil {
 		return nil, errors.Join(err, o.abandon(r))
 	}
 	r.State = datastore.StateReady
 	return r, o.put(r)
+}
+
+// fill has the first layer of a new volume written, which may take long, and makes what was written durable.
+func (o *op) fill(r *record, write func(context.Context, datastore.Target) error) error {
+	secrets, err := o.secrets(r)()
+	if err != nil {
+		return err
+	}
+	o.away()
+	err = write(o.ctx, datastore.Target{Layer: o.place.Images().Locate(r.top()), Secrets: secrets})
+	o.tick()
+	if err != nil {
+		return FromTool(err)
+	}
+	f, err := o.place.Images().Open(r.top(), true)
+	if err != nil {
+		return err
+	}
+	return NoSpace(errors.Join(f.Sync(), f.Close()))
 }
 
 // make makes an image, which may take long.
@@ -317,6 +343,15 @@ func (o *op) remove(k Kind, id string) error {
 // Letting go of shared layers and dooming the others is one write, so that of two records that are removed
 // one after the other the last one finds the layer it shares to be its own.
 func (o *op) finishDelete(r *record) error {
+	if r.State == datastore.StateCreating && len(r.Layers) > 0 {
+		// Its own layer is nobody else's, and may be what has filled the datastore, so that no record can be written.
+		if err := o.step(); err != nil {
+			return err
+		}
+		if err := o.place.Images().Remove([]Layer{r.top()}); err != nil {
+			return err
+		}
+	}
 	err := o.locked(func() error {
 		records, err := o.all()
 		if err != nil {

@@ -118,6 +118,9 @@ func tooDeep() error {
 // thaw finishes a freeze. The layer of one that was found in the record may have been written to already.
 func (o *op) thaw(v *record, live datastore.Live) error {
 	p := v.Pending
+	if p.Rollback {
+		return o.giveUp(v)
+	}
 	i := Image{Layer: p.Layer, Below: &v.Layers[len(v.Layers)-1], Provisioning: datastore.Thin}
 	if v.Class != "" {
 		if err := o.encryptWith(v, &i, p.Layer.Key); err != nil {

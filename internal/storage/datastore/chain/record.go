@@ -86,6 +86,9 @@ type Layer struct {
 type pending struct {
 	Layer    Layer  `json:"layer"`
 	Snapshot string `json:"snapshot,omitempty"`
+	// Rollback: the layer is to be over the chain of another record instead, and has nothing to do with this
+	// one's. It is not finished, but given up.
+	Rollback bool `json:"rollback,omitempty"`
 	// unwritten: this operation has begun the freeze, and nobody can have the volume open for writing.
 	unwritten bool
 }

@@ -14,8 +14,10 @@ import (
 	"syscall"
 	"testing"
 
+	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/storage/datastore"
 	"atoll.dev/atoll/internal/storage/datastore/chain"
+	"atoll.dev/atoll/internal/storage/qemuimg"
 	"atoll.dev/atoll/internal/storage/rotation"
 	"atoll.dev/atoll/internal/storage/stores"
 )
@@ -146,6 +148,17 @@ func operations() []operation {
 			},
 		},
 		{
+			name: "roll back", setup: chained(secret), holds: map[string]string{"s:s0": "a0", "s:s2": "abc0"}, done: map[string]string{"v": "a0"},
+			run: func(ctx context.Context, s *chain.Store, _ fileLive) error {
+				_, err := s.Rollback(ctx, "v", "s0")
+				return err
+			},
+		},
+		{
+			name: "create and fill", setup: func(*crashBench) {}, done: map[string]string{"v": "ab"},
+			run: create(datastore.Spec{ID: "v", Size: datastore.SizeUnit, Encryption: "gold", Fill: fillTest}),
+		},
+		{
 			name: "rotate the key-encryption key", holds: map[string]string{"v": "abcd", "w": "ab", "s:s0": "a0", "s:s2": "abc0"},
 			setup: func(c *crashBench) {
 				chained(secret)(c)
@@ -155,6 +168,32 @@ func operations() []operation {
 			run: rotate,
 		},
 	}
+}
+
+// fillTest writes what a new volume holds.
+func fillTest(_ context.Context, to datastore.Target) error {
+	dir, err := os.MkdirTemp("", "fill")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	name, err := qemuimg.Name(qemuimg.Node([]handover.Layer{to.Layer}))
+	if err != nil {
+		return err
+	}
+	var args []string
+	for key, secret := range to.Secrets {
+		file := filepath.Join(dir, "key")
+		if err := os.WriteFile(file, secret, 0o600); err != nil {
+			return err
+		}
+		args = append(args, "--object", "secret,id="+qemuimg.SecretID(key)+",file="+file)
+	}
+	out, err := exec.Command("qemu-io", append(args, "-c", "write -P 97 0 64k", "-c", "write -P 98 64k 64k", name)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
 }
 
 // rotate wraps everything with the new key, and takes the old one away when that is done.

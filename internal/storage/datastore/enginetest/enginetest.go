@@ -49,6 +49,8 @@ func Suite(t *testing.T, slack int64, maker Maker) {
 		{"Encryption", encryption},
 		{"KeyRotation", keyRotation},
 		{"Merge", merge},
+		{"Rollback", rollback},
+		{"Fill", fill},
 		{"Concurrency", concurrency},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -138,6 +140,12 @@ func (b *bench) open(disk handover.Disk, commands ...string) error {
 	if err != nil {
 		return err
 	}
+	return b.write(disk, passphrases, commands...)
+}
+
+// write is open with passphrases at hand.
+func (b *bench) write(disk handover.Disk, passphrases map[string][]byte, commands ...string) error {
+	b.Helper()
 	name, err := qemuimg.Name(qemuimg.Node(disk.Layers))
 	if err != nil {
 		return err

@@ -1,0 +1,32 @@
+package v1alpha1
+
+import (
+	"crypto/sha1" // names as VMware makes them; nothing is secured by it
+	"encoding/hex"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Names that claims, volumes and items use. Atoll's own.
+const (
+	// ImageAnnotation of a PersistentVolumeClaim names the image that its volume is a copy of:
+	// VirtualMachineImage/NAME of the claim's namespace, or ClusterVirtualMachineImage/NAME. It is read once, when
+	// the volume is made.
+	ImageAnnotation = "atoll.dev/image"
+	// ImageDiskAnnotation is the number of the image's disk, from 0, which is the default.
+	ImageDiskAnnotation = "atoll.dev/image-disk"
+	// RollbackAnnotation of a PersistentVolume asks for the volume to hold again what it held when one of its
+	// snapshots was taken, which it names by CSI handle. Only the controllers of virtual machines may set it, and
+	// only on volumes that nothing has open. RolledBackAnnotation has the same value when that is done;
+	// RollbackErrorAnnotation says why it is not.
+	RollbackAnnotation      = "atoll.dev/rollback"
+	RolledBackAnnotation    = "atoll.dev/rolled-back"
+	RollbackErrorAnnotation = "atoll.dev/rollback-error"
+)
+
+// ImageName is the name of the image of an item: what VMware makes of the item's UUID.
+func ImageName(uuid types.UID) string {
+	sum := sha1.Sum([]byte(strings.ReplaceAll(string(uuid), "-", "")))
+	return "vmi-" + hex.EncodeToString(sum[:])[:17]
+}

@@ -1,0 +1,154 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+
+	gwebsocket "github.com/gorilla/websocket"
+	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/portforward"
+	"k8s.io/client-go/transport/spdy"
+	"k8s.io/client-go/transport/websocket"
+	streamhttp "k8s.io/streaming/pkg/httpstream"
+
+	subresources "atoll.dev/atoll/api/subresources/v1alpha1"
+)
+
+// running reads a virtual machine that must be powered on.
+func (s *session) running(ctx context.Context, name string) (*vmopv1.VirtualMachine, error) {
+	vm, err := s.machine(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if vm.Status.PowerState != vmopv1.VirtualMachinePowerStateOn {
+		return nil, fmt.Errorf("virtual machine %s is %s; `atoll vm start %s` starts it", name, state(vm), name)
+	}
+	return vm, nil
+}
+
+// stream opens a console of a virtual machine.
+func (s *session) stream(ctx context.Context, name, kind string) (io.ReadWriteCloser, error) {
+	base, _, err := rest.DefaultServerUrlFor(s.config)
+	if err != nil {
+		return nil, err
+	}
+	base.Path = strings.TrimSuffix(base.Path, "/") + subresources.Path(s.namespace, name, kind)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	rt, holder, err := websocket.RoundTripperFor(s.config)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := websocket.Negotiate(rt, holder, req, subresources.Protocol)
+	if err != nil {
+		var upgrade *streamhttp.UpgradeFailureError
+		if errors.As(err, &upgrade) {
+			err = upgrade.Cause
+		}
+		if apierrors.IsForbidden(err) {
+			return nil, fmt.Errorf("you may not open it: %w", err)
+		}
+		return nil, fmt.Errorf("opening the %s of %s: %w", kind, name, err)
+	}
+	return &socket{conn: conn}, nil
+}
+
+// socket is a websocket as a stream of bytes.
+type socket struct {
+	conn *gwebsocket.Conn
+	rest io.Reader
+
+	writing sync.Mutex // guards writes to conn
+}
+
+// Read implements io.Reader.
+func (s *socket) Read(p []byte) (int, error) {
+	for {
+		if s.rest == nil {
+			kind, r, err := s.conn.NextReader()
+			if ended, ok := errors.AsType[*gwebsocket.CloseError](err); ok {
+				if ended.Code == gwebsocket.CloseNormalClosure || ended.Code == gwebsocket.CloseGoingAway {
+					return 0, io.EOF
+				}
+				return 0, fmt.Errorf("the stream ended: %s", strings.TrimSpace(clean(ended.Text)))
+			}
+			if err != nil {
+				return 0, err
+			}
+			if kind != gwebsocket.BinaryMessage {
+				continue
+			}
+			s.rest = r
+		}
+		n, err := s.rest.Read(p)
+		if errors.Is(err, io.EOF) {
+			s.rest, err = nil, nil
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+// Write implements io.Writer.
+func (s *socket) Write(p []byte) (int, error) {
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if err := s.conn.WriteMessage(gwebsocket.BinaryMessage, p); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Close implements io.Closer.
+func (s *socket) Close() error { return s.conn.Close() }
+
+// forward makes a port of a virtual machine a port of this host, until ctx ends. It returns the port.
+func (s *session) forward(ctx context.Context, name string, port int, errOut io.Writer) (int, error) {
+	base, _, err := rest.DefaultServerUrlFor(s.config)
+	if err != nil {
+		return 0, err
+	}
+	base.Path = strings.TrimSuffix(base.Path, "/") + "/api/v1/namespaces/" + url.PathEscape(s.namespace) + "/pods/" + url.PathEscape(name) + "/portforward"
+	transport, upgrader, err := spdy.RoundTripperFor(s.config)
+	if err != nil {
+		return 0, err
+	}
+	old := spdy.NewDialerForStreaming(upgrader, &http.Client{Transport: transport}, http.MethodPost, base)
+	tunnel, err := portforward.NewSPDYOverWebsocketDialerForStreaming(base, s.config)
+	if err != nil {
+		return 0, err
+	}
+	dialer := portforward.NewFallbackDialerForStreaming(tunnel, old, func(err error) bool {
+		return streamhttp.IsUpgradeFailure(err) || streamhttp.IsHTTPSProxyError(err)
+	})
+	ready := make(chan struct{})
+	fw, err := portforward.NewOnAddressesForStreaming(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, ctx.Done(), ready, io.Discard, errOut)
+	if err != nil {
+		return 0, err
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- fw.ForwardPorts() }()
+	select {
+	case <-ready:
+	case err := <-failed:
+		return 0, fmt.Errorf("forwarding port %d of %s: %w", port, name, err)
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	ports, err := fw.GetPorts()
+	if err != nil {
+		return 0, fmt.Errorf("forwarding port %d of %s: %w", port, name, err)
+	}
+	return int(ports[0].Local), nil
+}

@@ -1,0 +1,117 @@
+package vmimage
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	api "atoll.dev/atoll/api/imageregistry/v1alpha1"
+)
+
+// List prints the images of the cluster and of a namespace, or of all namespaces with "".
+func (c Config) List(ctx context.Context, namespace, output string) error {
+	cl, err := c.client()
+	if err != nil {
+		return err
+	}
+	all, err := cl.list(ctx, namespace, true)
+	if err != nil {
+		return err
+	}
+	if output == "json" || output == "yaml" {
+		plain := make([]api.ContentLibraryItem, 0, len(all))
+		for _, i := range all {
+			plain = append(plain, i.ContentLibraryItem)
+		}
+		return c.Structured(output, plain)
+	}
+	head := []string{"IMAGE", "NAMESPACE", "NAME", "TYPE", "SIZE", "STATE", "AGE"}
+	if output == "wide" {
+		head = append(head, "DISKS", "OS", "FIRMWARE", "ITEM", "LIBRARY", "HOST", "SHA256")
+	}
+	rows := [][]string{head}
+	for _, i := range all {
+		state, _ := i.State()
+		if p := i.Status.Progress; p != nil && p.BytesTotal > 0 && !i.Status.Ready {
+			state += " " + strconv.Itoa(int(p.Percent)) + "%"
+		}
+		row := []string{
+			i.ImageName(), dash(i.Namespace), i.DisplayName(), dash(strings.ToUpper(string(i.Status.Type))), c.capacity(i), state, c.Age(i.CreationTimestamp.Time),
+		}
+		if output == "wide" {
+			row = append(row, c.disks(i), dash(osOf(i)), dash(firmwareOf(i)), i.Name, i.Spec.Library, dash(i.Status.Host), dash(i.Status.ContentVersion))
+		}
+		rows = append(rows, row)
+	}
+	c.Table(rows)
+	for _, i := range all {
+		switch reason, message := i.State(); reason {
+		case api.ItemChecksum, api.ItemSourceBad, api.ItemContentBad, api.ItemRetrying:
+			_, _ = fmt.Fprintf(c.Out, "%s: %s: %s\n", i, reason, message)
+		}
+	}
+	return nil
+}
+
+func dash(text string) string {
+	if text == "" {
+		return "-"
+	}
+	return text
+}
+
+// capacity is the size of all disks.
+func (c Config) capacity(i Item) string {
+	var sum int64
+	for _, d := range i.Status.Disks {
+		sum += d.Capacity.Value()
+	}
+	if sum == 0 {
+		return "-"
+	}
+	return c.Size(sum)
+}
+
+func (c Config) disks(i Item) string {
+	var out []string
+	for _, d := range i.Status.Disks {
+		out = append(out, d.Format+" "+c.Size(d.Capacity.Value()))
+	}
+	return dash(strings.Join(out, ", "))
+}
+
+func osOf(i Item) string {
+	if h := i.Status.Hardware; h != nil && h.OS.Type != "" {
+		return h.OS.Type
+	}
+	return i.Spec.OS.Type
+}
+
+func firmwareOf(i Item) string {
+	if h := i.Status.Hardware; h != nil && h.Firmware != "" {
+		return h.Firmware
+	}
+	return i.Spec.Firmware
+}
+
+// Remove deletes images. Virtual machines that were made of them stay as they are.
+func (c Config) Remove(ctx context.Context, namespace string, names []string) error {
+	cl, err := c.client()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		i, err := cl.find(ctx, namespace, name)
+		if err != nil {
+			return err
+		}
+		if err := cl.resource(i.Namespace).Delete(ctx, i.Name, metav1.DeleteOptions{}); err != nil {
+			return fmt.Errorf("removing %s: %w", i, err)
+		}
+		_, _ = fmt.Fprintf(c.Out, "removed %s\n", i)
+	}
+	return nil
+}
