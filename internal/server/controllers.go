@@ -32,13 +32,13 @@ func (s *Server) controllers() []manager.Setup {
 		s.virtualMachines,
 		virtualmachineclass.Setup(virtualmachine.ClassInstancesInUse),
 		resourcepolicy.Setup,
-		image.Setup, contentlibrary.Setup, importrequest.Setup,
 		vmservice.Setup,
 		vmreplicaset.Setup,
 		vmgroup.Setup,
 		vmgrouppublish.Setup,
 		vmsnapshot.Setup,
 		vmconsole.Setup(net.JoinHostPort(s.cfg.NodeIP.String(), strconv.Itoa(s.cfg.Ports.API))),
+		image.Setup, contentlibrary.Setup, importrequest.Setup,
 	}
 }
 
