@@ -26,12 +26,12 @@ type Config struct {
 	// RunDir is the directory of sockets and of what shims write; it ends with the
 	// boot.
 	RunDir string
-	// ContentDir holds the images of virtual machines as they came.
-	ContentDir string
 	// MachinesDir is where virtual machines keep firmware variables and the like, LeaseDir where the CNI plugin keeps
 	// their addresses.
 	MachinesDir string
 	LeaseDir    string
+	// ContentDir holds the images of virtual machines as they came.
+	ContentDir string
 	// ContainerdSocket is the CRI socket, without a scheme.
 	ContainerdSocket string
 
@@ -149,9 +149,9 @@ func (c Config) Validate() error {
 		{"PodLogsDir", c.PodLogsDir},
 		{"StateDir", c.StateDir},
 		{"RunDir", c.RunDir},
-		{"ContentDir", c.ContentDir},
 		{"MachinesDir", c.MachinesDir},
 		{"LeaseDir", c.LeaseDir},
+		{"ContentDir", c.ContentDir},
 		{"ContainerdSocket", c.ContainerdSocket},
 		{"Network.ResolvConf", c.Network.ResolvConf},
 	} {

@@ -64,11 +64,11 @@ func (a *Agent) runStorage(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("configuring storage: %w", err)
 	}
-	pictures, err := a.images(client, set)
+	vms, err := machines.New(client, a.cfg.NodeName)
 	if err != nil {
 		return fmt.Errorf("configuring storage: %w", err)
 	}
-	vms, err := machines.New(client, a.cfg.NodeName)
+	pictures, err := a.images(client, set)
 	if err != nil {
 		return fmt.Errorf("configuring storage: %w", err)
 	}

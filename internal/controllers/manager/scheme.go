@@ -26,7 +26,7 @@ func NewScheme() (*runtime.Scheme, error) {
 	for _, add := range []func(*runtime.Scheme) error{
 		clientgoscheme.AddToScheme,
 		vmopv1a2.AddToScheme, vmopv1a3.AddToScheme, vmopv1a4.AddToScheme, vmopv1.AddToScheme,
-		netop.AddToScheme, imageregistry.AddToScheme, snapshotv1.AddToScheme,
+		netop.AddToScheme, snapshotv1.AddToScheme, imageregistry.AddToScheme,
 		atoll.AddToScheme, encryption.AddToScheme,
 	} {
 		if err := add(s); err != nil {

@@ -57,8 +57,7 @@ type Config struct {
 	Domain      string
 	// ContentDir is the library of images of virtual machines.
 	ContentDir string
-
-	Logger *slog.Logger
+	Logger     *slog.Logger
 }
 
 // shutdownTimeout is how long connections may stay open when the server stops.
@@ -140,8 +139,9 @@ func (s *APIServer) build(opts options.CompletedOptions) (preparedServer, error)
 	metricsapi.AddOpenAPI(config.KubeAPIs.ControlPlane.Generic)
 	for _, c := range []*genericapiserver.Config{config.KubeAPIs.ControlPlane.Generic, &config.ApiExtensions.GenericConfig.Config, &config.Aggregator.GenericConfig.Config} {
 		subresources.LongRunning(c)
-		imagecontent.LongRunning(c)
 	}
+	imagecontent.LongRunning(config.KubeAPIs.ControlPlane.Generic)
+	imagecontent.LongRunning(&config.Aggregator.GenericConfig.Config)
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, err
