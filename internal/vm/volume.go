@@ -10,13 +10,17 @@ import (
 	"atoll.dev/atoll/internal/vm/qmp"
 )
 
-// What volumes are made of, see package block.
 type (
+	// Volume is a persistent disk, to be added to a running machine.
 	Volume = block.Volume
-	Layer  = block.Layer
+	// Layer is one file of a volume, or one image in Ceph.
+	Layer = block.Layer
+	// Limits is what a volume may do per second.
 	Limits = block.Limits
+	// Format is how a layer of a volume is written in its file.
 	Format = block.Format
-	RBD    = block.RBD
+	// RBD is an image in Ceph.
+	RBD = block.RBD
 )
 
 // The formats, and how many layers a volume can have.

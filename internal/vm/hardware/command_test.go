@@ -123,7 +123,7 @@ func TestCommandLine(t *testing.T) {
 	efi.Machine.Firmware.Type, efi.NVRAM, efi.Firmware.Code = machinev1.EFI, opened(t, os.O_RDWR), opened(t, os.O_RDONLY).Name()
 	restored := small(t)
 	restored.Incoming = opened(t, os.O_RDONLY)
-	for name, cfg := range map[string]Config{"small": small(t), "large": large(t), "efi": efi} {
+	for name, cfg := range map[string]Config{"small": small(t), "large": large(t), "efi": efi, "restored": restored} {
 		t.Run(name, func(t *testing.T) {
 			c, err := build(t, cfg)
 			if err != nil {

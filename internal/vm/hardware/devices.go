@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"strings"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
@@ -170,7 +171,7 @@ func bootOrder(m machinev1.Machine) map[string]int {
 	}
 	if m.Firmware.NetworkBoot {
 		for _, n := range m.NICs {
-			order = append(order[:len(order):len(order)], n.Name)
+			order = append(slices.Clip(order), n.Name)
 		}
 	}
 	out := map[string]int{}

@@ -6,7 +6,8 @@ import (
 	"testing"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
-	"k8s.io/utils/ptr"
+
+	netop "atoll.dev/atoll/api/netoperator/v1alpha1"
 )
 
 // leaves lists the fields of a type that the table must have, down to where a path of the table ends.
@@ -21,7 +22,7 @@ func leaves(t reflect.Type, path string, known func(string) bool, missing func(s
 		}
 		t = t.Elem()
 	}
-	if t.Kind() != reflect.Struct || !strings.Contains(t.PkgPath(), "vm-operator") && !strings.Contains(t.PkgPath(), "k8s.io/api/core") {
+	if t.Kind() != reflect.Struct || !strings.Contains(t.PkgPath(), "vm-operator") && !strings.Contains(t.PkgPath(), "k8s.io/api/core") && !strings.Contains(t.PkgPath(), "netoperator") {
 		missing(path)
 		return
 	}
@@ -36,6 +37,18 @@ func leaves(t reflect.Type, path string, known func(string) bool, missing func(s
 	}
 }
 
+// table is that of a kind.
+func table(t *testing.T, name string) []Field {
+	t.Helper()
+	for _, k := range Kinds() {
+		if k.Name == name {
+			return k.Fields
+		}
+	}
+	t.Fatalf("there is no table of %s", name)
+	return nil
+}
+
 func TestTableIsComplete(t *testing.T) {
 	for _, c := range []struct {
 		spec  any
@@ -44,6 +57,17 @@ func TestTableIsComplete(t *testing.T) {
 		{vmopv1.VirtualMachineSpec{}, VirtualMachine()},
 		{vmopv1.VirtualMachineClassSpec{}, VirtualMachineClass()},
 		{vmopv1.VirtualMachineSetResourcePolicySpec{}, VirtualMachineSetResourcePolicy()},
+		{vmopv1.VirtualMachineClassInstanceSpec{}, VirtualMachineClass()},
+		{vmopv1.VirtualMachineImageSpec{}, table(t, "VirtualMachineImage, ClusterVirtualMachineImage")},
+		{vmopv1.VirtualMachineServiceSpec{}, VirtualMachineService()},
+		{vmopv1.VirtualMachineReplicaSetSpec{}, VirtualMachineReplicaSet()},
+		{vmopv1.VirtualMachineGroupSpec{}, VirtualMachineGroup()},
+		{vmopv1.VirtualMachineSnapshotSpec{}, table(t, "VirtualMachineSnapshot")},
+		{vmopv1.VirtualMachineWebConsoleRequestSpec{}, table(t, "VirtualMachineWebConsoleRequest")},
+		{vmopv1.VirtualMachinePublishRequestSpec{}, VirtualMachinePublishRequest()},
+		{vmopv1.VirtualMachineGroupPublishRequestSpec{}, table(t, "VirtualMachineGroupPublishRequest")},
+		{vmopv1.VirtualMachineImageCacheSpec{}, table(t, "VirtualMachineImageCache")},
+		{netop.NetworkSpec{}, table(t, "Network (netoperator.vmware.com)")},
 	} {
 		paths := map[string]bool{}
 		for _, f := range c.table {
@@ -70,7 +94,7 @@ func TestWithoutEffect(t *testing.T) {
 	if got := WithoutEffect(vm); len(got) != 0 {
 		t.Fatalf("of nothing: %v", got)
 	}
-	vm.Spec.Advanced = &vmopv1.VirtualMachineAdvancedSpec{ChangeBlockTracking: ptr.To(true)}
+	vm.Spec.Advanced = &vmopv1.VirtualMachineAdvancedSpec{ChangeBlockTracking: new(true)}
 	if got := WithoutEffect(vm); len(got) != 1 || !strings.HasPrefix(got[0], "spec.advanced.changeBlockTracking (") {
 		t.Fatal(got)
 	}
