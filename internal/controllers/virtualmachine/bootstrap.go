@@ -12,12 +12,17 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/controllers/condition"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/power"
 )
+
+// InstanceAnnotation of a VirtualMachine with linuxPrep is the instance that the guest was customized as last.
+const InstanceAnnotation = "atoll.dev/instance-id"
 
 // bootstrap makes the files of the seed disk. A machine that runs has its already; changes of user data have an effect
 // at the next start.
@@ -34,7 +39,7 @@ func (r *Reconciler) bootstrap(ctx context.Context, v *view) error {
 		condition.True(&vm.Status.Conditions, vmopv1.VirtualMachineConditionBootstrapReady)
 		return nil
 	}
-	in := BootstrapInput{VM: vm, NICs: v.nics, Image: v.image, Hostname: machine.Hostname(vm)}
+	in := BootstrapInput{VM: vm, NICs: v.nics, Image: v.image, Hostname: machine.Hostname(vm), LastInstanceID: vm.Annotations[InstanceAnnotation]}
 	if vm.Spec.Network != nil {
 		in.Domain = vm.Spec.Network.DomainName
 	}
@@ -78,7 +83,33 @@ func (r *Reconciler) seedSecret(ctx context.Context, v *view) (string, error) {
 	if err := r.Create(ctx, secret); err != nil && !apierrors.IsAlreadyExists(err) {
 		return "", fmt.Errorf("making the seed Secret: %w", err)
 	}
-	return secret.Name, nil
+	for _, note := range v.seed.Notes {
+		r.Events.Eventf(v.vm, nil, corev1.EventTypeWarning, "Bootstrap", "Bootstrap", "%s", note)
+	}
+	return secret.Name, r.noteInstance(ctx, v)
+}
+
+// noteInstance keeps the instance that a guest is customized as, and takes note that what was asked for once is done.
+func (r *Reconciler) noteInstance(ctx context.Context, v *view) error {
+	vm := v.vm
+	if vm.Spec.Bootstrap == nil || vm.Spec.Bootstrap.LinuxPrep == nil {
+		return nil
+	}
+	again := vm.Spec.Bootstrap.LinuxPrep.CustomizeAtNextPowerOn
+	if vm.Annotations[InstanceAnnotation] == v.seed.InstanceID && !ptr.Deref(again, false) {
+		return nil
+	}
+	before, status := vm.DeepCopy(), vm.Status.DeepCopy()
+	metav1.SetMetaDataAnnotation(&vm.ObjectMeta, InstanceAnnotation, v.seed.InstanceID)
+	if again != nil {
+		vm.Spec.Bootstrap.LinuxPrep.CustomizeAtNextPowerOn = ptr.To(false)
+	}
+	err := r.Patch(ctx, vm, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	vm.Status = *status
+	if err != nil {
+		return fmt.Errorf("keeping the instance of the guest: %w", err)
+	}
+	return nil
 }
 
 // deleteSeed deletes the seed of a pod that has ended.

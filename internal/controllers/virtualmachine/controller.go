@@ -50,6 +50,8 @@ type BootstrapInput struct {
 	Image *vmopv1.VirtualMachineImageStatus
 	// Hostname and Domain of the guest.
 	Hostname, Domain string
+	// LastInstanceID is the Seed.InstanceID that the guest had last.
+	LastInstanceID string
 }
 
 // Seed is the content of a seed disk.
@@ -58,6 +60,10 @@ type Seed struct {
 	Label string
 	// Files by name, in the form of a Secret, see machinev1.SeedVolume.
 	Files map[string][]byte
+	// InstanceID is cloud-init's, empty without cloud-init.
+	InstanceID string
+	// Notes say what was passed on without what it asked for.
+	Notes []string
 }
 
 // Snapshots takes machines back to snapshots. It is called at each look while spec.currentSnapshotName is set.

@@ -115,7 +115,9 @@ func TestVolumes(t *testing.T) {
 	}
 	taken := claim("taken")
 	taken.Annotations = map[string]string{attachment.HolderAnnotation: "other", attachment.HolderNameAnnotation: "db"}
-	w := started(t, claim("data"), taken)
+	boot := claim("disk-of-db")
+	boot.OwnerReferences = []metav1.OwnerReference{{APIVersion: vmopv1.GroupVersion.String(), Kind: "VirtualMachine", Name: "db", UID: "other", Controller: new(true)}}
+	w := started(t, claim("data"), taken, boot)
 	vm := newVM()
 	volume := func(name string) vmopv1.VirtualMachineVolume {
 		return vmopv1.VirtualMachineVolume{Name: name, VirtualMachineVolumeSource: vmopv1.VirtualMachineVolumeSource{
@@ -123,7 +125,7 @@ func TestVolumes(t *testing.T) {
 		}}
 	}
 	update(w, vm, func(vm *vmopv1.VirtualMachine) {
-		vm.Spec.Volumes = []vmopv1.VirtualMachineVolume{volume("data"), volume("taken"), volume("nothing")}
+		vm.Spec.Volumes = []vmopv1.VirtualMachineVolume{volume("data"), volume("taken"), volume("nothing"), volume("disk-of-db")}
 	})
 	got := w.settle()
 	byName := func(vm *vmopv1.VirtualMachine, name string) vmopv1.VirtualMachineVolumeStatus {
@@ -139,6 +141,9 @@ func TestVolumes(t *testing.T) {
 		t.Error(text)
 	}
 	if text := byName(got, "nothing").Error; !strings.Contains(text, "nothing does not exist") {
+		t.Error(text)
+	}
+	if text := byName(got, "disk-of-db").Error; !strings.Contains(text, "a part of VirtualMachine db") {
 		t.Error(text)
 	}
 	c := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "data"}}

@@ -90,11 +90,11 @@ func (r *Reconciler) situation(ctx context.Context, v *view) (power.Situation, e
 		}
 		s.Saved = claim != nil && claim.Annotations[memoryAnnotation] == memorySaved
 	}
-	if s.Pod == power.PodEnded {
+	if s.Pod == power.PodEnded && s.End != machinev1.EndSuspended && s.End != machinev1.EndStopped {
 		if left := r.restarts.Pause(vm.UID, v.pod.UID, v.pod.CreationTimestamp.Time, v.endedAt(r.Clock.Now()), r.Clock.Now()); left > 0 {
 			s.Pausing = true
 			v.soon(left)
-			v.missing = append(v.missing, fmt.Sprintf("it has ended (%s), and is started again %s after that", v.whyEnded(), left.Round(time.Second)))
+			v.missing = append(v.missing, fmt.Sprintf("it has ended (%s), and is started again at %s", v.whyEnded(), r.Clock.Now().Add(left).UTC().Format(time.TimeOnly)))
 		}
 	}
 	return s, nil

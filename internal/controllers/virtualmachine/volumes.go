@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -82,6 +83,9 @@ func (r *Reconciler) volume(ctx context.Context, v *view, vol *vmopv1.VirtualMac
 	if err != nil {
 		v.await(disk)
 		return err
+	}
+	if owner := metav1.GetControllerOf(claim); owner != nil && owner.Kind == "VirtualMachine" && (owner.UID != v.vm.UID || claim.Annotations[ImageAnnotation] != "" || claim.Name == MemoryClaim(v.vm)) {
+		return &attachment.Problem{Text: fmt.Sprintf("PersistentVolumeClaim %s is a part of VirtualMachine %s: name a claim of your own", claim.Name, owner.Name)}
 	}
 	state.DiskUUID = machine.DiskUUID(string(claim.UID))
 	v.sizes(state, claim)

@@ -20,6 +20,7 @@ import (
 	"atoll.dev/atoll/internal/shim/events"
 	"atoll.dev/atoll/internal/shim/machine"
 	"atoll.dev/atoll/internal/shim/machine/config"
+	"atoll.dev/atoll/internal/shim/machine/hostside"
 	"atoll.dev/atoll/internal/vm"
 )
 
@@ -62,7 +63,7 @@ func runMachine(ctx context.Context) (err error) {
 	shutdown := func() { once.Do(func() { close(quit) }) }
 	service := machine.New(machine.Config{
 		Host: order.Config, Member: order.Member, UID: order.UID, Socket: l.file("volumes.sock"),
-		Engine: machine.QEMU{}, Network: machine.HostNetwork{}, Agent: machine.HostAgent{RunDir: order.Config.RunDir},
+		Engine: hostside.QEMU{}, Network: hostside.Network{}, Agent: hostside.Agent{RunDir: order.Config.RunDir},
 		Cgroups: &cgroups{ledger: l}, Events: publisher, Accel: accelerator(order.Config),
 		Started: l.setQEMU, Shutdown: shutdown,
 	})

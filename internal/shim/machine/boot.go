@@ -14,6 +14,7 @@ import (
 	"atoll.dev/atoll/internal/datadir/attach"
 	"atoll.dev/atoll/internal/shim/disks"
 	"atoll.dev/atoll/internal/shim/machine/seed"
+	"atoll.dev/atoll/internal/shim/machine/usage"
 	"atoll.dev/atoll/internal/vm"
 	"atoll.dev/atoll/internal/vm/guestagent"
 	"atoll.dev/atoll/internal/vm/hardware"
@@ -32,7 +33,7 @@ func (l *life) boot(ctx context.Context) error {
 	l.spec = m
 	l.mu.Unlock()
 	if data, err := os.ReadFile("/proc/meminfo"); err == nil {
-		if err := enoughMemory(data, m.Memory.Bytes); err != nil {
+		if err := usage.EnoughMemory(data, m.Memory.Bytes); err != nil {
 			return err
 		}
 	}
@@ -101,10 +102,10 @@ func (l *life) complete(ctx context.Context) (*machinev1.Machine, error) {
 		m := l.s.machine
 		l.s.mu.Unlock()
 		if len(m.Awaiting) == 0 {
-			l.s.board.update(func(st *machinev1.State) { st.Applied, st.Reason, st.Message = m.Revision, "", "" })
+			l.s.board.Update(func(st *machinev1.State) { st.Applied, st.Reason, st.Message = m.Revision, "", "" })
 			return m, nil
 		}
-		l.s.board.update(func(st *machinev1.State) {
+		l.s.board.Update(func(st *machinev1.State) {
 			st.Applied, st.Reason, st.Message = m.Revision, "AwaitingDisks", cut("waiting for disks: "+strings.Join(m.Awaiting, ", "))
 		})
 		select {
@@ -132,7 +133,7 @@ func (l *life) fit(hw Hardware) {
 		}
 	}
 	size := hw.Size()
-	l.s.board.update(func(st *machinev1.State) { st.CPUs, st.Memory = size.CPUs, size.Memory })
+	l.s.board.Update(func(st *machinev1.State) { st.CPUs, st.Memory = size.CPUs, size.Memory })
 	l.report()
 	poke(l.wake)
 }

@@ -3,14 +3,11 @@ package machine
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
-	"time"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/datadir/attach"
-	"atoll.dev/atoll/internal/shim/disks"
 )
 
 // serve begins to answer the agent, at a socket that it finds by a record.
@@ -47,7 +44,7 @@ func (s *Service) serve() error {
 
 // State returns the state of the machine once it is another than the caller knows.
 func (s *Service) State(ctx context.Context, r machinev1.StateRequest) (machinev1.State, error) {
-	return s.board.wait(ctx, r), nil
+	return s.board.Wait(ctx, r), nil
 }
 
 // stream opens a console for the agent.
@@ -67,30 +64,4 @@ func (s *Service) stream(ctx context.Context, r machinev1.StreamRequest) (func(n
 		defer stop()
 		join(conn, console)
 	}, nil
-}
-
-// HostAgent is the agent that there is.
-type HostAgent struct{ RunDir string }
-
-// Open implements Agent.
-func (a HostAgent) Open(ctx context.Context, r attach.OpenRequest) (attach.Opened, error) {
-	return disks.Ask(ctx, a.RunDir, r)
-}
-
-// closeTimeout bounds how long the agent may take to hear that a volume is closed; it notices by itself later.
-const closeTimeout = 10 * time.Second
-
-// Close implements Agent.
-func (a HostAgent) Close(ctx context.Context, r attach.OpenRequest) error {
-	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
-	defer cancel()
-	return attach.Call(ctx, attach.AgentSocket(a.RunDir), attach.MethodClose, r, nil)
-}
-
-// Snapshots implements Agent.
-func (a HostAgent) Snapshots(ctx context.Context, r attach.SnapshotsRequest) error {
-	if err := attach.Call(ctx, attach.AgentSocket(a.RunDir), attach.MethodSnapshots, r, nil); err != nil {
-		return fmt.Errorf("taking snapshots of disks: %w", err)
-	}
-	return nil
 }

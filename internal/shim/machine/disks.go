@@ -180,7 +180,7 @@ func (l *life) freeze(ctx context.Context) (thaw func()) {
 	l.mu.Lock()
 	busy, hw := l.busy, l.hw
 	l.mu.Unlock()
-	if st := l.s.board.get(); busy || st.Guest == nil || !st.Guest.Agent || st.Phase != machinev1.Running {
+	if st := l.s.board.Get(); busy || st.Guest == nil || !st.Guest.Agent || st.Phase != machinev1.Running {
 		return func() {}
 	}
 	if _, err := l.freezeFor(ctx, hw, freezeTimeout); err != nil {

@@ -7,8 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"regexp"
-	"strings"
 	"sync"
 	"time"
 
@@ -20,20 +18,16 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
+	"atoll.dev/atoll/internal/shim/machine/guest"
 	"atoll.dev/atoll/internal/shim/stdio"
 	"atoll.dev/atoll/internal/vm/guestagent"
 )
 
 const (
 	// maxExecs bounds the execs at a time.
-	maxExecs = 64
-	// guestInfoDir is where a guest puts what CommandGuestInfo asks for: one file for each key.
-	guestInfoDir = "/run/atoll/guestinfo/"
+	maxExecs     = 64
 	statusSignal = 128
 )
-
-// errNoAgent is what a user is told.
-var errNoAgent = errors.New("no guest agent answers in the machine; install and start qemu-guest-agent in the guest, or use the serial console (kubectl attach)")
 
 // Exec prepares a command: one of the guest's, which its agent runs, or one of those that are answered here.
 func (t Tasks) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb.Empty, error) {
@@ -95,7 +89,7 @@ func (l *life) command(ctx context.Context, hw Hardware, args []string, terminal
 	case machinev1.CommandHeartbeat:
 		return func(e ends) uint32 { return result(e, l.heartbeat(hw)) }, nil
 	case machinev1.CommandGuestInfo:
-		return func(e ends) uint32 { return result(e, l.guestInfo(hw, args[1:])) }, nil
+		return func(e ends) uint32 { return result(e, guest.Info(l.ctx, hw.Agent(), args[1:])) }, nil
 	case machinev1.CommandStream:
 		if len(args) != 2 {
 			return nil, fmt.Errorf("%s takes one argument, %s or %s: %w", args[0], machinev1.StreamVNC, machinev1.StreamSerial, errdefs.ErrInvalidArgument)
@@ -112,7 +106,7 @@ func (l *life) command(ctx context.Context, hw Hardware, args []string, terminal
 	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	if err := hw.Agent().Ping(asking); err != nil {
-		return nil, fmt.Errorf("%w: %w", errNoAgent, errdefs.ErrUnavailable)
+		return nil, fmt.Errorf("%w: %w", guest.ErrNoAgent, errdefs.ErrUnavailable)
 	}
 	return func(e ends) uint32 { return l.guestExec(e, hw, args) }, nil
 }
@@ -127,42 +121,10 @@ func result(e ends, err error) uint32 {
 }
 
 func (l *life) heartbeat(hw Hardware) error {
-	ctx, cancel := context.WithTimeout(l.ctx, agentTimeout)
+	ctx, cancel := context.WithTimeout(l.ctx, guest.Timeout)
 	defer cancel()
 	if err := hw.Agent().Ping(ctx); err != nil {
-		return errNoAgent
-	}
-	return nil
-}
-
-var guestInfoKey = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
-
-// guestInfo compares what the guest has said about itself, one file for each key, with regular expressions.
-func (l *life) guestInfo(hw Hardware, args []string) error {
-	if len(args) == 0 || len(args)%2 != 0 {
-		return fmt.Errorf("%s takes pairs of a key and a regular expression", machinev1.CommandGuestInfo)
-	}
-	ctx, cancel := context.WithTimeout(l.ctx, agentTimeout)
-	defer cancel()
-	for i := 0; i < len(args); i += 2 {
-		key := args[i]
-		if !guestInfoKey.MatchString(key) {
-			return fmt.Errorf("%q is no key", key)
-		}
-		want, err := regexp.Compile(args[i+1])
-		if err != nil {
-			return fmt.Errorf("value of %s: %w", key, err)
-		}
-		data, err := read(ctx, hw.Agent(), guestInfoDir+key)
-		if errors.Is(err, guestagent.ErrNoAgent) {
-			return errNoAgent
-		}
-		if err != nil {
-			return fmt.Errorf("the guest has not set %s (file %s%s)", key, guestInfoDir, key)
-		}
-		if !want.MatchString(strings.TrimRight(string(data), "\r\n")) {
-			return fmt.Errorf("%s is %q and does not match %q", key, clean(string(data)), args[i+1])
-		}
+		return guest.ErrNoAgent
 	}
 	return nil
 }

@@ -73,24 +73,3 @@ type consoles interface {
 	Console() []byte
 	Agent() *guestagent.Client
 }
-
-// QEMU is the engine that there is.
-type QEMU struct{}
-
-// Start implements Engine.
-func (QEMU) Start(ctx context.Context, cfg hardware.Config) (Hardware, error) {
-	m, err := hardware.Start(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	return m, nil
-}
-
-// StartTPM implements Engine.
-func (QEMU) StartTPM(ctx context.Context, cfg swtpm.Config) (TPM, error) {
-	t, err := swtpm.Start(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	return t, nil
-}

@@ -93,7 +93,7 @@ func (l *life) hardware() Hardware {
 func (l *life) run(e ends) {
 	hw := l.hardware()
 	l.s.cfg.Started(hw.PID())
-	l.s.board.update(func(st *machinev1.State) {
+	l.s.board.Update(func(st *machinev1.State) {
 		st.Phase, st.Reason, st.Message, st.Started = machinev1.Running, "", "", now()
 		st.Accelerator = string(hw.Accelerator())
 	})
@@ -137,7 +137,7 @@ func (l *life) finish(e ends, failure error) {
 			slog.Warn("writing termination message", "error", err)
 		}
 	}
-	l.s.board.update(func(st *machinev1.State) {
+	l.s.board.Update(func(st *machinev1.State) {
 		st.Phase, st.End, st.Reason, st.Message = machinev1.Ended, end, "", ""
 		for i := range st.Disks {
 			st.Disks = cloneDisks(st.Disks)
@@ -294,25 +294,25 @@ func (l *life) powerOff() {
 func (l *life) event(e hardware.Event) {
 	switch e.Kind {
 	case hardware.EventReset:
-		l.s.board.update(func(st *machinev1.State) {
+		l.s.board.Update(func(st *machinev1.State) {
 			st.Resets++
 			st.Started = now()
 		})
 		poke(l.reset)
 	case hardware.EventPanic:
-		l.s.board.update(func(st *machinev1.State) {
+		l.s.board.Update(func(st *machinev1.State) {
 			st.Reason, st.Message = "GuestPanicked", "the kernel of the guest has crashed"
 		})
 	case hardware.EventStopped:
-		l.s.board.update(func(st *machinev1.State) { st.Phase = machinev1.Paused })
+		l.s.board.Update(func(st *machinev1.State) { st.Phase = machinev1.Paused })
 	case hardware.EventResumed:
-		l.s.board.update(func(st *machinev1.State) {
+		l.s.board.Update(func(st *machinev1.State) {
 			if st.Phase == machinev1.Paused {
 				st.Phase, st.Reason, st.Message = machinev1.Running, "", ""
 			}
 		})
 	case hardware.EventIOError:
-		l.s.board.update(func(st *machinev1.State) {
+		l.s.board.Update(func(st *machinev1.State) {
 			st.Reason, st.Message = "DiskError", fmt.Sprintf("disk %s: a request has failed, or its datastore is full", cut(e.Device))
 		})
 	case hardware.EventShutdown, hardware.EventTray, hardware.EventSuspend, hardware.EventWakeup, hardware.EventUnplug, hardware.EventRefused:

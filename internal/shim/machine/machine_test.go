@@ -51,7 +51,7 @@ func TestLife(t *testing.T) {
 	if status := p.wait(); status != 0 {
 		t.Errorf("exit status %d", status)
 	}
-	if st := p.s.board.get(); st.Phase != machinev1.Ended || st.End.Reason != machinev1.EndStopped || st.Disks[0].Attached {
+	if st := p.s.board.Get(); st.Phase != machinev1.Ended || st.End.Reason != machinev1.EndStopped || st.Disks[0].Attached {
 		t.Errorf("in the end %+v", st)
 	}
 	if found, err := attach.NewRecords(w.dir).Find("s/boot"); len(found) > 0 || err != nil {
@@ -96,7 +96,7 @@ func TestEnds(t *testing.T) {
 			if status := p.wait(); status != c.status {
 				t.Errorf("exit status %d", status)
 			}
-			end := p.s.board.get().End
+			end := p.s.board.Get().End
 			if end.Reason != c.reason || !strings.Contains(end.Message, c.message) {
 				t.Errorf("%+v", end)
 			}
@@ -117,7 +117,7 @@ func TestNotStarted(t *testing.T) {
 		if status := p.wait(); status != statusFailed {
 			t.Errorf("%s: exit status %d", call, status)
 		}
-		if end := p.s.board.get().End; end.Reason != machinev1.EndFailed || !strings.Contains(end.Message, want) {
+		if end := p.s.board.Get().End; end.Reason != machinev1.EndFailed || !strings.Contains(end.Message, want) {
 			t.Errorf("%s: %+v", call, end)
 		}
 		if found, err := attach.NewRecords(w.dir).Find("s/boot"); len(found) > 0 || err != nil {
@@ -148,8 +148,8 @@ func TestAwaiting(t *testing.T) {
 	if _, err := p.tasks.Kill(t.Context(), &api.KillRequest{ID: "vm", Signal: uint32(unix.SIGTERM)}); err != nil {
 		t.Fatal(err)
 	}
-	if status := p.wait(); status != 0 || p.s.board.get().End.Reason != machinev1.EndStopped {
-		t.Errorf("stopped while it waits: %d, %+v", status, p.s.board.get())
+	if status := p.wait(); status != 0 || p.s.board.Get().End.Reason != machinev1.EndStopped {
+		t.Errorf("stopped while it waits: %d, %+v", status, p.s.board.Get())
 	}
 }
 
@@ -195,7 +195,7 @@ func TestApply(t *testing.T) {
 	p.until("it is let go of", func(st machinev1.State) bool { return len(st.Disks) == 2 })
 	old := m
 	old.Revision, old.CPU.Count = 1, 4
-	if _, err := p.s.Apply(t.Context(), old); err != nil || p.s.board.get().CPUs == 4 {
+	if _, err := p.s.Apply(t.Context(), old); err != nil || p.s.board.Get().CPUs == 4 {
 		t.Errorf("an old machine was applied: %v", err)
 	}
 	old.UID = "other"
@@ -239,8 +239,8 @@ func TestOperations(t *testing.T) {
 	w.failing("save", nil)
 	suspend.ID = "op5"
 	p.apply(m, func(m *machinev1.Machine) { m.Operations = []machinev1.Operation{suspend} })
-	if status := p.wait(); status != 0 || p.s.board.get().End.Reason != machinev1.EndSuspended || !done("op5")(p.s.board.get()) {
-		t.Errorf("%d, %+v", status, p.s.board.get())
+	if status := p.wait(); status != 0 || p.s.board.Get().End.Reason != machinev1.EndSuspended || !done("op5")(p.s.board.Get()) {
+		t.Errorf("%d, %+v", status, p.s.board.Get())
 	}
 }
 
@@ -274,35 +274,5 @@ func TestExecWithoutAgent(t *testing.T) {
 	r, err := p.tasks.Wait(t.Context(), &api.WaitRequest{ID: "vm", ExecID: "e" + machinev1.CommandHeartbeat})
 	if err != nil || r.ExitStatus != 1 {
 		t.Errorf("heartbeat: %v, %v", r, err)
-	}
-}
-
-func TestUsage(t *testing.T) {
-	const stat = "42 (a ) b) S 1 42 42 0 -1 4194560 100 0 0 0 150 50 0 0 20 0 7 0 1000 1000000 256 18446744073709551615 0"
-	u, err := parseUsage([]byte(stat), 4096)
-	if err != nil || u != (processUsage{user: 1500000, system: 500000, memory: 1 << 20, threads: 7}) {
-		t.Errorf("%+v, %v", u, err)
-	}
-	if _, err := parseUsage([]byte("42 (x) S 1"), 4096); err == nil {
-		t.Error("half a line was read")
-	}
-	if err := enoughMemory([]byte("MemTotal: 9 kB\nMemAvailable:    300000 kB\n"), 2<<30); !errors.Is(err, errMemory) {
-		t.Errorf("nearly out of memory: %v", err)
-	}
-	if err := enoughMemory([]byte("MemAvailable:    3000000 kB\n"), 2<<30); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestCloudInitResult(t *testing.T) {
-	for text, want := range map[string]string{
-		`{"v1":{"datasource":"x","errors":[]}}`:          "done ",
-		`{"v1":{"errors":["bad\u0007 thing","second"]}}`: "error bad thing",
-		`[`: " ",
-	} {
-		status, detail := cloudInitResult([]byte(text))
-		if got := status + " " + detail; got != want {
-			t.Errorf("%s: %q", text, got)
-		}
 	}
 }

@@ -9,12 +9,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
-	"time"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
-	"atoll.dev/atoll/internal/network"
 	"atoll.dev/atoll/internal/network/dhcp"
 	"atoll.dev/atoll/internal/network/gateway"
 	"atoll.dev/atoll/internal/shim/machine/seed"
@@ -167,42 +164,4 @@ func first4(all []netip.Prefix) (netip.Prefix, bool) {
 		}
 	}
 	return netip.Prefix{}, false
-}
-
-// HostNetwork is the network that there is.
-type HostNetwork struct{}
-
-// NewTap implements Network. The namespace of the pool may not be there yet.
-func (HostNetwork) NewTap(poolNetns, name string) (network.Tap, error) {
-	if err := network.CreatePoolNetns(poolNetns); err != nil {
-		return network.Tap{}, err
-	}
-	return network.NewTap(poolNetns, name)
-}
-
-// JoinTap implements Network.
-func (HostNetwork) JoinTap(netns string, tap network.Tap) (network.Guest, error) {
-	return network.JoinTap(netns, tap)
-}
-
-// NewBridgeTap implements Network.
-func (HostNetwork) NewBridgeTap(name, bridge string, vlan int) (*os.File, error) {
-	return network.NewBridgeTap(name, bridge, vlan)
-}
-
-// ServeDHCP implements Network.
-func (HostNetwork) ServeDHCP(ctx context.Context, netns string, c dhcp.Config) error {
-	return dhcp.Serve(ctx, netns, network.PodTap, c)
-}
-
-// dialTimeout bounds how long the guest may take to accept a forwarded connection.
-const dialTimeout = 10 * time.Second
-
-// ServePortForward implements Network. The guest is reached from the host: in the pod's namespace the address is the
-// interface's, behind which the guest is.
-func (HostNetwork) ServePortForward(ctx context.Context, netns, address string) error {
-	return network.ServePortForward(ctx, netns, func(ctx context.Context, port uint16) (net.Conn, error) {
-		d := net.Dialer{Timeout: dialTimeout}
-		return d.DialContext(ctx, "tcp", net.JoinHostPort(address, strconv.Itoa(int(port))))
-	})
 }

@@ -29,7 +29,7 @@ func (l *life) operate(m *machinev1.Machine) {
 	named := func(id string) bool {
 		return slices.ContainsFunc(m.Operations, func(o machinev1.Operation) bool { return o.ID == id })
 	}
-	l.s.board.update(func(st *machinev1.State) {
+	l.s.board.Update(func(st *machinev1.State) {
 		st.Operations = slices.DeleteFunc(slices.Clone(st.Operations), func(o machinev1.OperationState) bool { return !named(o.ID) })
 		if len(st.Operations) == 0 {
 			st.Operations = nil
@@ -53,7 +53,7 @@ func (l *life) operate(m *machinev1.Machine) {
 
 // note writes the state of an operation down.
 func (l *life) note(o machinev1.OperationState) {
-	l.s.board.update(func(st *machinev1.State) {
+	l.s.board.Update(func(st *machinev1.State) {
 		all := slices.Clone(st.Operations)
 		if i := slices.IndexFunc(all, func(old machinev1.OperationState) bool { return old.ID == o.ID }); i >= 0 {
 			all[i] = o

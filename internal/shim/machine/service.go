@@ -42,6 +42,7 @@ import (
 	"atoll.dev/atoll/internal/network"
 	"atoll.dev/atoll/internal/network/dhcp"
 	"atoll.dev/atoll/internal/shim/cripb"
+	"atoll.dev/atoll/internal/shim/machine/board"
 	"atoll.dev/atoll/internal/shim/machine/config"
 	"atoll.dev/atoll/internal/shim/sandbox"
 	"atoll.dev/atoll/internal/shim/task"
@@ -94,7 +95,7 @@ type Config struct {
 type Service struct {
 	cfg     Config
 	records attach.Records
-	board   *board
+	board   *board.Board
 
 	// background ends with the sandbox.
 	background context.Context
@@ -120,14 +121,12 @@ type Service struct {
 	exit      time.Time
 }
 
-var (
-	_ api.TTRPCSandboxService = (*Service)(nil)
-)
+var _ api.TTRPCSandboxService = (*Service)(nil)
 
 // New makes a service that waits for its pod.
 func New(cfg Config) *Service {
 	s := &Service{
-		cfg: cfg, records: attach.NewRecords(cfg.Host.RunDir), board: newBoard(), execs: map[string]*process{},
+		cfg: cfg, records: attach.NewRecords(cfg.Host.RunDir), board: board.New(), execs: map[string]*process{},
 		stopped: make(chan struct{}),
 	}
 	s.background, s.cancel = context.WithCancel(context.Background())
@@ -176,7 +175,7 @@ func (s *Service) createSandbox(r *api.CreateSandboxRequest) error {
 		return fmt.Errorf("sandbox %s: %w", s.id, errdefs.ErrAlreadyExists)
 	}
 	s.id, s.pod, s.netns, s.created, s.machine = r.SandboxID, pod, r.NetnsPath, time.Now(), m
-	s.board.update(func(st *machinev1.State) { st.Phase, st.Applied = machinev1.Starting, m.Revision })
+	s.board.Update(func(st *machinev1.State) { st.Phase, st.Applied = machinev1.Starting, m.Revision })
 	return nil
 }
 
@@ -290,7 +289,7 @@ func (s *Service) SandboxStatus(_ context.Context, r *api.SandboxStatusRequest) 
 		resp.State = "SANDBOX_READY"
 	}
 	if r.Verbose {
-		resp.Info = map[string]string{sandbox.InfoKey: s.board.json()}
+		resp.Info = map[string]string{sandbox.InfoKey: s.board.JSON()}
 	}
 	return resp, nil
 }

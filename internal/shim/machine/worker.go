@@ -37,7 +37,7 @@ func (s *Service) Apply(_ context.Context, m machinev1.Machine) (machinev1.State
 		return machinev1.State{}, fmt.Errorf("machine %s does not run here", m.UID)
 	case m.Revision < s.machine.Revision: // an agent that has slept
 		s.mu.Unlock()
-		return s.board.get(), nil
+		return s.board.Get(), nil
 	}
 	s.machine = &m
 	l := s.life
@@ -45,7 +45,7 @@ func (s *Service) Apply(_ context.Context, m machinev1.Machine) (machinev1.State
 	if l != nil {
 		poke(l.wake)
 	}
-	return s.board.get(), nil
+	return s.board.Get(), nil
 }
 
 // worker makes the machine what it is to be, whenever that or the machine changes, and again while anything fails.
@@ -93,7 +93,7 @@ func (l *life) converge(m *machinev1.Machine) (failed bool) {
 	l.changeNICs(ctx, m, note)
 	l.tellClosed(ctx)
 	size := l.hw.Size()
-	l.s.board.update(func(st *machinev1.State) {
+	l.s.board.Update(func(st *machinev1.State) {
 		st.Applied, st.Pending = m.Revision, pending
 		st.CPUs, st.Memory = size.CPUs, size.Memory
 	})
@@ -390,5 +390,5 @@ func (l *life) report() {
 		ns = append(ns, st)
 	}
 	l.mu.Unlock()
-	l.s.board.update(func(st *machinev1.State) { st.Disks, st.NICs = ds, ns })
+	l.s.board.Update(func(st *machinev1.State) { st.Disks, st.NICs = ds, ns })
 }

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -20,8 +21,6 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-
-	"encoding/json"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/datadir/attach"
@@ -132,6 +131,7 @@ func (w *world) StartTPM(context.Context, swtpm.Config) (TPM, error) {
 // The hardware.
 
 func (w *world) Kill() error { w.end(vm.ExitKilled); return nil }
+
 func (w *world) PowerOff(context.Context) error {
 	err := w.call("poweroff")
 	w.end(vm.ExitKilled)
@@ -152,9 +152,11 @@ func (w *world) EjectDisc(_ context.Context, name string) error { return w.call(
 func (w *world) SnapshotDisk(_ context.Context, name string, _, _ vm.Layer) error {
 	return w.call("snapshot " + name)
 }
+
 func (w *world) ResizeDisk(_ context.Context, name string, _ int64) error {
 	return w.call("resize " + name)
 }
+
 func (w *world) LimitDisk(_ context.Context, name string, _ vm.Limits) error {
 	return w.call("limit " + name)
 }
@@ -379,7 +381,7 @@ func (p *machinePod) until(what string, ok func(machinev1.State) bool) machinev1
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), 20*time.Second)
 	defer cancel()
-	st := p.s.board.get()
+	st := p.s.board.Get()
 	for !ok(st) {
 		if ctx.Err() != nil {
 			p.t.Fatalf("waiting until %s: %+v; calls: %s", what, st, strings.Join(p.calls, ", "))

@@ -75,7 +75,7 @@ func New(source Source, log *slog.Logger) *Importer {
 }
 
 // roomEvery is how often the datastore is asked whether it is full.
-const roomEvery = 2 * time.Second
+const roomEvery = 250 * time.Millisecond
 
 // Ensure sees to it that a disk is in a datastore, and returns its volume there. Several callers wait for one import,
 // which ends when the context of the first one does; another one begins it again then.

@@ -200,3 +200,32 @@ func TestImportEnds(t *testing.T) {
 		t.Errorf("readers are left: %s", out)
 	}
 }
+
+// TestFullDatastore: an image that turns out to be larger than the room leaves nothing, and the error says what is full.
+func TestFullDatastore(t *testing.T) {
+	dir := t.TempDir()
+	run(t, "mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", dir)
+	t.Cleanup(func() { run(t, "umount", dir) })
+	engine, err := directory.New(directory.Config{Path: filepath.Join(dir, "store"), Limits: datastore.Limits{WarnAt: 0.2, RefuseAt: 0.3}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := engine.Init(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s := stores.Store{Name: "small", Backend: engine}
+	path := filepath.Join(t.TempDir(), "image.qcow2")
+	run(t, "qemu-img", "create", "-q", "-f", "qcow2", path, "1G")
+	run(t, "qemu-io", "-f", "qcow2", "-c", "write -P 7 0 300M", path)
+	run(t, "chmod", "444", path)
+	_, err = New(files{path: path}, slog.New(slog.DiscardHandler)).Ensure(t.Context(), s, Disk{Item: "x", Name: "x"})
+	if !errors.Is(err, datastore.ErrFull) {
+		t.Error(err)
+	}
+	if all, err := s.List(t.Context()); err != nil || len(all.Volumes) != 0 {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if st := s.Status(t.Context()); st.Full || st.Used > 0 {
+		t.Errorf("%+v", st)
+	}
+}

@@ -28,6 +28,18 @@ func bySerial(i int) string {
 		`if grep -aq ` + strings.ReplaceAll(uuid(i), "-", "") + ` $d/device/vpd_pg80 2>/dev/null; then echo /dev/${d##*/}; fi; done`
 }
 
+// device waits for a disk and returns its device.
+func (r *running) device(t testing.TB, i int) string {
+	t.Helper()
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); <-time.After(100 * time.Millisecond) {
+		if dev := r.sh(t, bySerial(i)); dev != "" {
+			return dev
+		}
+	}
+	t.Fatalf("disk %d does not appear", i)
+	return ""
+}
+
 // TestBIOS goes through the life of a machine: boot, identity, hot-plug of everything, restart, power button.
 func TestBIOS(t *testing.T) {
 	ctx := t.Context()
@@ -114,10 +126,7 @@ func hotDisks(t *testing.T, m *running) {
 	} {
 		v := raw(t, false, bytes.Repeat([]byte{byte('a' + i)}, 1<<20))
 		must(t, m.AddDisk(ctx, d, v))
-		var dev string
-		for end := time.Now().Add(time.Minute); dev == "" && time.Now().Before(end); {
-			dev = m.sh(t, bySerial(10+i))
-		}
+		dev := m.device(t, 10+i)
 		m.want(t, strings.Repeat(string(rune('a'+i)), 3), "dd if="+dev+" bs=3 count=1 2>/dev/null")
 		m.sh(t, "echo written | dd of="+dev+" conv=fsync 2>/dev/null")
 		must(t, m.LimitDisk(ctx, d.Name, vm.Limits{IOPS: 1000}))
@@ -309,7 +318,7 @@ func TestDiscs(t *testing.T) {
 	must(t, m.ChangeDisc(ctx, "cd", disc("third")))
 	m.want(t, "third", read("/dev/sr0"))
 	must(t, m.ChangeDisc(ctx, "empty", disc("filled")))
-	dev := m.sh(t, bySerial(4))
+	dev := m.device(t, 4)
 	m.sh(t, "echo lost | dd of="+dev+" conv=fsync 2>/dev/null")
 	m.want(t, "lost", "dd if="+dev+" bs=4 count=1 2>/dev/null")
 	off, cancel := context.WithTimeout(ctx, time.Minute)

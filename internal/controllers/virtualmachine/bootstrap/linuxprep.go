@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
+	"fmt"
 	"regexp"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
@@ -123,7 +124,8 @@ func (in *Input) prepScript(spec *vmopv1.VirtualMachineBootstrapLinuxPrepSpec, c
 }
 
 // customizationID is an instance-id that changes with what it stands for. When
-// customization is not wanted it is that of the last time.
+// customization is not wanted it is that of the last time, when it is wanted
+// explicitly it is a new one.
 func (in *Input) customizationID(wanted *bool, text []byte) string {
 	if annotated := in.VM.Annotations[vmopv1.InstanceIDAnnotation]; annotated != "" {
 		return annotated
@@ -133,8 +135,9 @@ func (in *Input) customizationID(wanted *bool, text []byte) string {
 	}
 	sum := sha256.Sum256(text)
 	id := in.plainInstanceID("") + "-" + hex.EncodeToString(sum[:4])
-	if wanted != nil && *wanted && id == in.LastInstanceID {
-		return id + "-again"
+	if wanted != nil && *wanted {
+		// The generation is the same until the field has been set to false.
+		return fmt.Sprintf("%s-%d", id, in.VM.Generation)
 	}
 	return id
 }

@@ -281,7 +281,7 @@ func TestInstanceID(t *testing.T) {
 		t.Errorf("customizeAtNextPowerOn false: got %s, want the last one, %s", got, first)
 	}
 	in = input(t, `{linuxPrep: {timeZone: UTC, customizeAtNextPowerOn: true}}`)
-	in.LastInstanceID = first
+	in.LastInstanceID, in.VM.Generation = first, 7
 	if got := render(in); got == first {
 		t.Error("customizeAtNextPowerOn true: the instance is the last one")
 	}

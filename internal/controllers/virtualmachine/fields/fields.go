@@ -40,13 +40,13 @@ type Kind struct {
 	Fields []Field
 }
 
-// Kinds are the kinds that this package's table has.
+// Kinds are the kinds that this package's table has, in the order of the documentation.
 func Kinds() []Kind {
-	return []Kind{
+	return append([]Kind{
 		{Name: "VirtualMachine", Fields: VirtualMachine()},
 		{Name: "VirtualMachineClass, VirtualMachineClassInstance", Fields: VirtualMachineClass()},
 		{Name: "VirtualMachineSetResourcePolicy", Fields: VirtualMachineSetResourcePolicy()},
-	}
+	}, others()...)
 }
 
 // WithoutEffect are the fields that a VirtualMachine sets in vain, each with the reason.
@@ -202,15 +202,6 @@ func network() []Field {
 		{Path: "spec.network.interfaces[].nameservers", Effect: Honoured},
 		{Path: "spec.network.interfaces[].routes", Effect: Honoured},
 		{Path: "spec.network.interfaces[].searchDomains", Effect: Honoured},
-	}
-}
-
-func bootstrap() []Field {
-	return []Field{
-		{Path: "spec.bootstrap.cloudInit", Effect: Mapped, Note: "a NoCloud seed disk with the metadata that VM Operator sends"},
-		{Path: "spec.bootstrap.linuxPrep", Effect: Mapped, Note: "a seed disk for cloud-init"},
-		{Path: "spec.bootstrap.sysprep", Effect: Mapped, Note: "an unattend.xml on a disk"},
-		{Path: "spec.bootstrap.vAppConfig", Effect: Mapped, Note: "an OVF environment on a disk"},
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
+
+	netop "atoll.dev/atoll/api/netoperator/v1alpha1"
 )
 
 // leaves lists the fields of a type that the table must have, down to where a path of the table ends.
@@ -20,7 +22,7 @@ func leaves(t reflect.Type, path string, known func(string) bool, missing func(s
 		}
 		t = t.Elem()
 	}
-	if t.Kind() != reflect.Struct || !strings.Contains(t.PkgPath(), "vm-operator") && !strings.Contains(t.PkgPath(), "k8s.io/api/core") {
+	if t.Kind() != reflect.Struct || !strings.Contains(t.PkgPath(), "vm-operator") && !strings.Contains(t.PkgPath(), "k8s.io/api/core") && !strings.Contains(t.PkgPath(), "netoperator") {
 		missing(path)
 		return
 	}
@@ -35,6 +37,18 @@ func leaves(t reflect.Type, path string, known func(string) bool, missing func(s
 	}
 }
 
+// table is that of a kind.
+func table(t *testing.T, name string) []Field {
+	t.Helper()
+	for _, k := range Kinds() {
+		if k.Name == name {
+			return k.Fields
+		}
+	}
+	t.Fatalf("there is no table of %s", name)
+	return nil
+}
+
 func TestTableIsComplete(t *testing.T) {
 	for _, c := range []struct {
 		spec  any
@@ -43,6 +57,17 @@ func TestTableIsComplete(t *testing.T) {
 		{vmopv1.VirtualMachineSpec{}, VirtualMachine()},
 		{vmopv1.VirtualMachineClassSpec{}, VirtualMachineClass()},
 		{vmopv1.VirtualMachineSetResourcePolicySpec{}, VirtualMachineSetResourcePolicy()},
+		{vmopv1.VirtualMachineClassInstanceSpec{}, VirtualMachineClass()},
+		{vmopv1.VirtualMachineImageSpec{}, table(t, "VirtualMachineImage, ClusterVirtualMachineImage")},
+		{vmopv1.VirtualMachineServiceSpec{}, VirtualMachineService()},
+		{vmopv1.VirtualMachineReplicaSetSpec{}, VirtualMachineReplicaSet()},
+		{vmopv1.VirtualMachineGroupSpec{}, VirtualMachineGroup()},
+		{vmopv1.VirtualMachineSnapshotSpec{}, table(t, "VirtualMachineSnapshot")},
+		{vmopv1.VirtualMachineWebConsoleRequestSpec{}, table(t, "VirtualMachineWebConsoleRequest")},
+		{vmopv1.VirtualMachinePublishRequestSpec{}, VirtualMachinePublishRequest()},
+		{vmopv1.VirtualMachineGroupPublishRequestSpec{}, table(t, "VirtualMachineGroupPublishRequest")},
+		{vmopv1.VirtualMachineImageCacheSpec{}, table(t, "VirtualMachineImageCache")},
+		{netop.NetworkSpec{}, table(t, "Network (netoperator.vmware.com)")},
 	} {
 		paths := map[string]bool{}
 		for _, f := range c.table {

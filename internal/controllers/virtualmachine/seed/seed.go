@@ -49,7 +49,7 @@ func (r Renderer) Render(ctx context.Context, in virtualmachine.BootstrapInput) 
 			data[reference.Name] = content
 		}
 	}
-	input := bootstrap.Input{VM: in.VM, Data: data, Hostname: in.Hostname, Domain: in.Domain, NICs: in.NICs}
+	input := bootstrap.Input{VM: in.VM, Data: data, Hostname: in.Hostname, Domain: in.Domain, NICs: in.NICs, LastInstanceID: in.LastInstanceID}
 	if in.Image != nil {
 		input.Properties = in.Image.OVFProperties
 	}
@@ -62,7 +62,7 @@ func (r Renderer) Render(ctx context.Context, in virtualmachine.BootstrapInput) 
 	if err != nil {
 		return nil, err
 	}
-	return &virtualmachine.Seed{Label: out.Label, Files: out.Files}, nil
+	return &virtualmachine.Seed{Label: out.Label, Files: out.Files, InstanceID: out.InstanceID, Notes: out.Notes}, nil
 }
 
 // read returns the data of a Secret, else of a ConfigMap, nil if there is neither.

@@ -46,13 +46,14 @@ import (
 	"k8s.io/kubernetes/pkg/apis/core"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
+	"atoll.dev/atoll/internal/datadir/pki"
 )
 
 // PluginName is the name of the plugin in the admission chain.
 const PluginName = "AtollMachinePods"
 
 // Controller is the user that the controller of VirtualMachines is.
-const Controller = "system:atoll:vm-controller"
+const Controller = pki.VMControllerUser
 
 // Plugin implements the rules of the package comment.
 type Plugin struct {

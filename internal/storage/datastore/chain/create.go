@@ -343,6 +343,15 @@ func (o *op) remove(k Kind, id string) error {
 // Letting go of shared layers and dooming the others is one write, so that of two records that are removed
 // one after the other the last one finds the layer it shares to be its own.
 func (o *op) finishDelete(r *record) error {
+	if r.State == datastore.StateCreating && len(r.Layers) > 0 {
+		// Its own layer is nobody else's, and may be what has filled the datastore, so that no record can be written.
+		if err := o.step(); err != nil {
+			return err
+		}
+		if err := o.place.Images().Remove([]Layer{r.top()}); err != nil {
+			return err
+		}
+	}
 	err := o.locked(func() error {
 		records, err := o.all()
 		if err != nil {
