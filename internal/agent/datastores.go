@@ -12,6 +12,7 @@ import (
 	controller "atoll.dev/atoll/internal/controllers/datastore"
 	"atoll.dev/atoll/internal/storage/backends"
 	"atoll.dev/atoll/internal/storage/datastore"
+	"atoll.dev/atoll/internal/storage/images"
 	"atoll.dev/atoll/internal/storage/stores"
 )
 
@@ -44,8 +45,14 @@ func (d *datastores) Open(ctx context.Context, ds *api.Datastore) error {
 	if err != nil {
 		d.forget(ds.Name)
 		d.set.Close(ds.Name, errors.Join(datastore.ErrUnavailable, err))
+		return err
 	}
-	return err
+	if ds.DeletionTimestamp != nil { // images in it are copies of what the library has
+		if s, err := d.set.Get(ds.Name); err == nil {
+			return images.Forget(ctx, s, func(string) bool { return true })
+		}
+	}
+	return nil
 }
 
 // Elsewhere implements controller.Host.

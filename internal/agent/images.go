@@ -139,6 +139,7 @@ func content(i library.Item) libraryitem.Content {
 // Forget implements libraryitem.Host.
 func (i *imageStore) Forget(ctx context.Context, gone func(uid string) bool) error {
 	ids, err := i.library.Items()
+	err = errors.Join(err, i.library.Sweep())
 	for _, id := range ids {
 		if gone(id) {
 			err = errors.Join(err, i.library.Remove(id))

@@ -19,6 +19,7 @@ import (
 	"atoll.dev/atoll/internal/controllers/vmconsole"
 	"atoll.dev/atoll/internal/controllers/vmgroup"
 	"atoll.dev/atoll/internal/controllers/vmgrouppublish"
+	"atoll.dev/atoll/internal/controllers/vmpublish"
 	"atoll.dev/atoll/internal/controllers/vmreplicaset"
 	"atoll.dev/atoll/internal/controllers/vmservice"
 	"atoll.dev/atoll/internal/controllers/vmsnapshot"
@@ -36,6 +37,7 @@ func (s *Server) controllers() []manager.Setup {
 		vmreplicaset.Setup,
 		vmgroup.Setup,
 		vmgrouppublish.Setup,
+		vmpublish.Setup,
 		vmsnapshot.Setup,
 		vmconsole.Setup(net.JoinHostPort(s.cfg.NodeIP.String(), strconv.Itoa(s.cfg.Ports.API))),
 		image.Setup, contentlibrary.Setup, importrequest.Setup,

@@ -24,7 +24,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/util/retry"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
@@ -87,7 +86,7 @@ func TestMachines(t *testing.T) {
 	eventually(t, c, image, func(*vmopv1.ClusterVirtualMachineImage) bool { return true })
 	image.Status = vmopv1.VirtualMachineImageStatus{
 		Name: "debian-12", Type: "OVF", Firmware: "efi",
-		Disks:      []vmopv1.VirtualMachineImageDiskInfo{{Name: "disk0", Limit: ptr.To(resource.MustParse("2Gi"))}},
+		Disks:      []vmopv1.VirtualMachineImageDiskInfo{{Name: "disk0", Limit: new(resource.MustParse("2Gi"))}},
 		Conditions: []metav1.Condition{{Type: "Ready", Status: metav1.ConditionTrue, Reason: "True", LastTransitionTime: metav1.Now()}},
 	}
 	if err := c.Status().Update(ctx, image); err != nil {

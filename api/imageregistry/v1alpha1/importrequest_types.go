@@ -33,7 +33,7 @@ const (
 
 // ContentLibraryItemImportRequestSource is where the file is.
 type ContentLibraryItemImportRequestSource struct {
-	// URL of a file: one of the formats of docs/images.md, perhaps compressed.
+	// URL of a file: one of the formats of docs/vm-images.md, perhaps compressed.
 	// +kubebuilder:validation:MaxLength=4096
 	URL string `json:"url"`
 	// PEM is the certificate of the server, or of who issued it, in PEM.

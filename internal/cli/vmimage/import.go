@@ -64,7 +64,7 @@ func (c Config) Import(ctx context.Context, o ImportOptions) error {
 	case err != nil:
 		return fmt.Errorf("looking for library item %s: %w", want.Name, err)
 	case !reflect.DeepEqual(item.Spec.Source, want.Spec.Source):
-		return fmt.Errorf("%s exists and has another source; choose another --name, or remove it with `atoll image rm --vm %s`", item, want.Name)
+		return fmt.Errorf("%s exists and has another source; choose another --name, or remove it with `%s`", item, removeCommand(item))
 	}
 	if file != "" && !item.Status.Ready {
 		if err := c.send(ctx, cl, item, file); err != nil {
@@ -85,6 +85,14 @@ func (c Config) Import(ctx context.Context, o ImportOptions) error {
 	}
 	_, _ = fmt.Fprintf(c.Out, "%s %s as %s (%s)\n", verb, item.DisplayName(), item.ImageName(), item)
 	return nil
+}
+
+// removeCommand is what removes an item.
+func removeCommand(i Item) string {
+	if i.Namespace == "" {
+		return "atoll image rm --vm " + i.Name
+	}
+	return "atoll image rm --vm " + i.Name + " -n " + i.Namespace
 }
 
 // plan is the item to make, and the file to send if there is one.
@@ -229,7 +237,7 @@ func (c Config) await(ctx context.Context, cl *client, item Item) (Item, error) 
 			reason, message := got.State()
 			switch reason {
 			case api.ItemChecksum, api.ItemSourceBad, api.ItemContentBad:
-				return got, fmt.Errorf("importing %s: %s: %s\nremove it with `atoll image rm --vm %s` before another attempt", got, reason, message, got.Name)
+				return got, fmt.Errorf("importing %s: %s: %s\nremove it with `%s` before another attempt", got, reason, message, removeCommand(got))
 			}
 			bar.title = reason
 			if p := got.Status.Progress; p != nil && reason != api.ItemRetrying {

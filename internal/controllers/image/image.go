@@ -221,7 +221,7 @@ func capabilities(s *api.ContentLibraryItemStatus) []string {
 		if p.Key != capabilitiesProperty || p.Default == nil {
 			continue
 		}
-		for _, c := range strings.Split(*p.Default, ",") {
+		for c := range strings.SplitSeq(*p.Default, ",") {
 			if c = strings.TrimSpace(c); labelName().MatchString(c) && !slices.Contains(out, c) {
 				out = append(out, c)
 			}

@@ -55,7 +55,7 @@ type Permanent struct {
 func (p Permanent) Error() string { return p.Err.Error() }
 func (p Permanent) Unwrap() error { return p.Err }
 
-// ErrWaiting: somebody has to send the content first.
+// ErrWaiting says that somebody has to send the content first.
 var ErrWaiting = errors.New("waiting for the upload")
 
 // Config of the controller.

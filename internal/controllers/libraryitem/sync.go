@@ -36,7 +36,7 @@ func (c *Controller) sync(ctx context.Context, k key) (time.Duration, error) {
 		status := started(item)
 		status.Host = c.cfg.Node
 		if err := c.report(ctx, k, item, status); err != nil {
-			if apierrors.IsConflict(err) { // another host was faster, or the item has changed
+			if apierrors.IsConflict(err) || apierrors.IsInvalid(err) { // another host was faster, or the item has changed
 				return 0, nil
 			}
 			return 0, err

@@ -51,7 +51,7 @@ type Config struct {
 // Pauses after failures.
 const (
 	retryFirst = 200 * time.Millisecond
-	retryMost  = 30 * time.Second
+	retryMost  = 5 * time.Second
 )
 
 // Controller rolls volumes back.

@@ -10,7 +10,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	encryption "atoll.dev/atoll/api/encryption/v1alpha1"
@@ -139,7 +138,7 @@ func newClaim(vm *vmopv1.VirtualMachine, name string, size resource.Quantity) *c
 		},
 		Spec: corev1.PersistentVolumeClaimSpec{
 			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-			VolumeMode:  ptr.To(corev1.PersistentVolumeBlock),
+			VolumeMode:  new(corev1.PersistentVolumeBlock),
 			Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: size}},
 		},
 	}
@@ -202,7 +201,7 @@ func (r *Reconciler) growBootDisk(ctx context.Context, v *view, claim *corev1.Pe
 func (v *view) bootState(claim *corev1.PersistentVolumeClaim, disk machinev1.Disk) vmopv1.VirtualMachineVolumeStatus {
 	s := vmopv1.VirtualMachineVolumeStatus{
 		Name: claim.Name, Type: vmopv1.VolumeTypeClassic, DiskUUID: disk.UUID, DiskMode: vmopv1.VolumeDiskModePersistent,
-		ControllerType: v.slot.Type, ControllerBusNumber: ptr.To(v.slot.Bus), UnitNumber: ptr.To(v.slot.Unit),
+		ControllerType: v.slot.Type, ControllerBusNumber: new(v.slot.Bus), UnitNumber: new(v.slot.Unit),
 	}
 	v.sizes(&s, claim)
 	v.attached(&s, disk.Name)

@@ -77,7 +77,7 @@ func (r *Reconciler) seedSecret(ctx context.Context, v *view) (string, error) {
 			Labels:          map[string]string{machinev1.NameLabel: v.vm.Name, machinev1.UIDLabel: string(v.vm.UID)},
 			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(v.vm, vmopv1.GroupVersion.WithKind("VirtualMachine"))},
 		},
-		Immutable: ptr.To(true),
+		Immutable: new(true),
 		Data:      v.seed.Files,
 	}
 	if err := r.Create(ctx, secret); err != nil && !apierrors.IsAlreadyExists(err) {

@@ -25,6 +25,9 @@ import (
 // Hooks.Snapshots is asked even when nobody wishes it any more: volumes may be rolled back in part.
 const RevertAnnotation = "atoll.dev/revert"
 
+// lookRevert is how often a machine on its way back is looked at.
+const lookRevert = time.Second
+
 const restartPrefix = "restart-"
 
 // change tells a running machine what is new, and has it restarted when that is asked for.
@@ -173,5 +176,8 @@ func (r *Reconciler) revert(ctx context.Context, v *view) error {
 	}
 	var err error
 	v.reverting, err = r.Snapshots.Revert(ctx, vm, v.pod)
+	if v.reverting.Busy || v.reverting.MemoryClaim != "" {
+		v.soon(lookRevert) // no watch tells that volumes are rolled back
+	}
 	return err
 }

@@ -18,7 +18,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	testclock "k8s.io/utils/clock/testing"
-	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -75,10 +74,10 @@ func surroundings() []client.Object {
 	}}
 	image := &vmopv1.ClusterVirtualMachineImage{ObjectMeta: metav1.ObjectMeta{Name: "debian"}, Status: vmopv1.VirtualMachineImageStatus{
 		Type: "OVF", Firmware: "efi",
-		Disks:      []vmopv1.VirtualMachineImageDiskInfo{{Name: "disk0", Limit: ptr.To(resource.MustParse("10Gi"))}},
+		Disks:      []vmopv1.VirtualMachineImageDiskInfo{{Name: "disk0", Limit: new(resource.MustParse("10Gi"))}},
 		Conditions: []metav1.Condition{{Type: "Ready", Status: metav1.ConditionTrue, Reason: "True"}},
 	}}
-	storage := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "fast"}, Provisioner: attachment.Driver, VolumeBindingMode: ptr.To(storagev1.VolumeBindingWaitForFirstConsumer)}
+	storage := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "fast"}, Provisioner: attachment.Driver, VolumeBindingMode: new(storagev1.VolumeBindingWaitForFirstConsumer)}
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{corev1.LabelTopologyZone: "z1"}}}
 	return []client.Object{class, image, storage, node}
 }
@@ -103,15 +102,15 @@ func (w *world) settle() *vmopv1.VirtualMachine {
 		if _, err := w.r.Reconcile(w.Context(), ctrl.Request{NamespacedName: key}); err != nil {
 			w.Fatal(err)
 		}
-		if now := w.versions(); now == last {
+		now := w.versions()
+		if now == last {
 			vm := &vmopv1.VirtualMachine{}
 			if err := w.Get(w.Context(), key, vm); err != nil && !apierrors.IsNotFound(err) {
 				w.Fatal(err)
 			}
 			return vm
-		} else {
-			last = now
 		}
+		last = now
 	}
 	w.Fatal("it does not settle")
 	return nil

@@ -101,7 +101,7 @@ func (r *Reconciler) letGoOfAll(ctx context.Context, vm *vmopv1.VirtualMachine) 
 
 // announce tells of what has changed in the status.
 func (r *Reconciler) announce(before, vm *vmopv1.VirtualMachine) {
-	if before.Status.PowerState != vm.Status.PowerState && vm.Status.PowerState != "" {
+	if was := before.Status.PowerState; was != vm.Status.PowerState && (was != "" || vm.Status.PowerState == vmopv1.VirtualMachinePowerStateOn) {
 		r.event(vm, normal, string(vm.Status.PowerState), "Power", "the machine is now %s", vm.Status.PowerState)
 	}
 	for _, c := range vm.Status.Conditions {

@@ -12,7 +12,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
@@ -110,13 +109,15 @@ func TestCrashAndShutdown(t *testing.T) {
 func TestVolumes(t *testing.T) {
 	claim := func(name string) *corev1.PersistentVolumeClaim {
 		return &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, UID: uid("claim-" + name)}, Spec: corev1.PersistentVolumeClaimSpec{
-			StorageClassName: ptr.To("fast"), AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			StorageClassName: new("fast"), AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
 			Resources: corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("5Gi")}},
 		}}
 	}
 	taken := claim("taken")
 	taken.Annotations = map[string]string{attachment.HolderAnnotation: "other", attachment.HolderNameAnnotation: "db"}
-	w := started(t, claim("data"), taken)
+	boot := claim("disk-of-db")
+	boot.OwnerReferences = []metav1.OwnerReference{{APIVersion: vmopv1.GroupVersion.String(), Kind: "VirtualMachine", Name: "db", UID: "other", Controller: new(true)}}
+	w := started(t, claim("data"), taken, boot)
 	vm := newVM()
 	volume := func(name string) vmopv1.VirtualMachineVolume {
 		return vmopv1.VirtualMachineVolume{Name: name, VirtualMachineVolumeSource: vmopv1.VirtualMachineVolumeSource{
@@ -124,7 +125,7 @@ func TestVolumes(t *testing.T) {
 		}}
 	}
 	update(w, vm, func(vm *vmopv1.VirtualMachine) {
-		vm.Spec.Volumes = []vmopv1.VirtualMachineVolume{volume("data"), volume("taken"), volume("nothing")}
+		vm.Spec.Volumes = []vmopv1.VirtualMachineVolume{volume("data"), volume("taken"), volume("nothing"), volume("disk-of-db")}
 	})
 	got := w.settle()
 	byName := func(vm *vmopv1.VirtualMachine, name string) vmopv1.VirtualMachineVolumeStatus {
@@ -140,6 +141,9 @@ func TestVolumes(t *testing.T) {
 		t.Error(text)
 	}
 	if text := byName(got, "nothing").Error; !strings.Contains(text, "nothing does not exist") {
+		t.Error(text)
+	}
+	if text := byName(got, "disk-of-db").Error; !strings.Contains(text, "a part of VirtualMachine db") {
 		t.Error(text)
 	}
 	c := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "data"}}
@@ -181,7 +185,7 @@ func TestNoSecondMachineOverTheSameDisks(t *testing.T) {
 	vm := newVM()
 	left := &storagev1.VolumeAttachment{
 		ObjectMeta: metav1.ObjectMeta{Name: "left", Finalizers: []string{"external-attacher/csi-atoll-dev"}, Labels: map[string]string{machinev1.UIDLabel: string(vm.UID), attachment.PurposeLabel: attachment.Disks}},
-		Spec:       storagev1.VolumeAttachmentSpec{Attacher: attachment.Driver, NodeName: "n0", Source: storagev1.VolumeAttachmentSource{PersistentVolumeName: ptr.To("pv-x")}},
+		Spec:       storagev1.VolumeAttachmentSpec{Attacher: attachment.Driver, NodeName: "n0", Source: storagev1.VolumeAttachmentSource{PersistentVolumeName: new("pv-x")}},
 	}
 	w := newWorld(t, append(surroundings(), vm, left)...)
 	got := w.settle()
@@ -365,14 +369,14 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 
 func TestBootDiskSmallerThanTheImage(t *testing.T) {
 	vm := newVM()
-	vm.Spec.Advanced = &vmopv1.VirtualMachineAdvancedSpec{BootDiskCapacity: ptr.To(resource.MustParse("1Gi"))}
+	vm.Spec.Advanced = &vmopv1.VirtualMachineAdvancedSpec{BootDiskCapacity: new(resource.MustParse("1Gi"))}
 	w := newWorld(t, append(surroundings(), vm)...)
 	got := w.settle()
 	if text := message(got, vmopv1.VirtualMachineConditionStorageReady); !strings.Contains(text, "bootDiskCapacity is 1Gi, but the disk of ClusterVirtualMachineImage debian has 10Gi") {
 		t.Error(text)
 	}
 	update(w, vm, func(vm *vmopv1.VirtualMachine) {
-		vm.Spec.Advanced.BootDiskCapacity = ptr.To(resource.MustParse("20Gi"))
+		vm.Spec.Advanced.BootDiskCapacity = new(resource.MustParse("20Gi"))
 	})
 	got = w.settle()
 	if text := message(got, vmopv1.VirtualMachineConditionStorageReady); text != "True True " {

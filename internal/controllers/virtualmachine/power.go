@@ -10,7 +10,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
@@ -91,11 +90,11 @@ func (r *Reconciler) situation(ctx context.Context, v *view) (power.Situation, e
 		}
 		s.Saved = claim != nil && claim.Annotations[memoryAnnotation] == memorySaved
 	}
-	if s.Pod == power.PodEnded {
+	if s.Pod == power.PodEnded && s.End != machinev1.EndSuspended && s.End != machinev1.EndStopped {
 		if left := r.restarts.Pause(vm.UID, v.pod.UID, v.pod.CreationTimestamp.Time, v.endedAt(r.Clock.Now()), r.Clock.Now()); left > 0 {
 			s.Pausing = true
 			v.soon(left)
-			v.missing = append(v.missing, fmt.Sprintf("it has ended (%s), and is started again %s after that", v.whyEnded(), left.Round(time.Second)))
+			v.missing = append(v.missing, fmt.Sprintf("it has ended (%s), and is started again at %s", v.whyEnded(), r.Clock.Now().Add(left).UTC().Format(time.TimeOnly)))
 		}
 	}
 	return s, nil
@@ -279,7 +278,7 @@ func (r *Reconciler) remove(ctx context.Context, v *view) error {
 	if err := r.deleteSeed(ctx, v.pod); err != nil {
 		return err
 	}
-	err := r.Delete(ctx, v.pod, client.GracePeriodSeconds(hardGrace), client.Preconditions{UID: ptr.To(v.pod.UID)})
+	err := r.Delete(ctx, v.pod, client.GracePeriodSeconds(hardGrace), client.Preconditions{UID: new(v.pod.UID)})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("deleting the pod: %w", err)
 	}

@@ -68,7 +68,7 @@ func (v *view) powerState(suspended bool) vmopv1.VirtualMachinePowerState {
 	switch {
 	case v.pod != nil && v.phase() != power.PodEnded && (v.state.Phase == machinev1.Running || v.state.Phase == machinev1.Paused):
 		return vmopv1.VirtualMachinePowerStateOn
-	case suspended, v.phase() == power.PodEnded && v.state.End.Reason == machinev1.EndSuspended:
+	case suspended, v.pod != nil && v.state.End.Reason == machinev1.EndSuspended, v.alive() && v.machine.Restore != nil && v.state.Started == "":
 		return vmopv1.VirtualMachinePowerStateSuspended
 	}
 	return vmopv1.VirtualMachinePowerStateOff

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -28,9 +29,9 @@ func (r *Reconciler) volumes(ctx context.Context, v *view) error {
 	spec := vm.Spec.DeepCopy()
 	var boot *placement.Slot
 	if v.boot != nil || spec.Image != nil {
-		boot = ptr.To(v.slot)
+		boot = new(v.slot)
 		if v.boot == nil {
-			boot = ptr.To(placement.Boot(v.image))
+			boot = new(placement.Boot(v.image))
 		}
 	}
 	misplaced := placement.Assign(spec, boot)
@@ -82,6 +83,9 @@ func (r *Reconciler) volume(ctx context.Context, v *view, vol *vmopv1.VirtualMac
 	if err != nil {
 		v.await(disk)
 		return err
+	}
+	if owner := metav1.GetControllerOf(claim); owner != nil && owner.Kind == "VirtualMachine" && (owner.UID != v.vm.UID || claim.Annotations[ImageAnnotation] != "" || claim.Name == MemoryClaim(v.vm)) {
+		return &attachment.Problem{Text: fmt.Sprintf("PersistentVolumeClaim %s is a part of VirtualMachine %s: name a claim of your own", claim.Name, owner.Name)}
 	}
 	state.DiskUUID = machine.DiskUUID(string(claim.UID))
 	v.sizes(state, claim)
@@ -157,11 +161,11 @@ func (r *Reconciler) volumeClaim(ctx context.Context, v *view, vol *vmopv1.Virtu
 // sizes sets what the claim asks for.
 func (v *view) sizes(s *vmopv1.VirtualMachineVolumeStatus, claim *corev1.PersistentVolumeClaim) {
 	if q, ok := claim.Spec.Resources.Requests[corev1.ResourceStorage]; ok {
-		s.Requested = ptr.To(q.DeepCopy())
-		s.Limit = ptr.To(q.DeepCopy())
+		s.Requested = new(q.DeepCopy())
+		s.Limit = new(q.DeepCopy())
 	}
 	if q, ok := claim.Status.Capacity[corev1.ResourceStorage]; ok && !q.IsZero() {
-		s.Limit = ptr.To(q.DeepCopy())
+		s.Limit = new(q.DeepCopy())
 	}
 }
 

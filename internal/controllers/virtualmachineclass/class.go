@@ -21,6 +21,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
+// Names of labels and annotations.
 const (
 	// ProvideLabel of a namespace with the value ProvideNone keeps default classes out of it.
 	ProvideLabel = "atoll.dev/vm-classes"

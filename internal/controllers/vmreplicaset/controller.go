@@ -10,10 +10,12 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
@@ -31,6 +33,8 @@ import (
 const (
 	// batch is how many machines are made or deleted in one pass; the next pass follows at once.
 	batch = 20
+	// retryRefused is when a machine that was refused is tried again.
+	retryRefused = 15 * time.Second
 	// reasonInvalid is the reason of ReplicaFailure when the object itself is wrong.
 	reasonInvalid = "Invalid"
 	// reasonDeletionFailed is the reason of ReplicaFailure when machines cannot be deleted.
@@ -119,6 +123,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	more, scaleErr := r.scale(ctx, rs, owned)
 	if err := r.status(ctx, before, rs, matching, owned); err != nil {
 		return ctrl.Result{}, errors.Join(scaleErr, err)
+	}
+	if apierrors.IsForbidden(scaleErr) || apierrors.IsInvalid(scaleErr) || apierrors.IsBadRequest(scaleErr) {
+		return ctrl.Result{RequeueAfter: retryRefused}, nil // the conditions say it; quota and images come and go
 	}
 	if more && scaleErr == nil {
 		return ctrl.Result{RequeueAfter: 1}, nil // as soon as others have had their turn

@@ -79,6 +79,7 @@ func match(vms []vmopv1.VirtualMachine) []endpoint {
 // isReady tells whether a virtual machine may get connections.
 func isReady(vm *vmopv1.VirtualMachine) bool {
 	p := vm.Spec.ReadinessProbe
+	//nolint:staticcheck // TCP probes are deprecated by VMware, and work here
 	if p == nil || p.TCPSocket == nil && p.GuestHeartbeat == nil && len(p.GuestInfo) == 0 {
 		return true
 	}

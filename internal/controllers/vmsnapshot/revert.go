@@ -15,20 +15,12 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	imageregistry "atoll.dev/atoll/api/imageregistry/v1alpha1"
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/controllers/condition"
 	"atoll.dev/atoll/internal/controllers/virtualmachine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/attachment"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/running"
-)
-
-// Annotations of a PersistentVolume by which the agents roll it back. Only the controllers of virtual machines may set
-// the first, and only on volumes that nothing has open; it names a snapshot by CSI handle. The second has the same value
-// when it is done, the third says why it is not.
-const (
-	RollbackAnnotation      = "atoll.dev/rollback"
-	RolledBackAnnotation    = "atoll.dev/rolled-back"
-	RollbackErrorAnnotation = "atoll.dev/rollback-error"
 )
 
 // way is how far a machine is on its way back to a snapshot. It is kept in virtualmachine.RevertAnnotation, as JSON.
@@ -203,15 +195,15 @@ func (r *Reverter) mark(ctx context.Context, d disk, snapshot string) error {
 	if err := r.Get(ctx, client.ObjectKey{Name: d.Volume}, pv); err != nil {
 		return fmt.Errorf("reading PersistentVolume %s: %w", d.Volume, err)
 	}
-	if pv.Annotations[RollbackAnnotation] == snapshot && snapshot != "" {
+	if pv.Annotations[imageregistry.RollbackAnnotation] == snapshot && snapshot != "" {
 		return nil
 	}
 	base := pv.DeepCopy()
-	for _, name := range []string{RollbackAnnotation, RolledBackAnnotation, RollbackErrorAnnotation} {
+	for _, name := range []string{imageregistry.RollbackAnnotation, imageregistry.RolledBackAnnotation, imageregistry.RollbackErrorAnnotation} {
 		delete(pv.Annotations, name)
 	}
 	if snapshot != "" {
-		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, RollbackAnnotation, snapshot)
+		metav1.SetMetaDataAnnotation(&pv.ObjectMeta, imageregistry.RollbackAnnotation, snapshot)
 	}
 	if len(base.Annotations) == len(pv.Annotations) && snapshot == "" {
 		return nil
@@ -233,11 +225,11 @@ func (r *Reverter) roll(ctx context.Context, p *plan) (string, error) {
 		if err := r.Get(ctx, client.ObjectKey{Name: d.Volume}, pv); err != nil {
 			return "rolling volumes back", fmt.Errorf("reading PersistentVolume %s: %w", d.Volume, err)
 		}
-		if pv.Annotations[RolledBackAnnotation] == d.Snapshot && pv.Annotations[RollbackAnnotation] == d.Snapshot {
+		if pv.Annotations[imageregistry.RolledBackAnnotation] == d.Snapshot && pv.Annotations[imageregistry.RollbackAnnotation] == d.Snapshot {
 			continue
 		}
 		why := d.Name
-		if text := pv.Annotations[RollbackErrorAnnotation]; text != "" {
+		if text := pv.Annotations[imageregistry.RollbackErrorAnnotation]; text != "" {
 			why += " (" + clean(text) + ")"
 		}
 		left = append(left, why)

@@ -10,6 +10,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	imageregistry "atoll.dev/atoll/api/imageregistry/v1alpha1"
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/controllers/condition"
 	"atoll.dev/atoll/internal/controllers/virtualmachine"
@@ -45,14 +46,14 @@ func (w *world) agents(failing string) {
 	w.Helper()
 	for _, name := range []string{"pv-boot", "pv-data"} {
 		pv := &corev1.PersistentVolume{}
-		if !w.get(name, pv) || pv.Annotations[RollbackAnnotation] == "" {
+		if !w.get(name, pv) || pv.Annotations[imageregistry.RollbackAnnotation] == "" {
 			continue
 		}
 		if failing != "" {
-			metav1.SetMetaDataAnnotation(&pv.ObjectMeta, RollbackErrorAnnotation, failing)
+			metav1.SetMetaDataAnnotation(&pv.ObjectMeta, imageregistry.RollbackErrorAnnotation, failing)
 		} else {
-			delete(pv.Annotations, RollbackErrorAnnotation)
-			metav1.SetMetaDataAnnotation(&pv.ObjectMeta, RolledBackAnnotation, pv.Annotations[RollbackAnnotation])
+			delete(pv.Annotations, imageregistry.RollbackErrorAnnotation)
+			metav1.SetMetaDataAnnotation(&pv.ObjectMeta, imageregistry.RolledBackAnnotation, pv.Annotations[imageregistry.RollbackAnnotation])
 		}
 		w.ok(w.Update(w.Context(), pv))
 	}
@@ -63,7 +64,7 @@ func (w *world) marks() string {
 	for _, name := range []string{"pv-boot", "pv-data"} {
 		pv := &corev1.PersistentVolume{}
 		w.get(name, pv)
-		out = append(out, pv.Annotations[RollbackAnnotation])
+		out = append(out, pv.Annotations[imageregistry.RollbackAnnotation])
 	}
 	return strings.Join(out, " ")
 }

@@ -68,6 +68,9 @@ func (r *Reconciler) turn(ctx context.Context, snap *vmopv1.VirtualMachineSnapsh
 	if vm.DeletionTimestamp != nil {
 		return "the virtual machine is being deleted", nil
 	}
+	if !condition.IsTrue(vm.Status.Conditions, vmopv1.VirtualMachineConditionCreated) {
+		return "the virtual machine has not been made yet; see its conditions", nil
+	}
 	if vm.Spec.CurrentSnapshotName != "" {
 		return fmt.Sprintf("the virtual machine is being taken back to snapshot %s", vm.Spec.CurrentSnapshotName), nil
 	}

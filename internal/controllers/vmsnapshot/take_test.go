@@ -41,7 +41,7 @@ func TestRunningWithMemory(t *testing.T) {
 		t.Errorf("operation %+v", op)
 	}
 	w.host(machinev1.OperationState{Percent: 40})
-	if s, _ = w.run("one"); !strings.Contains(message(s, created), "40%") {
+	if s, _ = w.run("one"); !strings.Contains(message(s), "40%") {
 		t.Errorf("%+v", s.Status)
 	}
 	w.host(machinev1.OperationState{Done: true, Quiesced: true, Bytes: 77})
@@ -108,7 +108,7 @@ func TestTurns(t *testing.T) {
 	w := newWorld(t, off)
 	w.make("one", false)
 	w.make("two", false)
-	if s, _ := w.run("two"); reason(s, created) != "WaitingForCreation" || !strings.Contains(message(s, created), "snapshot one") {
+	if s, _ := w.run("two"); reason(s, created) != "WaitingForCreation" || !strings.Contains(message(s), "snapshot one") {
 		t.Errorf("%+v", s.Status)
 	}
 	w.run("one")
@@ -125,7 +125,7 @@ func TestFailures(t *testing.T) {
 	t.Run("no machine", func(t *testing.T) {
 		w := newWorld(t, off)
 		w.ok(w.Create(t.Context(), &vmopv1.VirtualMachineSnapshot{ObjectMeta: metav1.ObjectMeta{Namespace: "team", Name: "one"}, Spec: vmopv1.VirtualMachineSnapshotSpec{VMName: "other"}}))
-		if s, _ := w.run("one"); reason(s, ready) != "WaitingForCreation" || !strings.Contains(message(s, created), `no virtual machine "other"`) {
+		if s, _ := w.run("one"); reason(s, ready) != "WaitingForCreation" || !strings.Contains(message(s), `no virtual machine "other"`) {
 			t.Errorf("%+v", s.Status)
 		}
 	})
@@ -135,7 +135,7 @@ func TestFailures(t *testing.T) {
 		w.run("one")
 		w.host(machinev1.OperationState{Done: true, Error: "no\x1broom"})
 		s, _ := w.run("one")
-		if reason(s, created) != "CreationFailed" || !strings.Contains(message(s, created), "no room") || len(w.operations()) != 0 {
+		if reason(s, created) != "CreationFailed" || !strings.Contains(message(s), "no room") || len(w.operations()) != 0 {
 			t.Errorf("%+v, %+v", s.Status, w.operations())
 		}
 		w.ok(w.Delete(t.Context(), s))
@@ -149,7 +149,7 @@ func TestFailures(t *testing.T) {
 		w.run("one")
 		w.ok(w.Delete(t.Context(), w.pod()))
 		s, _ := w.run("one")
-		if reason(s, created) != "CreationFailed" || !strings.Contains(message(s, created), "has stopped while") {
+		if reason(s, created) != "CreationFailed" || !strings.Contains(message(s), "has stopped while") {
 			t.Errorf("%+v", s.Status)
 		}
 		var snaps snapshotv1.VolumeSnapshotList // so that what the host has made is deleted
@@ -173,7 +173,7 @@ func TestFailures(t *testing.T) {
 		vm.Spec.Volumes[0].SharingMode = vmopv1.VolumeSharingModeMultiWriter
 		w.ok(w.Update(t.Context(), vm))
 		w.make("one", false)
-		if s, _ := w.run("one"); reason(s, created) != "CreationFailed" || !strings.Contains(message(s, created), "IndependentPersistent") {
+		if s, _ := w.run("one"); reason(s, created) != "CreationFailed" || !strings.Contains(message(s), "IndependentPersistent") {
 			t.Errorf("%+v", s.Status)
 		}
 		vm = w.vm()
@@ -181,6 +181,16 @@ func TestFailures(t *testing.T) {
 		w.ok(w.Update(t.Context(), vm))
 		if s := w.taken("two", false); len(planOf(s).Disks) != 1 {
 			t.Errorf("%+v", planOf(s).Disks)
+		}
+	})
+	t.Run("not made yet", func(t *testing.T) {
+		w := newWorld(t, off)
+		vm := w.vm()
+		vm.Status.Conditions = nil
+		w.ok(w.Status().Update(t.Context(), vm))
+		w.make("one", false)
+		if s, result := w.run("one"); reason(s, created) != "WaitingForCreation" || result.RequeueAfter == 0 {
+			t.Errorf("%+v", s.Status)
 		}
 	})
 	t.Run("between", func(t *testing.T) {

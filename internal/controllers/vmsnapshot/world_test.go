@@ -54,6 +54,7 @@ func newWorld(t *testing.T, power vmopv1.VirtualMachinePowerState, more ...clien
 		},
 		Status: vmopv1.VirtualMachineStatus{PowerState: power},
 	}
+	condition.True(&vm.Status.Conditions, vmopv1.VirtualMachineConditionCreated)
 	vm.Spec.Volumes[0].PersistentVolumeClaim = &vmopv1.PersistentVolumeClaimVolumeSource{}
 	vm.Spec.Volumes[0].PersistentVolumeClaim.ClaimName = "data-claim"
 	objects := append([]client.Object{vm}, more...)
@@ -184,8 +185,9 @@ func reason(s *vmopv1.VirtualMachineSnapshot, kind string) string {
 	return strings.TrimPrefix(c.Reason, "VirtualMachineSnapshot")
 }
 
-func message(s *vmopv1.VirtualMachineSnapshot, kind string) string {
-	if c := condition.Get(s.Status.Conditions, kind); c != nil {
+// message of the condition that says whether a snapshot was taken.
+func message(s *vmopv1.VirtualMachineSnapshot) string {
+	if c := condition.Get(s.Status.Conditions, created); c != nil {
 		return c.Message
 	}
 	return ""

@@ -43,7 +43,7 @@ func Of(i Image) Disk {
 	}}
 }
 
-// ErrFormat: no format that Export knows, or one that cannot hold it.
+// ErrFormat is wrapped for no format that Export knows, or one that cannot hold it.
 var ErrFormat = errors.New("cannot be exported in this format")
 
 // Export writes disks into a file of a format. Only an OVA can hold several, and only it needs the machine, whose Disks
@@ -115,15 +115,16 @@ func appliance(ctx context.Context, disks []Disk, m ovf.Machine, path string, pr
 		return err
 	}
 	sum := sha256.Sum256(descriptor.Bytes())
-	manifest := fmt.Sprintf("SHA256(%s.ovf)= %s\n", base, hex.EncodeToString(sum[:]))
+	var manifest bytes.Buffer
+	fmt.Fprintf(&manifest, "SHA256(%s.ovf)= %s\n", base, hex.EncodeToString(sum[:]))
 	for _, d := range m.Disks {
 		sum, err := sumOf(ctx, filepath.Join(dir, d.File))
 		if err != nil {
 			return err
 		}
-		manifest += fmt.Sprintf("SHA256(%s)= %s\n", d.File, sum)
+		fmt.Fprintf(&manifest, "SHA256(%s)= %s\n", d.File, sum)
 	}
-	return pack(ctx, path, dir, base, descriptor.Bytes(), []byte(manifest), m.Disks)
+	return pack(ctx, path, dir, base, descriptor.Bytes(), manifest.Bytes(), m.Disks)
 }
 
 // pack makes the archive.

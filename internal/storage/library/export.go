@@ -48,7 +48,7 @@ func (l *Library) Scratch() (string, error) {
 	if err := os.MkdirAll(l.cfg.Dir, 0o700); err != nil {
 		return "", fmt.Errorf("exporting: %w", full(err))
 	}
-	dir, err := os.MkdirTemp(l.cfg.Dir, ".export-")
+	dir, err := os.MkdirTemp(l.cfg.Dir, exportPrefix)
 	if err != nil {
 		return "", fmt.Errorf("exporting: %w", full(err))
 	}

@@ -135,7 +135,7 @@ func (l *Library) original(ctx context.Context, id string, s Source, progress fu
 		if err := s.Make(ctx, l.path(id, partFile), report); err != nil {
 			return "", err
 		}
-		return s.FileName, l.finish(id, partFile)
+		return s.FileName, l.finish(id)
 	}
 	return "", fmt.Errorf("%w: it says neither http, oci, upload nor volume", ErrSource)
 }
@@ -154,15 +154,15 @@ func (l *Library) waiting(id string, progress func(Progress)) error {
 }
 
 // finish makes a complete part the original.
-func (l *Library) finish(id, part string) error {
-	f, err := os.Open(l.path(id, part))
+func (l *Library) finish(id string) error {
+	f, err := os.Open(l.path(id, partFile))
 	if err != nil {
 		return fmt.Errorf("finishing the transfer of image %s: %w", id, err)
 	}
 	if err := errors.Join(f.Sync(), f.Chmod(0o444), f.Close()); err != nil {
 		return fmt.Errorf("finishing the transfer of image %s: %w", id, full(err))
 	}
-	if err := os.Rename(l.path(id, part), l.path(id, originalFile)); err != nil {
+	if err := os.Rename(l.path(id, partFile), l.path(id, originalFile)); err != nil {
 		return fmt.Errorf("finishing the transfer of image %s: %w", id, err)
 	}
 	return syncDir(l.path(id))

@@ -77,7 +77,7 @@ func (l *Library) fetchHTTP(ctx context.Context, id string, s Source, progress f
 	if err != nil {
 		return "", err
 	}
-	return p.FileName, l.finish(id, partFile)
+	return p.FileName, l.finish(id)
 }
 
 // transfer gets a file, going on where an earlier transfer of the same has ended.
@@ -186,8 +186,7 @@ func (t transfer) request(ctx context.Context, at int64, validator string) (*htt
 	}
 	answer, err := t.client.Do(req)
 	if err != nil {
-		var guarded errGuarded
-		if errors.As(err, &guarded) {
+		if _, ok := errors.AsType[errGuarded](err); ok {
 			return nil, fmt.Errorf("%w: %w", ErrSource, err)
 		}
 		return nil, fmt.Errorf("getting %w", err) // url.Error begins with the method

@@ -203,6 +203,26 @@ func (l *Library) Items() ([]string, error) {
 	return out, nil
 }
 
+// exportPrefix begins the names of directories that files are exported in, exportFor is how long that takes at most.
+const (
+	exportPrefix = ".export-"
+	exportFor    = 24 * time.Hour
+)
+
+// Sweep removes what interrupted exports have left.
+func (l *Library) Sweep() error {
+	found, err := filepath.Glob(filepath.Join(l.cfg.Dir, exportPrefix+"*"))
+	if err != nil {
+		return fmt.Errorf("sweeping images: %w", err)
+	}
+	for _, path := range found {
+		if info, statErr := os.Lstat(path); statErr == nil && time.Since(info.ModTime()) > exportFor {
+			err = errors.Join(err, os.RemoveAll(path))
+		}
+	}
+	return err
+}
+
 // Remove removes an item, or what there is of it. No item is no error. What is being read of it can be read on.
 func (l *Library) Remove(id string) error {
 	if !validID(id) {

@@ -90,8 +90,7 @@ func manifest(ctx context.Context, ref name.Reference, base http.RoundTripper) (
 	if errors.As(err, &failed) && (failed.StatusCode == http.StatusNotFound || failed.StatusCode == http.StatusUnauthorized || failed.StatusCode == http.StatusForbidden) {
 		return nil, fmt.Errorf("%w: %s: %w", ErrSource, ref, err)
 	}
-	var guarded errGuarded
-	if errors.As(err, &guarded) {
+	if _, ok := errors.AsType[errGuarded](err); ok {
 		return nil, fmt.Errorf("%w: %s: %w", ErrSource, ref, err)
 	}
 	if err != nil {
@@ -135,7 +134,7 @@ func (r registry) artifact(ctx context.Context, blobs []v1.Descriptor) (string, 
 	if err := r.blob(ctx, blobs[0], partFile); err != nil {
 		return "", err
 	}
-	return title, r.finish(r.id, partFile)
+	return title, r.finish(r.id)
 }
 
 // extensions are those of files that are images.
@@ -145,9 +144,9 @@ func extensions() []string {
 
 // disk finds the disk in the layers of an image, from the top down.
 func (r registry) disk(ctx context.Context, layers []v1.Descriptor) (string, error) {
-	for n := len(layers) - 1; n >= 0; n-- {
+	for n, layer := range slices.Backward(layers) {
 		file := fmt.Sprintf("layer-%d", n)
-		if err := r.blob(ctx, layers[n], file); err != nil {
+		if err := r.blob(ctx, layer, file); err != nil {
 			return "", err
 		}
 		found, err := r.inLayer(ctx, file)
@@ -155,7 +154,7 @@ func (r registry) disk(ctx context.Context, layers []v1.Descriptor) (string, err
 			return "", fmt.Errorf("looking for the disk in a layer of %s: %w", r.ref, err)
 		}
 		if found != "" {
-			if err := r.finish(r.id, partFile); err != nil {
+			if err := r.finish(r.id); err != nil {
 				return "", err
 			}
 			for k := n; k < len(layers); k++ {

@@ -7,7 +7,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -54,7 +54,7 @@ func layer(t *testing.T, files map[string][]byte) v1.Layer {
 func TestOCI(t *testing.T) {
 	good := content(t, source(t))
 	var requests atomic.Int64
-	inner := ociregistry.New(ociregistry.Logger(log.New(io.Discard, "", 0)))
+	inner := ociregistry.New(ociregistry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)))
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") && requests.Add(1) == 1 {
 			w = &cutting{ResponseWriter: w, left: 1000, sent: &atomic.Int64{}}

@@ -12,7 +12,7 @@ import (
 	"atoll.dev/atoll/internal/datadir/atomicfile"
 )
 
-// ErrOffset: bytes were sent for another place than the next one.
+// ErrOffset is returned when bytes were sent for another place than the next one.
 var ErrOffset = errors.New("the upload goes on elsewhere")
 
 // Received tells how many bytes of an upload are here, and of how many, which is 0 before the first.
@@ -102,5 +102,5 @@ func (l *Library) append(ctx context.Context, id string, offset, total int64, bo
 	if done < total {
 		return done, nil
 	}
-	return done, l.finish(id, partFile)
+	return done, l.finish(id)
 }

@@ -110,7 +110,7 @@ func (c *command) base(ends endpoints) {
 // setupMillis is how long the firmware waits for the keys that open its setup.
 func setupMillis(fw machinev1.Firmware) int64 {
 	if fw.EnterSetup {
-		return enterSetup.Milliseconds()
+		return setupDelay.Milliseconds()
 	}
 	return 0
 }

@@ -28,6 +28,18 @@ func bySerial(i int) string {
 		`if grep -aq ` + strings.ReplaceAll(uuid(i), "-", "") + ` $d/device/vpd_pg80 2>/dev/null; then echo /dev/${d##*/}; fi; done`
 }
 
+// device waits for a disk and returns its device.
+func (r *running) device(t testing.TB, i int) string {
+	t.Helper()
+	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); <-time.After(100 * time.Millisecond) {
+		if dev := r.sh(t, bySerial(i)); dev != "" {
+			return dev
+		}
+	}
+	t.Fatalf("disk %d does not appear", i)
+	return ""
+}
+
 // TestBIOS goes through the life of a machine: boot, identity, hot-plug of everything, restart, power button.
 func TestBIOS(t *testing.T) {
 	ctx := t.Context()
@@ -114,10 +126,7 @@ func hotDisks(t *testing.T, m *running) {
 	} {
 		v := raw(t, false, bytes.Repeat([]byte{byte('a' + i)}, 1<<20))
 		must(t, m.AddDisk(ctx, d, v))
-		var dev string
-		for end := time.Now().Add(time.Minute); dev == "" && time.Now().Before(end); {
-			dev = m.sh(t, bySerial(10+i))
-		}
+		dev := m.device(t, 10+i)
 		m.want(t, strings.Repeat(string(rune('a'+i)), 3), "dd if="+dev+" bs=3 count=1 2>/dev/null")
 		m.sh(t, "echo written | dd of="+dev+" conv=fsync 2>/dev/null")
 		must(t, m.LimitDisk(ctx, d.Name, vm.Limits{IOPS: 1000}))
@@ -309,7 +318,7 @@ func TestDiscs(t *testing.T) {
 	must(t, m.ChangeDisc(ctx, "cd", disc("third")))
 	m.want(t, "third", read("/dev/sr0"))
 	must(t, m.ChangeDisc(ctx, "empty", disc("filled")))
-	dev := m.sh(t, bySerial(4))
+	dev := m.device(t, 4)
 	m.sh(t, "echo lost | dd of="+dev+" conv=fsync 2>/dev/null")
 	m.want(t, "lost", "dd if="+dev+" bs=4 count=1 2>/dev/null")
 	off, cancel := context.WithTimeout(ctx, time.Minute)
@@ -326,12 +335,16 @@ func TestDiscs(t *testing.T) {
 // TestStartFailures: what does not work is named.
 func TestStartFailures(t *testing.T) {
 	ctx := t.Context()
-	good, _ := machine(t)
+	good, top := machine(t)
 	m := start(t, good)
 	again := good
 	again.UID, again.GID = vmtest.UID+1, vmtest.UID+1
-	if _, err := hardware.Start(ctx, again); !errors.Is(err, vm.ErrLocked) {
+	again.Disks = map[string]vm.Volume{"boot": chain(t, false, tiny(t), top)}
+	if other, err := hardware.Start(ctx, again); !errors.Is(err, vm.ErrLocked) {
 		t.Errorf("%v", err)
+		if err == nil {
+			must(t, other.Close())
+		}
 	}
 	must(t, m.Kill())
 	if e := m.ended(t); e.Reason != vm.ExitKilled {
@@ -340,8 +353,10 @@ func TestStartFailures(t *testing.T) {
 	for name, change := range map[string]func(*hardware.Config){
 		"no qemu":       func(c *hardware.Config) { c.QEMU = "/nonexistent" },
 		"unknown model": func(c *hardware.Config) { c.Machine.CPU.Model = "Z80" },
-		"huge pages":    func(c *hardware.Config) { c.Machine.Memory.HugePageBytes = 1 << 30; c.Machine.Memory.Bytes = 1 << 40 },
-		"no memory":     func(c *hardware.Config) { c.Incoming = open(t, "/dev/zero", os.O_RDONLY) },
+		"huge pages": func(c *hardware.Config) {
+			c.Machine.Memory = machinev1.Memory{Bytes: 512 << 30, HugePageBytes: 2 << 20}
+		},
+		"no memory": func(c *hardware.Config) { c.Incoming = open(t, "/dev/zero", os.O_RDONLY) },
 	} {
 		c, _ := machine(t)
 		change(&c)

@@ -50,19 +50,19 @@ func TestSnapshotAndRevert(t *testing.T) {
 	nic := machinev1.NIC{Name: "eth1", Model: "virtio-net-pci", MAC: "52:54:00:00:00:02"}
 	must(t, m.AddNIC(ctx, nic, isolated(t, "tap1")))
 	m.want(t, "1", "echo 1 > /sys/devices/system/cpu/cpu1/online; cat /sys/devices/system/cpu/cpu1/online")
-	m.want(t, "/dev/sdb", bySerial(2))
-	m.want(t, "/dev/sdc", bySerial(3))
+	first, second := m.device(t, 2), m.device(t, 3)
 	// The same number goes to both disks and to a file in memory, one after the other.
-	m.sh(t, `cat > /run/writer <<'END'
+	m.sh(t, strings.NewReplacer("FIRST", first, "SECOND", second).Replace(`cat > /run/writer <<'END'
+echo $$ > /run/pid
 n=0
 while true; do
 	n=$((n + 1))
 	echo $n > /run/count
-	echo $n | dd of=/dev/sdb conv=fsync 2>/dev/null
-	echo $n | dd of=/dev/sdc conv=fsync 2>/dev/null
+	echo $n | dd of=FIRST conv=fsync 2>/dev/null
+	echo $n | dd of=SECOND conv=fsync 2>/dev/null
 done
 END
-setsid sh /run/writer >/dev/null 2>&1 < /dev/null &`)
+setsid sh /run/writer >/dev/null 2>&1 < /dev/null &`))
 	m.want(t, "on", "test $(cat /run/count) -gt 5 && echo on")
 
 	cancelled(t, m)
@@ -111,19 +111,19 @@ setsid sh /run/writer >/dev/null 2>&1 < /dev/null &`)
 	r := start(t, back)
 	r.up(t)
 	t.Logf("back after %s", time.Since(begin).Round(time.Millisecond))
-	r.sh(t, "kill $(pgrep -f /run/writer)")
+	r.sh(t, "kill $(cat /run/pid)")
 	count := r.sh(t, "cat /run/count")
 	if s := r.Size(); s.CPUs != 2 || s.Memory != 640<<20 {
 		t.Errorf("%+v", s)
 	}
 	t.Logf("saved at %d, then at %s before it was ended", number(t, data), was)
 	// What was on the disks at that moment is what the guest had just written.
-	inMemory, first, second := atoi(t, count), number(t, data), number(t, more)
-	if first < second || first > second+1 || inMemory < first {
-		t.Errorf("disks at %d and %d, memory at %d", first, second, inMemory)
+	inMemory, a, b := atoi(t, count), number(t, data), number(t, more)
+	if a < b || a > b+1 || inMemory < a {
+		t.Errorf("disks at %d and %d, memory at %d", a, b, inMemory)
 	}
-	for _, dev := range []string{"sdb", "sdc"} {
-		got := atoi(t, r.sh(t, "head -c 32 /dev/"+dev+" | tr -d '\\0' | head -n 1"))
+	for _, dev := range []string{first, second} {
+		got := atoi(t, r.sh(t, "head -c 32 "+dev+" | tr -d '\\0' | head -n 1"))
 		if got < inMemory-1 || got > inMemory {
 			t.Errorf("%s at %d, memory at %d", dev, got, inMemory)
 		}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/vm"
 	"atoll.dev/atoll/internal/vm/block"
 	"atoll.dev/atoll/internal/vm/guestagent"
@@ -178,8 +179,8 @@ func (m *Machine) begin(ctx context.Context, cfg *Config, c *command) error {
 	if err := m.goOn(ready); err != nil {
 		return err
 	}
-	if cfg.Machine.Firmware.EnterSetup && cfg.Incoming == nil {
-		go m.pressEscape()
+	if fw := cfg.Machine.Firmware; fw.EnterSetup && fw.Type == machinev1.EFI && cfg.Incoming == nil {
+		go m.openSetup()
 	}
 	return nil
 }
@@ -231,14 +232,20 @@ func (m *Machine) blame(err error) error {
 	return err
 }
 
-// enterSetup is how long the key that opens the firmware's setup is pressed again and again.
-const enterSetup = 5 * time.Second
+// The key that opens the setup of EFI is pressed again and again, for as long as a busy host may take to get there.
+// It does nothing in the setup. A BIOS has no setup; it offers its boot menu for setupDelay.
+const (
+	setupKey     = "f2"
+	setupPresses = 240
+	setupPause   = 250 * time.Millisecond
+	setupDelay   = 5 * time.Second
+)
 
-// pressEscape opens the firmware's setup.
-func (m *Machine) pressEscape() {
-	ctx, cancel := context.WithTimeout(context.Background(), enterSetup)
+// openSetup opens the firmware's setup.
+func (m *Machine) openSetup() {
+	ctx, cancel := context.WithTimeout(context.Background(), setupPresses*setupPause)
 	defer cancel()
-	tick := time.NewTicker(enterSetup / 20)
+	tick := time.NewTicker(setupPause)
 	defer tick.Stop()
 	for {
 		select {
@@ -248,7 +255,7 @@ func (m *Machine) pressEscape() {
 			return
 		case <-tick.C:
 		}
-		key := []any{map[string]any{"type": "qcode", "data": "esc"}}
+		key := []any{map[string]any{"type": "qcode", "data": setupKey}}
 		if m.qmp.Execute(ctx, "send-key", map[string]any{"keys": key}, nil) != nil {
 			return
 		}

@@ -14,9 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/intstr"
 	testclock "k8s.io/utils/clock/testing"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
@@ -51,8 +49,8 @@ func as(t *testing.T, user string, before *vmopv1.VirtualMachine) context.Contex
 	return admission.NewContextWithRequest(t.Context(), req)
 }
 
-func image(name, display string) *vmopv1.VirtualMachineImage {
-	return &vmopv1.VirtualMachineImage{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Status: vmopv1.VirtualMachineImageStatus{Name: display}}
+func image(display string) *vmopv1.VirtualMachineImage {
+	return &vmopv1.VirtualMachineImage{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "vmi-1"}, Status: vmopv1.VirtualMachineImageStatus{Name: display}}
 }
 
 func clusterImageOf(name, display string) *vmopv1.ClusterVirtualMachineImage {
@@ -72,7 +70,7 @@ func volume(name string) vmopv1.VirtualMachineVolume {
 }
 
 func TestDefaultsOfANewMachine(t *testing.T) {
-	w := newWebhook(t, image("vmi-1", "debian"))
+	w := newWebhook(t, image("debian"))
 	got := vm()
 	got.Spec.Volumes = []vmopv1.VirtualMachineVolume{volume("data")}
 	got.Spec.Volumes[0].ApplicationType = vmopv1.VolumeApplicationTypeOracleRAC
@@ -99,7 +97,7 @@ func TestDefaultsOfANewMachine(t *testing.T) {
 }
 
 func TestImageNames(t *testing.T) {
-	w := newWebhook(t, image("vmi-1", "debian"), clusterImageOf("vmi-2", "debian"), clusterImageOf("vmi-3", "Rocky 9"), clusterImageOf("vmi-1", "x"))
+	w := newWebhook(t, image("debian"), clusterImageOf("vmi-2", "debian"), clusterImageOf("vmi-3", "Rocky 9"), clusterImageOf("vmi-1", "x"))
 	for _, c := range []struct {
 		name string
 		ref  *vmopv1.VirtualMachineImageRef
@@ -141,7 +139,7 @@ func made(t *testing.T, w *Webhook) *vmopv1.VirtualMachine {
 }
 
 func TestUpdates(t *testing.T) {
-	w := newWebhook(t, image("vmi-1", "debian"))
+	w := newWebhook(t, image("debian"))
 	before := made(t, w)
 	after := before.DeepCopy()
 	after.Spec.NextRestartTime, after.Spec.BiosUUID, after.Spec.Image = "NOW", "", nil
@@ -161,24 +159,24 @@ func TestUpdates(t *testing.T) {
 }
 
 func TestRefusedChanges(t *testing.T) {
-	w := newWebhook(t, image("vmi-1", "debian"))
+	w := newWebhook(t, image("debian"))
 	for _, c := range []struct {
 		name, want string
 		change     func(*vmopv1.VirtualMachineSpec)
 	}{
 		{"storage class", "spec.storageClass: Forbidden", func(s *vmopv1.VirtualMachineSpec) { s.StorageClass = "other" }},
-		{"interface", "spec.network.interfaces: Forbidden: updates to this field are not allowed when VM power is on", func(s *vmopv1.VirtualMachineSpec) { s.Network.Interfaces[0].MTU = ptr.To[int64](9000) }},
-		{"disk moves", "spec.volumes[0].unitNumber: Forbidden", func(s *vmopv1.VirtualMachineSpec) { s.Volumes[0].UnitNumber = ptr.To[int32](9) }},
+		{"interface", "spec.network.interfaces: Forbidden: updates to this field are not allowed when VM power is on", func(s *vmopv1.VirtualMachineSpec) { s.Network.Interfaces[0].MTU = new(int64(9000)) }},
+		{"disk moves", "spec.volumes[0].unitNumber: Forbidden", func(s *vmopv1.VirtualMachineSpec) { s.Volumes[0].UnitNumber = new(int32(9)) }},
 		{"guest", "spec.guestID: Forbidden", func(s *vmopv1.VirtualMachineSpec) { s.GuestID = "x" }},
 		{"hardware version", "cannot downgrade", func(s *vmopv1.VirtualMachineSpec) { s.MinHardwareVersion = -1 }},
-		{"smaller disk", "a disk cannot shrink", func(s *vmopv1.VirtualMachineSpec) { s.Advanced.BootDiskCapacity = ptr.To(resource.MustParse("1Gi")) }},
+		{"smaller disk", "a disk cannot shrink", func(s *vmopv1.VirtualMachineSpec) { s.Advanced.BootDiskCapacity = new(resource.MustParse("1Gi")) }},
 		{"policy", "spec.reserved: Forbidden", func(s *vmopv1.VirtualMachineSpec) {
 			s.Reserved = &vmopv1.VirtualMachineReservedSpec{ResourcePolicyName: "p"}
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			before := made(t, w)
-			before.Spec.Advanced = &vmopv1.VirtualMachineAdvancedSpec{BootDiskCapacity: ptr.To(resource.MustParse("2Gi"))}
+			before.Spec.Advanced = &vmopv1.VirtualMachineAdvancedSpec{BootDiskCapacity: new(resource.MustParse("2Gi"))}
 			after := before.DeepCopy()
 			c.change(&after.Spec)
 			_, err := w.ValidateUpdate(as(t, "u", before), before, after)
@@ -199,7 +197,7 @@ func TestRefusedAtAnyTime(t *testing.T) {
 	foreign := other.DeepCopy()
 	foreign.Namespace, foreign.Spec.BiosUUID, foreign.Spec.Network = "elsewhere", "99999999-2222-3333-4444-555555555555", nil
 	quota := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "q"}, Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{"gold" + storageQuotaSuffix: resource.MustParse("1Ti")}}}
-	w := newWebhook(t, image("vmi-1", "debian"), other, foreign, quota)
+	w := newWebhook(t, image("debian"), other, foreign, quota)
 	nic := func(change func(*vmopv1.VirtualMachineNetworkInterfaceSpec)) func(*vmopv1.VirtualMachineSpec) {
 		return func(s *vmopv1.VirtualMachineSpec) { change(&s.Network.Interfaces[0]) }
 	}
@@ -228,7 +226,7 @@ func TestRefusedAtAnyTime(t *testing.T) {
 			s.Hardware = &vmopv1.VirtualMachineHardwareSpec{SATAControllers: []vmopv1.SATAControllerSpec{{BusNumber: 1}, {BusNumber: 1}}}
 		}},
 		{"two probes", "exactly one of", func(s *vmopv1.VirtualMachineSpec) {
-			s.ReadinessProbe = &vmopv1.VirtualMachineReadinessProbeSpec{TCPSocket: &vmopv1.TCPSocketAction{Port: intstr.FromInt32(1)}, GuestHeartbeat: &vmopv1.GuestHeartbeatAction{}}
+			s.ReadinessProbe = &vmopv1.VirtualMachineReadinessProbeSpec{GuestInfo: []vmopv1.GuestInfoAction{{Key: "a"}}, GuestHeartbeat: &vmopv1.GuestHeartbeatAction{}}
 		}},
 		{"bootstrap", "CloudInit may not be used with any other", func(s *vmopv1.VirtualMachineSpec) {
 			s.Bootstrap = &vmopv1.VirtualMachineBootstrapSpec{CloudInit: &vmopv1.VirtualMachineBootstrapCloudInitSpec{}, LinuxPrep: &vmopv1.VirtualMachineBootstrapLinuxPrepSpec{}}

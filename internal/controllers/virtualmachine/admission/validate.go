@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"atoll.dev/atoll/internal/controllers/virtualmachine/placement"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/pod"
 	"atoll.dev/atoll/internal/datadir/pki"
 )
 
@@ -233,7 +234,7 @@ func probe(path *field.Path, p *vmopv1.VirtualMachineReadinessProbeSpec) field.E
 	}
 	var errs field.ErrorList
 	actions := 0
-	for _, set := range []bool{p.TCPSocket != nil, p.GuestHeartbeat != nil, len(p.GuestInfo) > 0} {
+	for _, set := range []bool{pod.TCPSocket(p) != nil, p.GuestHeartbeat != nil, len(p.GuestInfo) > 0} {
 		if set {
 			actions++
 		}
@@ -241,8 +242,8 @@ func probe(path *field.Path, p *vmopv1.VirtualMachineReadinessProbeSpec) field.E
 	if actions != 1 {
 		errs = append(errs, field.Forbidden(path, "must have exactly one of tcpSocket, guestHeartbeat and guestInfo"))
 	}
-	if p.TCPSocket != nil && (p.TCPSocket.Port.IntValue() < 1 || p.TCPSocket.Port.IntValue() > 65535) {
-		errs = append(errs, field.Invalid(path.Child("tcpSocket", "port"), p.TCPSocket.Port.String(), "must be a number from 1 to 65535"))
+	if s := pod.TCPSocket(p); s != nil && (s.Port.IntValue() < 1 || s.Port.IntValue() > 65535) {
+		errs = append(errs, field.Invalid(path.Child("tcpSocket", "port"), s.Port.String(), "must be a number from 1 to 65535"))
 	}
 	for i, info := range p.GuestInfo {
 		if _, err := regexp.Compile(info.Value); err != nil {

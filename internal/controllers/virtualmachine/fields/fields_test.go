@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
-	"k8s.io/utils/ptr"
 
 	netop "atoll.dev/atoll/api/netoperator/v1alpha1"
 )
@@ -95,7 +94,7 @@ func TestWithoutEffect(t *testing.T) {
 	if got := WithoutEffect(vm); len(got) != 0 {
 		t.Fatalf("of nothing: %v", got)
 	}
-	vm.Spec.Advanced = &vmopv1.VirtualMachineAdvancedSpec{ChangeBlockTracking: ptr.To(true)}
+	vm.Spec.Advanced = &vmopv1.VirtualMachineAdvancedSpec{ChangeBlockTracking: new(true)}
 	if got := WithoutEffect(vm); len(got) != 1 || !strings.HasPrefix(got[0], "spec.advanced.changeBlockTracking (") {
 		t.Fatal(got)
 	}

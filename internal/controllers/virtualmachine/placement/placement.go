@@ -115,7 +115,7 @@ func Assign(spec *vmopv1.VirtualMachineSpec, boot *Slot) field.ErrorList {
 			errs = append(errs, err)
 			continue
 		}
-		*d.bus, *d.unit = ptr.To(slot.Bus), ptr.To(slot.Unit)
+		*d.bus, *d.unit = new(slot.Bus), new(slot.Unit)
 		taken[slot] = d.path.String()
 	}
 	addControllers(spec, list)

@@ -6,16 +6,15 @@ import (
 	"testing"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
-	"k8s.io/utils/ptr"
 )
 
 func volume(name string, typ vmopv1.VirtualControllerType, place ...int32) vmopv1.VirtualMachineVolume {
 	v := vmopv1.VirtualMachineVolume{Name: name, ControllerType: typ}
 	if len(place) > 0 {
-		v.ControllerBusNumber = ptr.To(place[0])
+		v.ControllerBusNumber = new(place[0])
 	}
 	if len(place) > 1 {
-		v.UnitNumber = ptr.To(place[1])
+		v.UnitNumber = new(place[1])
 	}
 	return v
 }
@@ -33,7 +32,7 @@ func TestAssign(t *testing.T) {
 		{"named places first", []vmopv1.VirtualMachineVolume{volume("a", ""), volume("b", "SCSI", 0, 1)}, 0, "SCSI 0:2, SCSI 0:1", ""},
 		{"seven is skipped", many, 0, "SCSI 0:1, SCSI 0:2, SCSI 0:3, SCSI 0:4, SCSI 0:5, SCSI 0:6, SCSI 0:8, SCSI 0:9, SCSI 0:10", ""},
 		{"other types", []vmopv1.VirtualMachineVolume{volume("a", "NVME"), volume("b", "SATA", 1), volume("c", "IDE", 1, 1)}, 1, "NVME 0:0, SATA 1:0, IDE 1:1, SATA 0:0", ""},
-		{"only a unit", []vmopv1.VirtualMachineVolume{{Name: "a", UnitNumber: ptr.To[int32](0)}}, 0, "SCSI 1:0", ""},
+		{"only a unit", []vmopv1.VirtualMachineVolume{{Name: "a", UnitNumber: new(int32(0))}}, 0, "SCSI 1:0", ""},
 		{"boot disk's place", []vmopv1.VirtualMachineVolume{volume("a", "SCSI", 0, 0)}, 0, "", "spec.volumes[0].unitNumber: Invalid value: 0: SCSI 0:0 is the place of the boot disk"},
 		{"twice", []vmopv1.VirtualMachineVolume{volume("a", "SATA", 0, 3), volume("b", "SATA", 0, 3)}, 0, "", "is the place of spec.volumes[0]"},
 		{"seven", []vmopv1.VirtualMachineVolume{volume("a", "SCSI", 0, 7)}, 0, "", "controller's own unit"},
@@ -75,12 +74,12 @@ func TestAssign(t *testing.T) {
 
 func TestBootFollowsTheImage(t *testing.T) {
 	image := &vmopv1.VirtualMachineImageStatus{Disks: []vmopv1.VirtualMachineImageDiskInfo{{
-		ControllerType: vmopv1.VirtualControllerTypeSATA, ControllerBusNumber: ptr.To[int32](1), UnitNumber: ptr.To[int32](2),
+		ControllerType: vmopv1.VirtualControllerTypeSATA, ControllerBusNumber: new(int32(1)), UnitNumber: new(int32(2)),
 	}}}
 	if got := Boot(image).String(); got != "SATA 1:2" {
 		t.Fatal(got)
 	}
-	image.Disks[0].UnitNumber = ptr.To[int32](99)
+	image.Disks[0].UnitNumber = new(int32(99))
 	if got := Boot(image).String(); got != "SATA 0:0" {
 		t.Fatal(got)
 	}

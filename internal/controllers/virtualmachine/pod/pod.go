@@ -18,7 +18,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
-	"k8s.io/utils/ptr"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/size"
@@ -70,13 +69,13 @@ func Build(in Inputs) (*corev1.Pod, error) {
 			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(vm, vmopv1.GroupVersion.WithKind("VirtualMachine"))},
 		},
 		Spec: corev1.PodSpec{
-			RuntimeClassName:              ptr.To(machinev1.RuntimeClass),
+			RuntimeClassName:              new(machinev1.RuntimeClass),
 			RestartPolicy:                 corev1.RestartPolicyNever,
-			TerminationGracePeriodSeconds: ptr.To(min(Grace(in.Machine.Stop), hardGrace+24*3600)),
-			AutomountServiceAccountToken:  ptr.To(false),
-			EnableServiceLinks:            ptr.To(false),
+			TerminationGracePeriodSeconds: new(min(Grace(in.Machine.Stop), hardGrace+24*3600)),
+			AutomountServiceAccountToken:  new(false),
+			EnableServiceLinks:            new(false),
 			SecurityContext: &corev1.PodSecurityContext{
-				RunAsNonRoot: ptr.To(true), RunAsUser: ptr.To[int64](nobody), RunAsGroup: ptr.To[int64](nobody),
+				RunAsNonRoot: new(true), RunAsUser: new(int64(nobody)), RunAsGroup: new(int64(nobody)),
 				SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 			},
 			Containers: []corev1.Container{container(in)},
@@ -96,7 +95,7 @@ func Build(in Inputs) (*corev1.Pod, error) {
 	}
 	if in.SeedSecret != "" {
 		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: machinev1.SeedVolume, VolumeSource: corev1.VolumeSource{
-			Secret: &corev1.SecretVolumeSource{SecretName: in.SeedSecret, DefaultMode: ptr.To[int32](0o400)},
+			Secret: &corev1.SecretVolumeSource{SecretName: in.SeedSecret, DefaultMode: new(int32(0o400))},
 		}})
 	}
 	return pod, nil
@@ -154,7 +153,7 @@ func container(in Inputs) corev1.Container {
 		Stdin: true, TTY: true,
 		Resources: corev1.ResourceRequirements{Requests: in.Size.Requests, Limits: in.Size.Limits},
 		SecurityContext: &corev1.SecurityContext{
-			AllowPrivilegeEscalation: ptr.To(false),
+			AllowPrivilegeEscalation: new(false),
 			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 		},
 		ResizePolicy: []corev1.ContainerResizePolicy{
@@ -172,6 +171,11 @@ func container(in Inputs) corev1.Container {
 	return c
 }
 
+// TCPSocket is the probe of a port. VMware deprecates it for one kind of its networks; here it always works.
+func TCPSocket(p *vmopv1.VirtualMachineReadinessProbeSpec) *vmopv1.TCPSocketAction {
+	return p.TCPSocket //nolint:staticcheck // see above
+}
+
 // Probe is a VirtualMachine's readiness probe as one of its pod, nil when there is none.
 func Probe(p *vmopv1.VirtualMachineReadinessProbeSpec) *corev1.Probe {
 	if p == nil {
@@ -186,8 +190,8 @@ func Probe(p *vmopv1.VirtualMachineReadinessProbeSpec) *corev1.Probe {
 		out.PeriodSeconds = p.PeriodSeconds
 	}
 	switch {
-	case p.TCPSocket != nil:
-		out.TCPSocket = &corev1.TCPSocketAction{Port: p.TCPSocket.Port, Host: p.TCPSocket.Host}
+	case TCPSocket(p) != nil:
+		out.TCPSocket = &corev1.TCPSocketAction{Port: TCPSocket(p).Port, Host: TCPSocket(p).Host}
 	case p.GuestHeartbeat != nil:
 		out.Exec = &corev1.ExecAction{Command: []string{machinev1.CommandHeartbeat}}
 	case len(p.GuestInfo) > 0:

@@ -10,7 +10,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
-	"k8s.io/utils/ptr"
 	"sigs.k8s.io/yaml"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
@@ -55,15 +54,15 @@ func full() *vmopv1.VirtualMachine {
 					LabelSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "db"}}, TopologyKey: corev1.LabelTopologyZone,
 				}},
 			}},
-			ReadinessProbe: &vmopv1.VirtualMachineReadinessProbeSpec{TCPSocket: &vmopv1.TCPSocketAction{Port: intstr.FromInt32(5432)}, PeriodSeconds: 5},
+			ReadinessProbe: &vmopv1.VirtualMachineReadinessProbeSpec{TCPSocket: &vmopv1.TCPSocketAction{Port: intstr.FromInt32(5432)}, PeriodSeconds: 5}, //nolint:staticcheck // it works here
 		},
 	}
 }
 
 func inputs(t *testing.T, vm *vmopv1.VirtualMachine) Inputs {
 	s := sized(t)
-	data := &vmopv1.VirtualMachineVolume{Name: "data", ControllerType: vmopv1.VirtualControllerTypeNVME, ControllerBusNumber: ptr.To[int32](0), UnitNumber: ptr.To[int32](3), DiskMode: vmopv1.VolumeDiskModeIndependentNonPersistent}
-	install := &vmopv1.VirtualMachineCdromSpec{Name: "install", ControllerType: vmopv1.VirtualControllerTypeSATA, ControllerBusNumber: ptr.To[int32](0), UnitNumber: ptr.To[int32](0)}
+	data := &vmopv1.VirtualMachineVolume{Name: "data", ControllerType: vmopv1.VirtualControllerTypeNVME, ControllerBusNumber: new(int32(0)), UnitNumber: new(int32(3)), DiskMode: vmopv1.VolumeDiskModeIndependentNonPersistent}
+	install := &vmopv1.VirtualMachineCdromSpec{Name: "install", ControllerType: vmopv1.VirtualControllerTypeSATA, ControllerBusNumber: new(int32(0)), UnitNumber: new(int32(0))}
 	m := machine.Build(machine.Inputs{
 		VM: vm, Size: s, Firmware: "bios",
 		Disks: []machinev1.Disk{

@@ -12,6 +12,7 @@ import (
 // PodPhase is how far a machine's pod is.
 type PodPhase int
 
+// The phases.
 const (
 	PodNone PodPhase = iota
 	PodAlive
@@ -39,6 +40,7 @@ type Situation struct {
 // Action is what is done.
 type Action int
 
+// The actions.
 const (
 	Rest    Action = iota // nothing, somebody else is at work
 	Start                 // make the pod

@@ -19,7 +19,7 @@ import (
 	"strings"
 )
 
-// ErrFormat: no OVF descriptor that can be used.
+// ErrFormat is wrapped for what is no OVF descriptor that can be used.
 var ErrFormat = errors.New("not a sound OVF descriptor of one virtual machine")
 
 // Bounds of a descriptor.

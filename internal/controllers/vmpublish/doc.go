@@ -1,0 +1,13 @@
+// Package vmpublish makes images of virtual machines: it answers VirtualMachinePublishRequests.
+//
+// A request becomes a snapshot of the boot disk (a VolumeSnapshot that is owned by the request), which for a machine
+// that runs is as if its power had been cut, and an item of the content library with that snapshot as its source. The
+// importer of the host makes the content of it, and the item's image appears as every item's does (package
+// internal/controllers of the image kinds). The snapshot goes when the item is complete.
+//
+//	SourceValid, TargetValid --> Uploaded --> ImageAvailable --> Complete
+//
+// An attempt that fails is repeated as often as spec.backoffLimit says, and then the reason is Fatal. A request that
+// is complete is deleted after spec.ttlSecondsAfterFinished; the item stays. The controllers' manager in the server
+// calls Setup.
+package vmpublish
