@@ -8,8 +8,8 @@ import (
 	"strings"
 	"time"
 
-	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	"github.com/spf13/cobra"
+	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"

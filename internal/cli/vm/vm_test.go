@@ -81,8 +81,8 @@ func (w *world) run(args ...string) (string, error) {
 			w.exported = strings.Join([]string{kubeconfig, namespace, image, format, file}, " ")
 			return nil
 		},
-		Usage:      func(err error) error { return usage{err} },
-		Silent:     func(err error) error { return err },
+		Usage:  func(err error) error { return usage{err} },
+		Silent: func(err error) error { return err },
 	}}
 	w.c.connect = func() (*session, error) {
 		namespace := *w.c.flags.Namespace
