@@ -102,7 +102,7 @@ func (r *Reconciler) noteInstance(ctx context.Context, v *view) error {
 	before, status := vm.DeepCopy(), vm.Status.DeepCopy()
 	metav1.SetMetaDataAnnotation(&vm.ObjectMeta, InstanceAnnotation, v.seed.InstanceID)
 	if again != nil {
-		vm.Spec.Bootstrap.LinuxPrep.CustomizeAtNextPowerOn = ptr.To(false)
+		vm.Spec.Bootstrap.LinuxPrep.CustomizeAtNextPowerOn = new(false)
 	}
 	err := r.Patch(ctx, vm, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
 	vm.Status = *status

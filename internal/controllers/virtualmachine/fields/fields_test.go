@@ -7,6 +7,7 @@ import (
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 
+	registry "atoll.dev/atoll/api/imageregistry/v1alpha1"
 	netop "atoll.dev/atoll/api/netoperator/v1alpha1"
 )
 
@@ -22,7 +23,7 @@ func leaves(t reflect.Type, path string, known func(string) bool, missing func(s
 		}
 		t = t.Elem()
 	}
-	if t.Kind() != reflect.Struct || !strings.Contains(t.PkgPath(), "vm-operator") && !strings.Contains(t.PkgPath(), "k8s.io/api/core") && !strings.Contains(t.PkgPath(), "netoperator") {
+	if t.Kind() != reflect.Struct || !strings.Contains(t.PkgPath(), "vm-operator") && !strings.Contains(t.PkgPath(), "k8s.io/api/core") && !strings.Contains(t.PkgPath(), "netoperator") && !strings.Contains(t.PkgPath(), "imageregistry") {
 		missing(path)
 		return
 	}
@@ -67,6 +68,9 @@ func TestTableIsComplete(t *testing.T) {
 		{vmopv1.VirtualMachinePublishRequestSpec{}, VirtualMachinePublishRequest()},
 		{vmopv1.VirtualMachineGroupPublishRequestSpec{}, table(t, "VirtualMachineGroupPublishRequest")},
 		{vmopv1.VirtualMachineImageCacheSpec{}, table(t, "VirtualMachineImageCache")},
+		{registry.ContentLibrarySpec{}, table(t, "ContentLibrary, ClusterContentLibrary (imageregistry.vmware.com)")},
+		{registry.ContentLibraryItemSpec{}, table(t, "ContentLibraryItem, ClusterContentLibraryItem (imageregistry.vmware.com)")},
+		{registry.ContentLibraryItemImportRequestSpec{}, table(t, "ContentLibraryItemImportRequest (imageregistry.vmware.com)")},
 		{netop.NetworkSpec{}, table(t, "Network (netoperator.vmware.com)")},
 	} {
 		paths := map[string]bool{}
