@@ -27,7 +27,12 @@ func TestMachineLife(t *testing.T) {
 	n.apply(oldMachine)
 	n.power("box", "PoweredOn")
 	n.agent("box")
-	contains(t, n.kubectl("logs", "box"), "Tiny VM for tests")
+	eventually(t, "the serial console in the logs", func() error {
+		if out := n.kubectl("logs", "box"); !strings.Contains(out, "Tiny VM for tests") {
+			return fmt.Errorf("logs are %q", out)
+		}
+		return nil
+	})
 	contains(t, n.exec("box", "uname", "-n"), "box")
 	if out, err := n.try("exec", "box", "--", "sh", "-c", "echo out; exit 3"); err == nil || !strings.Contains(out, "exit code 3") {
 		t.Errorf("exit code of a command: %v\n%s", err, out)
@@ -89,7 +94,9 @@ func (n *namespace) console(name, line, until string) string {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(n.t.Context(), patience)
 	defer cancel()
-	cmd := kubectlCommand(ctx, "-n", n.name, "attach", "-i", name)
+	// kubectl wants a terminal for one.
+	attach := kubectlCommand(ctx, "-n", n.name, "attach", "-it", name)
+	cmd := exec.CommandContext(ctx, "script", "-qec", strings.Join(attach.Args, " "), "/dev/null")
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		n.t.Fatal(err)
@@ -191,10 +198,15 @@ func TestMachineSuspend(t *testing.T) {
 	n := machines(t)
 	n.apply(`
 apiVersion: vmoperator.vmware.com/v1alpha5
+kind: VirtualMachineClass
+metadata: {name: efi}
+spec: {hardware: {cpus: 1, memory: 512Mi}}
+---
+apiVersion: vmoperator.vmware.com/v1alpha5
 kind: VirtualMachine
 metadata: {name: box}
 spec:
-  className: tiny
+  className: efi # GRUB needs more memory there
   imageName: tiny
   storageClass: atoll
   suspendMode: Hard
