@@ -83,6 +83,9 @@ func (r *Reconciler) bootDisk(ctx context.Context, v *view) error {
 			disk.Volume = pv.Spec.CSI.VolumeHandle
 		}
 	}
+	if has, ok := v.told(disk.Name, func(d machinev1.Disk) bool { return d.UUID == disk.UUID }); ok && disk.Volume == "" {
+		disk.Volume = has.Volume
+	}
 	if disk.Volume == "" {
 		v.awaiting = append(v.awaiting, disk.Name)
 	} else {
