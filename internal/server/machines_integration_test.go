@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,9 +33,10 @@ import (
 
 const namespace = "machines"
 
-func machinesClient(t *testing.T, cfg Config) client.Client {
+// clientOf knows all kinds.
+func clientOf(t *testing.T, kubeconfig string) client.Client {
 	t.Helper()
-	rest, err := clientcmd.BuildConfigFromFlags("", cfg.AdminKubeconfig)
+	rest, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +70,7 @@ func eventually[T client.Object](t *testing.T, c client.Client, obj T, ok func(T
 func TestMachines(t *testing.T) {
 	cfg := testConfig(t, t.TempDir())
 	p := mustStart(t, cfg)
-	c := machinesClient(t, cfg)
+	c := clientOf(t, cfg.AdminKubeconfig)
 	ctx := t.Context()
 	for _, o := range []client.Object{
 		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: namespace}},
@@ -95,7 +97,7 @@ func TestMachines(t *testing.T) {
 	t.Run("DefaultClasses", func(t *testing.T) { checkClasses(t, c) })
 	t.Run("Versions", func(t *testing.T) { checkVersions(t, c) })
 	t.Run("Refusals", func(t *testing.T) { checkRefusals(t, c) })
-	t.Run("PodOfAMachine", func(t *testing.T) { checkPod(t, c) })
+	t.Run("PodOfAMachine", func(t *testing.T) { checkPod(t, cfg, c) })
 	t.Run("Missing", func(t *testing.T) { checkMissing(t, c) })
 	t.Run("Deletion", func(t *testing.T) { checkDeletion(t, c) })
 	if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid)); err == nil {
@@ -252,7 +254,7 @@ func checkRefusals(t *testing.T, c client.Client) {
 }
 
 // checkPod waits for the pod and the claim, and plays the host.
-func checkPod(t *testing.T, c client.Client) {
+func checkPod(t *testing.T, cfg Config, c client.Client) {
 	ctx := t.Context()
 	begin := time.Now()
 	if err := c.Create(ctx, machine("web")); err != nil {
@@ -296,7 +298,8 @@ func checkPod(t *testing.T, c client.Client) {
 		NICs: []machinev1.NICState{{Name: "eth0", MAC: m.NICs[0].MAC, Addresses: []string{"10.244.0.9/22"}}},
 	})
 	patch := `{"metadata":{"annotations":{"` + machinev1.StateAnnotation + `":` + strconv.Quote(string(state)) + `}}}`
-	if err := c.Patch(ctx, pod, client.RawPatch("application/merge-patch+json", []byte(patch))); err != nil {
+	host := clientOf(t, filepath.Join(cfg.KubeconfigDir, "kubelet.kubeconfig"))
+	if err := host.Status().Patch(ctx, pod, client.RawPatch("application/merge-patch+json", []byte(patch))); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, c, vm, func(vm *vmopv1.VirtualMachine) bool {

@@ -17,6 +17,7 @@ import (
 	"atoll.dev/atoll/internal/controllers/condition"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/placement"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/size"
 )
 
 // Annotations of claims.
@@ -83,6 +84,9 @@ func (r *Reconciler) bootDisk(ctx context.Context, v *view) error {
 			disk.Volume = pv.Spec.CSI.VolumeHandle
 		}
 	}
+	if has, ok := v.told(disk.Name, func(d machinev1.Disk) bool { return d.UUID == disk.UUID }); ok && disk.Volume == "" {
+		disk.Volume = has.Volume
+	}
 	if disk.Volume == "" {
 		v.awaiting = append(v.awaiting, disk.Name)
 	} else {
@@ -99,7 +103,7 @@ func (r *Reconciler) bootDisk(ctx context.Context, v *view) error {
 // makeBootClaim makes the claim when everything for it is there.
 func (r *Reconciler) makeBootClaim(ctx context.Context, v *view) (*corev1.PersistentVolumeClaim, error) {
 	vm := v.vm
-	size, why := bootSize(vm, v.image)
+	capacity, why := size.Boot(vm, v.image)
 	if why != "" {
 		v.lacks(vmopv1.VirtualMachineConditionStorageReady, reasonInvalid, "%s", why)
 		return nil, nil
@@ -108,7 +112,7 @@ func (r *Reconciler) makeBootClaim(ctx context.Context, v *view) (*corev1.Persis
 		return nil, nil
 	}
 	slot := placement.Boot(v.image)
-	claim := newClaim(vm, BootClaim(vm), size)
+	claim := newClaim(vm, BootClaim(vm), capacity)
 	claim.Annotations = map[string]string{ImageAnnotation: v.imageRef, slotAnnotation: slot.String()}
 	if c := vm.Spec.Crypto; c != nil && c.EncryptionClassName != "" {
 		claim.Annotations[encryption.ClaimAnnotation] = c.EncryptionClassName
@@ -148,37 +152,9 @@ func newClaim(vm *vmopv1.VirtualMachine, name string, size resource.Quantity) *c
 	return claim
 }
 
-// bootSize is the size of the boot disk, or why there is none.
-func bootSize(vm *vmopv1.VirtualMachine, image *vmopv1.VirtualMachineImageStatus) (size resource.Quantity, why string) {
-	var least *resource.Quantity
-	if image != nil && len(image.Disks) > 0 {
-		least = image.Disks[0].Limit
-		if least == nil {
-			least = image.Disks[0].Requested
-		}
-	}
-	wanted := bootCapacity(vm)
-	switch {
-	case wanted == nil && least == nil:
-		return size, fmt.Sprintf("the size of %s %s is not known: set spec.advanced.bootDiskCapacity", vm.Spec.Image.Kind, vm.Spec.Image.Name)
-	case wanted == nil:
-		return *least, ""
-	case least != nil && wanted.Cmp(*least) < 0:
-		return size, fmt.Sprintf("spec.advanced.bootDiskCapacity is %s, but the disk of %s %s has %s: set at least that", wanted, vm.Spec.Image.Kind, vm.Spec.Image.Name, least)
-	}
-	return *wanted, ""
-}
-
-func bootCapacity(vm *vmopv1.VirtualMachine) *resource.Quantity {
-	if vm.Spec.Advanced == nil || vm.Spec.Advanced.BootDiskCapacity == nil || vm.Spec.Advanced.BootDiskCapacity.IsZero() {
-		return nil
-	}
-	return vm.Spec.Advanced.BootDiskCapacity
-}
-
 // growBootDisk asks for more room, which the volume has without a restart.
 func (r *Reconciler) growBootDisk(ctx context.Context, v *view, claim *corev1.PersistentVolumeClaim) error {
-	wanted := bootCapacity(v.vm)
+	wanted := size.BootCapacity(v.vm)
 	if wanted == nil || wanted.Cmp(claim.Spec.Resources.Requests[corev1.ResourceStorage]) <= 0 || claim.Status.Phase != corev1.ClaimBound {
 		return nil
 	}

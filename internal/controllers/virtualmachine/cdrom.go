@@ -106,6 +106,13 @@ func (r *Reconciler) disc(ctx context.Context, v *view, c *vmopv1.VirtualMachine
 	}
 	v.claims = append(v.claims, claim)
 	handle, err = r.attach(ctx, v, claim)
+	if err != nil && claim.Spec.VolumeName != "" {
+		if pv, problem := attachment.Volume(ctx, r.Client, claim, ""); problem == nil {
+			if has, ok := v.told(machine.CDROMDisk(c.Name), func(d machinev1.Disk) bool { return d.Volume == pv.Spec.CSI.VolumeHandle }); ok {
+				handle = has.Volume // it stays in the drive
+			}
+		}
+	}
 	if handle == "" {
 		v.await(machine.CDROMDisk(c.Name))
 	}
@@ -114,7 +121,7 @@ func (r *Reconciler) disc(ctx context.Context, v *view, c *vmopv1.VirtualMachine
 		if retry {
 			return "", "", err
 		}
-		return "", text, nil
+		return handle, text, nil
 	}
 	return handle, "", nil
 }

@@ -147,6 +147,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	for _, step := range r.steps() {
 		if err := step(ctx, v); err != nil {
 			failed = append(failed, err)
+			v.incomplete = true
 			if v.stop {
 				break
 			}

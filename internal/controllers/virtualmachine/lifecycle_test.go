@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
@@ -163,6 +164,18 @@ func TestVolumes(t *testing.T) {
 	got = w.settle()
 	if s := byName(got, "data"); !s.Attached || s.Error != "" || s.DiskUUID == "" {
 		t.Errorf("%+v", s)
+	}
+	// Whatever happens to the attachment, the machine keeps what it has.
+	var there storagev1.VolumeAttachmentList
+	if err := w.List(t.Context(), &there); err != nil || len(there.Items) != 1 {
+		t.Fatalf("%v, %+v", err, there.Items)
+	}
+	update(w, &there.Items[0], func(a *storagev1.VolumeAttachment) {
+		a.Status.Attached, a.Status.AttachError = false, &storagev1.VolumeError{Message: "lost"}
+	})
+	got = w.settle()
+	if m := w.machine(); len(m.Disks) != 2 || !strings.Contains(byName(got, "data").Error, "lost") {
+		t.Fatalf("%+v, %+v", m.Disks, byName(got, "data"))
 	}
 	// And away again: first the machine lets go of it, then the host, and then the claim is free.
 	update(w, vm, func(vm *vmopv1.VirtualMachine) { vm.Spec.Volumes = nil })
@@ -407,4 +420,40 @@ func (h hiding) Get(ctx context.Context, key client.ObjectKey, obj client.Object
 		return apierrors.NewNotFound(corev1.Resource("pods"), key.Name)
 	}
 	return err
+}
+
+// failing is an API server that does not answer questions about claims.
+type failing struct{ client.Client }
+
+// Get implements client.Reader.
+func (f failing) Get(ctx context.Context, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+	if _, ok := obj.(*corev1.PersistentVolumeClaim); ok && key.Name == "data" {
+		return apierrors.NewServiceUnavailable("not now")
+	}
+	return f.Client.Get(ctx, key, obj, opts...)
+}
+
+func TestAnErrorTakesNothingFromAMachine(t *testing.T) {
+	data := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "data", UID: "d"}, Spec: corev1.PersistentVolumeClaimSpec{StorageClassName: new("fast")}}
+	w := started(t, data)
+	update(w, newVM(), func(vm *vmopv1.VirtualMachine) {
+		vm.Spec.Volumes = []vmopv1.VirtualMachineVolume{{Name: "data", VirtualMachineVolumeSource: vmopv1.VirtualMachineVolumeSource{
+			PersistentVolumeClaim: &vmopv1.PersistentVolumeClaimVolumeSource{PersistentVolumeClaimVolumeSource: corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}},
+		}}}
+	})
+	w.settle()
+	w.bind("data", "default/data")
+	w.settle()
+	w.attach()
+	w.settle()
+	w.run(nil)
+	w.settle()
+	w.r.Client = failing{w.Client}
+	if _, err := w.r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(newVM())}); err == nil {
+		t.Error("no error")
+	}
+	var there storagev1.VolumeAttachmentList
+	if err := w.List(t.Context(), &there); err != nil || len(there.Items) != 1 || there.Items[0].DeletionTimestamp != nil || len(w.machine().Disks) != 2 {
+		t.Errorf("%v, %+v, %+v", err, there.Items, w.machine().Disks)
+	}
 }

@@ -34,8 +34,14 @@ func (r *Reconciler) power(ctx context.Context, v *view) error {
 	}
 	switch power.Next(s) {
 	case power.Start:
+		if v.incomplete {
+			return nil
+		}
 		return r.start(ctx, v)
 	case power.Change:
+		if v.incomplete {
+			return nil
+		}
 		return r.change(ctx, v)
 	case power.Stop:
 		r.restarts.Forget(v.vm.UID)

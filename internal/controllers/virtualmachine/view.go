@@ -49,7 +49,10 @@ type view struct {
 	missing []string
 	pending []string // what waits for a power cycle
 	stop    bool     // no further step makes sense
-	again   time.Duration
+	// incomplete: a step has failed, so that it is not known what the machine should be. Then it is neither started nor
+	// changed, and nothing of it is detached.
+	incomplete bool
+	again      time.Duration
 }
 
 // node is where the machine runs, empty when that is not decided.
@@ -87,6 +90,18 @@ func (r *Reconciler) look(ctx context.Context, v *view) error {
 	}
 	v.state = running.State(v.pod)
 	return nil
+}
+
+// told is what the machine was told of a disk, if that is still the same disk.
+func (v *view) told(name string, same func(machinev1.Disk) bool) (machinev1.Disk, bool) {
+	if v.pod == nil {
+		return machinev1.Disk{}, false
+	}
+	at := slices.IndexFunc(v.machine.Disks, func(d machinev1.Disk) bool { return d.Name == name && d.Volume != "" && same(d) })
+	if at < 0 {
+		return machinev1.Disk{}, false
+	}
+	return v.machine.Disks[at], true
 }
 
 // lacks says that something is missing: in a condition, and for the start.

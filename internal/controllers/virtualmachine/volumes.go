@@ -101,6 +101,11 @@ func (r *Reconciler) volume(ctx context.Context, v *view, vol *vmopv1.VirtualMac
 	v.attached(state, disk)
 	handle, err := r.attach(ctx, v, claim)
 	if err != nil {
+		// A disk that the machine has is not taken from it because something is wrong with its attachment.
+		if has, ok := v.told(disk, func(d machinev1.Disk) bool { return d.UUID == state.DiskUUID }); ok {
+			v.disks = append(v.disks, has)
+			return err
+		}
 		v.await(disk)
 		return err
 	}
@@ -188,8 +193,8 @@ func (v *view) attached(s *vmopv1.VirtualMachineVolumeStatus, disk string) {
 // release takes away what the machine is not to have any more: a disk first goes from the machine, then its attachment
 // from the host, and only then is its claim let go of.
 func (r *Reconciler) release(ctx context.Context, v *view) error {
-	if v.pod != nil && v.pod.DeletionTimestamp != nil && !running.Ended(v.pod) {
-		return nil // the machine still has all of them
+	if v.incomplete || v.pod != nil && v.pod.DeletionTimestamp != nil && !running.Ended(v.pod) {
+		return nil // the machine still has all of them, or it is not known what it should have
 	}
 	wanted := map[string]bool{}
 	for _, c := range v.claims {

@@ -49,8 +49,8 @@ func as(t *testing.T, user string, before *vmopv1.VirtualMachine) context.Contex
 	return admission.NewContextWithRequest(t.Context(), req)
 }
 
-func image(display string) *vmopv1.VirtualMachineImage {
-	return &vmopv1.VirtualMachineImage{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "vmi-1"}, Status: vmopv1.VirtualMachineImageStatus{Name: display}}
+func image() *vmopv1.VirtualMachineImage {
+	return &vmopv1.VirtualMachineImage{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "vmi-1"}, Status: vmopv1.VirtualMachineImageStatus{Name: "debian"}}
 }
 
 func clusterImageOf(name, display string) *vmopv1.ClusterVirtualMachineImage {
@@ -70,7 +70,7 @@ func volume(name string) vmopv1.VirtualMachineVolume {
 }
 
 func TestDefaultsOfANewMachine(t *testing.T) {
-	w := newWebhook(t, image("debian"))
+	w := newWebhook(t, image())
 	got := vm()
 	got.Spec.Volumes = []vmopv1.VirtualMachineVolume{volume("data")}
 	got.Spec.Volumes[0].ApplicationType = vmopv1.VolumeApplicationTypeOracleRAC
@@ -97,7 +97,7 @@ func TestDefaultsOfANewMachine(t *testing.T) {
 }
 
 func TestImageNames(t *testing.T) {
-	w := newWebhook(t, image("debian"), clusterImageOf("vmi-2", "debian"), clusterImageOf("vmi-3", "Rocky 9"), clusterImageOf("vmi-1", "x"))
+	w := newWebhook(t, image(), clusterImageOf("vmi-2", "debian"), clusterImageOf("vmi-3", "Rocky 9"), clusterImageOf("vmi-1", "x"))
 	for _, c := range []struct {
 		name string
 		ref  *vmopv1.VirtualMachineImageRef
@@ -139,7 +139,7 @@ func made(t *testing.T, w *Webhook) *vmopv1.VirtualMachine {
 }
 
 func TestUpdates(t *testing.T) {
-	w := newWebhook(t, image("debian"))
+	w := newWebhook(t, image())
 	before := made(t, w)
 	after := before.DeepCopy()
 	after.Spec.NextRestartTime, after.Spec.BiosUUID, after.Spec.Image = "NOW", "", nil
@@ -159,7 +159,7 @@ func TestUpdates(t *testing.T) {
 }
 
 func TestRefusedChanges(t *testing.T) {
-	w := newWebhook(t, image("debian"))
+	w := newWebhook(t, image())
 	for _, c := range []struct {
 		name, want string
 		change     func(*vmopv1.VirtualMachineSpec)
@@ -197,7 +197,7 @@ func TestRefusedAtAnyTime(t *testing.T) {
 	foreign := other.DeepCopy()
 	foreign.Namespace, foreign.Spec.BiosUUID, foreign.Spec.Network = "elsewhere", "99999999-2222-3333-4444-555555555555", nil
 	quota := &corev1.ResourceQuota{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "q"}, Spec: corev1.ResourceQuotaSpec{Hard: corev1.ResourceList{"gold" + storageQuotaSuffix: resource.MustParse("1Ti")}}}
-	w := newWebhook(t, image("debian"), other, foreign, quota)
+	w := newWebhook(t, image(), other, foreign, quota)
 	nic := func(change func(*vmopv1.VirtualMachineNetworkInterfaceSpec)) func(*vmopv1.VirtualMachineSpec) {
 		return func(s *vmopv1.VirtualMachineSpec) { change(&s.Network.Interfaces[0]) }
 	}

@@ -27,8 +27,7 @@ func leaves(t reflect.Type, path string, known func(string) bool, missing func(s
 		missing(path)
 		return
 	}
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for f := range t.Fields() {
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		if name == "" {
 			leaves(f.Type, path, func(p string) bool { return p != path && known(p) }, missing, found)
