@@ -214,7 +214,7 @@ bench: build images build/images/bench.tar ## measure, print a table, write benc
 # ---- use ------------------------------------------------------------------
 
 .PHONY: demo
-demo: build images ## start a supervisor on this host and show a web application
+demo: build images build/vm/debian-12-postgres.qcow2 ## start a supervisor on this host and show a web application
 	@$(ROOT) examples/demo/run.sh $(ATOLL) $(DATA_DIR)
 
 .PHONY: demo-down

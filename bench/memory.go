@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,14 +17,39 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// residentMemory reports what the services keep in memory, part by part.
+const (
+	settleEvery = 15 * time.Second
+	settleMost  = 4 * time.Minute
+)
+
+// residentMemory reports what the services keep in memory when they have nothing to do, part by part: once the sum
+// does not shrink any more, since a start leaves them with more than they need.
 func residentMemory(ctx context.Context, h *host) ([]Row, error) {
+	total, parts, err := h.resident(ctx)
+	for end := time.Now().Add(settleMost); err == nil && time.Now().Before(end); {
+		time.Sleep(settleEvery)
+		before := total
+		if total, parts, err = h.resident(ctx); total > 0.98*before {
+			break
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	rows := []Row{{Measure: "resident memory, all services", Unit: "MiB", Atoll: Value{P50: total}}}
+	for _, name := range slices.Sorted(maps.Keys(parts)) {
+		rows = append(rows, Row{Measure: "  " + name, Unit: "MiB", Atoll: Value{P50: parts[name]}})
+	}
+	return rows, nil
+}
+
+// resident adds up what the services have in memory now, in MiB.
+func (h *host) resident(ctx context.Context) (total float64, parts map[string]float64, err error) {
 	out, err := exec.CommandContext(ctx, "pgrep", "-f", "-a", h.o.dataDir).Output()
 	if err != nil {
-		return nil, fmt.Errorf("looking for the services: %w", err)
+		return 0, nil, fmt.Errorf("looking for the services: %w", err)
 	}
-	parts := map[string]float64{}
-	var total float64
+	parts = map[string]float64{}
 	for line := range strings.Lines(string(out)) {
 		fields := strings.Fields(line)
 		if len(fields) < 3 || !strings.HasPrefix(filepath.Base(fields[1]), "atoll") || strings.Contains(line, "shim-daemon") {
@@ -32,11 +59,7 @@ func residentMemory(ctx context.Context, h *host) ([]Row, error) {
 		parts[filepath.Base(fields[1])+" "+fields[2]] += mib
 		total += mib
 	}
-	rows := []Row{{Measure: "resident memory, all services", Unit: "MiB", Atoll: Value{P50: total}}}
-	for name, mib := range parts {
-		rows = append(rows, Row{Measure: "  " + name, Unit: "MiB", Atoll: Value{P50: mib}})
-	}
-	return rows, nil
+	return total, parts, nil
 }
 
 func rssMiB(pid string) float64 {

@@ -4,23 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strconv"
 
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/datadir/handover"
-	kubekeys "atoll.dev/atoll/internal/kube/keys"
 	"atoll.dev/atoll/internal/storage/datastore"
 	"atoll.dev/atoll/internal/storage/datastore/directory"
-	"atoll.dev/atoll/internal/storage/datastore/keys"
 	"atoll.dev/atoll/internal/storage/qemuimg"
 	"atoll.dev/atoll/internal/storage/stores"
 )
 
-// imageIO runs qemu-img bench on a volume that nobody has. The first result is of the last part, which was never
+// imageIO runs qemu-img bench on a volume in clear that nobody has. The first result is of the last part, which was never
 // written before; the others are of the whole volume.
 func (h *host) imageIO(ctx context.Context, volume string) (_ [][]float64, err error) {
 	store, id, err := stores.Split(volume)
@@ -31,11 +27,7 @@ func (h *host) imageIO(ctx context.Context, volume string) (_ [][]float64, err e
 	if err != nil {
 		return nil, err
 	}
-	secrets, err := kubekeys.New(h.rest)
-	if err != nil {
-		return nil, err
-	}
-	engine, err := directory.New(directory.Config{Path: tree.Datastore(store), Keys: keys.Wrapper{Source: secrets}})
+	engine, err := directory.New(directory.Config{Path: tree.Datastore(store)})
 	if err != nil {
 		return nil, err
 	}
@@ -45,33 +37,16 @@ func (h *host) imageIO(ctx context.Context, volume string) (_ [][]float64, err e
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, engine.Detach(context.WithoutCancel(ctx), id, holder)) }()
-	passphrases, err := engine.Unlock(ctx, disk)
-	if err != nil {
-		return nil, err
-	}
-	dir, err := os.MkdirTemp("", "atoll-bench")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	var args []string
-	for key, passphrase := range passphrases {
-		file := filepath.Join(dir, qemuimg.SecretID(key))
-		if err := os.WriteFile(file, passphrase, 0o600); err != nil {
-			return nil, err
-		}
-		args = append(args, "--object", "secret,id="+qemuimg.SecretID(key)+",file="+file)
-	}
-	return imageJobs(ctx, disk, args)
+	return imageJobs(ctx, disk)
 }
 
-func imageJobs(ctx context.Context, disk handover.Disk, secrets []string) ([][]float64, error) {
+func imageJobs(ctx context.Context, disk handover.Disk) ([][]float64, error) {
 	name, err := qemuimg.Name(qemuimg.Node(disk.Layers))
 	if err != nil {
 		return nil, err
 	}
 	bench := func(bytes int64, args ...string) (float64, error) {
-		all := append(append([]string{"bench", "-t", "writeback"}, secrets...), args...)
+		all := append([]string{"bench", "-t", "writeback"}, args...)
 		out, err := exec.CommandContext(ctx, "qemu-img", append(all, name)...).CombinedOutput()
 		if err != nil {
 			return 0, fmt.Errorf("qemu-img bench: %w: %s", err, out)

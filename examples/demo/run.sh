@@ -1,7 +1,7 @@
 #!/bin/bash
 # The demo: starts a supervisor on this host, runs a small web application with
-# a database in micro-VMs and shows it. `make demo` calls it; doing it again is
-# fine, and the database keeps what it has.
+# a database in micro-VMs, virtual machines beside it, and shows them. `make demo`
+# calls it; doing it again is fine, and the databases keep what they have.
 #
 #   run.sh <atoll binary> <data directory>
 set -euo pipefail
@@ -9,7 +9,9 @@ atoll=$1
 data=$2
 here=$(cd "$(dirname "$0")" && pwd)
 images=$here/../../build/images
+disks=$here/../../build/vm
 node_port=30080
+hello_port=30081
 
 say() { printf '\n== %s\n' "$*"; }
 kubectl() { "$atoll" kubectl --kubeconfig "$data/admin.kubeconfig" "$@"; }
@@ -48,6 +50,23 @@ page() {
 	echo "$answer"
 }
 
+# try <seconds> <command>: runs a command until it succeeds.
+try() {
+	local began=$SECONDS limit=$1
+	shift
+	until "$@" 2>/dev/null; do
+		if [ $((SECONDS - began)) -gt "$limit" ]; then
+			echo "this did not succeed within $limit s: $*" >&2
+			"$@"
+			exit 1
+		fi
+		sleep 2
+	done
+}
+
+# answers <text>: whether the Service hello answers with the text.
+answers() { curl -fsS --max-time 10 "http://$address:$hello_port/" | grep "$1"; }
+
 # rows: how many visits the database has.
 rows() { demo exec db-0 -- psql -qAtc 'SELECT count(*) FROM visits'; }
 
@@ -68,6 +87,10 @@ say "starting a supervisor on this host"
 
 say "loading images (built from Debian packages, no registry)"
 "$atoll" image load --data-dir "$data" "$images/busybox.tar" "$images/nginx.tar" "$images/postgres.tar"
+
+say "importing disks of virtual machines (built from Debian packages)"
+"$atoll" image import --data-dir "$data" "$disks/tiny.qcow2" --name tiny
+"$atoll" image import --data-dir "$data" "$disks/debian-12-postgres.qcow2" --name debian-12-postgres
 
 say "applying examples/demo"
 kubectl apply -f "$here/namespace.yaml"
@@ -123,13 +146,40 @@ show delete pod db-0
 show rollout status statefulset/db --timeout=180s
 kept "$before" "its deletion"
 
-say "atoll down, atoll up: every pod ends, and comes back"
+say "virtual machines, in the same namespace: one API, one network, one scheduler"
+show wait --for=condition=Ready vm/vmdb vm/hello-vm --timeout=900s
+show get vm
+show get pods -l vmoperator.vmware.com/vm-name
+
+say "a Debian configured by cloud-init runs PostgreSQL; pods in micro-VMs write to it through the Service vmdb"
+show rollout status deployment/ledger --timeout=180s
+try 180 sh -c "'$atoll' kubectl --kubeconfig '$data/admin.kubeconfig' -n demo logs deployment/ledger --tail=2 | grep row"
+
+say "kubectl on a virtual machine: logs and attach are its serial console, exec goes to its guest agent"
+show logs vmdb --tail=5
+try 120 demo exec vmdb -- uname -a
+show exec vmdb -- sh -c 'lsblk -o NAME,SIZE,MOUNTPOINTS; systemctl is-active postgresql@15-main'
+printf '$ kubectl -n demo attach -it hello-vm    # "hostname" is typed there\n'
+(sleep 2; echo hostname; sleep 3) | timeout 20 "$atoll" kubectl --kubeconfig "$data/admin.kubeconfig" -n demo attach -i hello-vm 2>/dev/null | tail -n 3 || true
+
+say "one Service, its endpoints two pods and a virtual machine: http://$address:$hello_port/"
+show get endpointslices -l kubernetes.io/service-name=hello
+try 120 answers pod
+try 120 answers virtual
+
+say "atoll down, atoll up: every pod and virtual machine ends, and comes back"
+ledger() { demo exec vmdb -- sudo -u postgres psql -qAtc 'SELECT count(*) FROM ledger'; }
 before=$(rows)
+written=$(ledger)
 "$atoll" down --data-dir "$data"
 "$atoll" up --detach --data-dir "$data"
 echo "waiting for the application ..."
 kept "$before" "atoll down"
 show rollout status deployment/web --timeout=180s
+show wait --for=condition=Ready vm/vmdb vm/hello-vm --timeout=900s
+try 120 ledger >/dev/null
+echo "rows that the virtual machine had: $written, and has now: $(ledger)"
+[ "$(ledger)" -ge "$written" ]
 
 say "the host"
 "$atoll" status --data-dir "$data"
@@ -143,6 +193,9 @@ The demo works. Try:
   $atoll kubectl$option -n demo exec -it deploy/web -- sh
   $atoll kubectl$option -n demo exec -it db-0 -- psql    # SELECT * FROM visits;
   $atoll kubectl$option -n demo edit configmap page      # the page follows within a minute
+  $atoll vm ls$option -n demo
+  $atoll vm console$option -n demo vmdb
+  $atoll vm create$option mine --image tiny
   $atoll kubectl$option run box --image=busybox --image-pull-policy=IfNotPresent -it --rm -- sh
   $atoll status$option -o wide
 Remove every trace of it with:

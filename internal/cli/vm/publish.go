@@ -2,14 +2,12 @@ package vm
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 )
 
 func (c *commands) publishCommand() *cobra.Command {
@@ -29,32 +27,16 @@ as if its power had been cut; stop it before, or clean the guest up, if that mat
 			if err != nil {
 				return err
 			}
-			request := &vmopv1.VirtualMachinePublishRequest{
-				ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, GenerateName: vm.Name + "-"},
-				Spec: vmopv1.VirtualMachinePublishRequestSpec{
-					Source: vmopv1.VirtualMachinePublishRequestSource{Name: vm.Name, APIVersion: vmopv1.GroupVersion.String(), Kind: "VirtualMachine"},
-					Target: vmopv1.VirtualMachinePublishRequestTarget{
-						Item:     vmopv1.VirtualMachinePublishRequestTargetItem{Name: cmp.Or(item, vm.Name+"-image"), Description: description},
-						Location: vmopv1.VirtualMachinePublishRequestTargetLocation{Name: library},
-					},
-				},
-			}
-			if err := s.Create(cmd.Context(), request); err != nil {
-				return fmt.Errorf("publishing virtual machine %s: %w", vm.Name, err)
+			name := cmp.Or(item, vm.Name+"-image")
+			request, err := c.publish(cmd.Context(), s, vm, name, description, library, w)
+			if err != nil {
+				return err
 			}
 			if w.no {
 				c.printf("%s is being published; `kubectl get vmpub %s -o yaml` shows how it is\n", vm.Name, request.Name)
 				return nil
 			}
-			if err := c.await(cmd.Context(), vm.Name, w, func(ctx context.Context) (bool, string, error) {
-				if err := s.Get(ctx, client.ObjectKeyFromObject(request), request); err != nil {
-					return false, "", fmt.Errorf("reading the request %s: %w", request.Name, err)
-				}
-				return published(request)
-			}); err != nil {
-				return err
-			}
-			c.printf("%s is published as %s; the image is %s\n", vm.Name, request.Spec.Target.Item.Name, request.Status.ImageName)
+			c.printf("%s is published as %s; the image is %s\n", vm.Name, name, request.Status.ImageName)
 			return nil
 		}),
 	}

@@ -51,8 +51,7 @@ func (s *session) stream(ctx context.Context, name, kind string) (io.ReadWriteCl
 	}
 	conn, err := websocket.Negotiate(rt, holder, req, subresources.Protocol)
 	if err != nil {
-		var upgrade *streamhttp.UpgradeFailureError
-		if errors.As(err, &upgrade) {
+		if upgrade, ok := errors.AsType[*streamhttp.UpgradeFailureError](err); ok {
 			err = upgrade.Cause
 		}
 		if apierrors.IsForbidden(err) {

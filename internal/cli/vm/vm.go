@@ -9,6 +9,7 @@
 package vm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +26,7 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	imageregistry "atoll.dev/atoll/api/imageregistry/v1alpha1"
 	"atoll.dev/atoll/internal/cli/text"
 )
 
@@ -36,6 +38,8 @@ type Config struct {
 	Kubeconfig func() string
 	// Getenv and Home say where a person's own files are.
 	Getenv func(string) string
+	// Export writes an image of a namespace into a file, whose name says the format if that is empty.
+	Export func(ctx context.Context, kubeconfig, namespace, image, format, file string) error
 	// Usage marks an error as the user's own, Silent as one that has been told already.
 	Usage, Silent func(error) error
 }
@@ -94,7 +98,7 @@ func (c *commands) command() *cobra.Command {
 		c.startCommand(), c.stopCommand(), c.restartCommand(), c.suspendCommand(),
 		c.consoleCommand(), c.vncCommand(), c.sshCommand(),
 		c.snapshotCommand(), c.snapshotsCommand(), c.revertCommand(),
-		c.resizeCommand(), c.publishCommand(),
+		c.resizeCommand(), c.cloneCommand(), c.publishCommand(), c.exportCommand(),
 	)
 	return cmd
 }
@@ -115,7 +119,7 @@ func (c *commands) unknown(cmd *cobra.Command, got string) error {
 // newScheme knows the kinds that the commands use.
 func newScheme() (*runtime.Scheme, error) {
 	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, vmopv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, vmopv1.AddToScheme, imageregistry.AddToScheme} {
 		if err := add(s); err != nil {
 			return nil, err
 		}

@@ -41,6 +41,9 @@ type world struct {
 	home     string
 	// obey is called for each virtual machine that is read, and may make it what its spec says.
 	obey func(*vmopv1.VirtualMachine)
+	// publish answers requests to publish; exported is what was exported.
+	publish  bool
+	exported string
 }
 
 func newWorld(t *testing.T, objects ...client.Object) *world {
@@ -57,6 +60,9 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 			if vm, ok := o.(*vmopv1.VirtualMachine); ok && err == nil && w.obey != nil {
 				w.obey(vm)
 			}
+			if p, ok := o.(*vmopv1.VirtualMachinePublishRequest); ok && err == nil && w.publish {
+				p.Status.Ready, p.Status.ImageName = true, "vmi-made"
+			}
 			return err
 		}}).Build()
 	return w
@@ -71,8 +77,12 @@ func (w *world) run(args ...string) (string, error) {
 		In: strings.NewReader(w.in), Out: &w.out, ErrOut: &w.err,
 		Getenv:     func(name string) string { return map[string]string{"HOME": w.home}[name] },
 		Kubeconfig: func() string { return "" },
-		Usage:      func(err error) error { return usage{err} },
-		Silent:     func(err error) error { return err },
+		Export: func(_ context.Context, kubeconfig, namespace, image, format, file string) error {
+			w.exported = strings.Join([]string{kubeconfig, namespace, image, format, file}, " ")
+			return nil
+		},
+		Usage:  func(err error) error { return usage{err} },
+		Silent: func(err error) error { return err },
 	}}
 	w.c.connect = func() (*session, error) {
 		namespace := *w.c.flags.Namespace
@@ -361,6 +371,31 @@ func TestRevert(t *testing.T) {
 	}
 	if out := w.must("revert", "db", "first"); !strings.Contains(out, "db is as it was in first") || !strings.Contains(out, "rolling volumes back") {
 		t.Error(out)
+	}
+}
+
+// TestCopyHasItsOwnIdentity: what must be unique is not copied.
+func TestCopyHasItsOwnIdentity(t *testing.T) {
+	vm := machineOf("db", on, on)
+	vm.Spec.BiosUUID, vm.Spec.InstanceUUID, vm.Spec.CurrentSnapshotName, vm.Spec.GroupName = "a", "b", "c", "d"
+	vm.Spec.Network = &vmopv1.VirtualMachineNetworkSpec{HostName: "db", Interfaces: []vmopv1.VirtualMachineNetworkInterfaceSpec{{Name: "eth0", MACAddr: "02:00:00:00:00:01", Addresses: []string{"10.0.0.1/24"}}}}
+	next := copyOf(vm, "two")
+	if s := next.Spec; s.BiosUUID+s.InstanceUUID+s.CurrentSnapshotName+s.GroupName+s.Network.HostName+s.Network.Interfaces[0].MACAddr != "" || s.Network.Interfaces[0].Addresses != nil ||
+		s.ClassName != vm.Spec.ClassName || vm.Spec.Network.HostName != "db" {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestExport: the image that is made for it goes again.
+func TestExport(t *testing.T) {
+	w := newWorld(t, cluster()...)
+	w.publish = true
+	out := w.must("export", "db", "-f", "db.ova", "--kubeconfig", "/x")
+	if !strings.Contains(w.exported, "/x team vmi-made  db.ova") {
+		t.Errorf("%q, %s", w.exported, out)
+	}
+	if out, err := w.run("clone", "db", "old"); err == nil || !strings.Contains(err.Error(), "already") {
+		t.Errorf("%v, %s", err, out)
 	}
 }
 

@@ -116,7 +116,7 @@ func (c Config) plan(ctx context.Context, o ImportOptions) (item Item, file stri
 		source.HTTP, name = &api.HTTPSource{URL: o.Source, Checksum: sum, SSLCertificate: ca}, path.Base(u.Path)
 	case strings.HasPrefix(o.Source, "oci://") || strings.HasPrefix(o.Source, "docker://"):
 		if sum != nil {
-			return Item{}, "", c.Usage(errors.New("--checksum is not for OCI images; name one by its digest: oci://registry/repository@sha256:..."))
+			return Item{}, "", c.Usage(errors.New("--checksum is not for OCI images; name one by its digest, as oci://registry/repository@sha256:HEX"))
 		}
 		ref := strings.TrimPrefix(strings.TrimPrefix(o.Source, "oci://"), "docker://")
 		source.OCI = &api.OCISource{Reference: ref, SSLCertificate: ca, PlainHTTP: o.PlainHTTP}

@@ -104,7 +104,7 @@ func newController(cfg Config, client kubernetes.Interface) (*Controller, error)
 			return pods.Watch(ctx, o)
 		},
 	}
-	c := &Controller{cfg: cfg, client: client, informer: cache.NewSharedInformer(lw, &corev1.Pod{}, 0), followers: map[string]*follower{}}
+	c := &Controller{cfg: cfg, client: client, informer: cache.NewSharedInformer(cache.ToListWatcherWithWatchListSemantics(lw, client), &corev1.Pod{}, 0), followers: map[string]*follower{}}
 	if err := c.informer.SetTransform(slim); err != nil {
 		return nil, fmt.Errorf("machine controller: %w", err)
 	}

@@ -226,7 +226,9 @@ func (v *view) powerCondition() {
 	case v.phase() == power.PodStopping && v.pod.Spec.NodeName != "":
 		why = fmt.Sprintf("node %s is ending the machine (%s); if the guest does not react, set spec.powerOffMode to Hard", v.pod.Spec.NodeName, v.machine.Stop.Mode)
 	case why == "" && v.state.Phase == machinev1.Starting && v.state.Message != "":
-		why = clean(v.state.Message)
+		why = strings.TrimSuffix(clean(v.state.Message)+": "+v.volumeProblem(), ": ")
+	case why == "" && v.alive() && v.volumeProblem() != "":
+		why = v.volumeProblem()
 	case why == "" && v.alive():
 		why = "it is being started"
 		if want != vmopv1.VirtualMachinePowerStateOn {
@@ -239,6 +241,16 @@ func (v *view) powerCondition() {
 		why = "it is not yet"
 	}
 	condition.False(list, vmopv1.VirtualMachinePowerStateSynced, "NotSynced", "it is to be %s: %s", want, why)
+}
+
+// volumeProblem is the first volume that cannot be had, and why.
+func (v *view) volumeProblem() string {
+	for _, s := range v.volumeState {
+		if s.Error != "" {
+			return fmt.Sprintf("volume %s: %s", s.Name, s.Error)
+		}
+	}
+	return ""
 }
 
 // placementCondition says whether there is a node for the machine.

@@ -2,6 +2,7 @@ package virtualmachine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -67,7 +68,13 @@ func (v *view) alive() bool {
 // look finds the pod.
 func (r *Reconciler) look(ctx context.Context, v *view) error {
 	var err error
-	if v.pod, err = running.Pod(ctx, r.Client, v.vm); err != nil {
+	v.pod, err = running.Pod(ctx, r.Client, v.vm)
+	if errors.Is(err, running.ErrForeign) {
+		v.lacks(vmopv1.VirtualMachineConditionPlacementReady, reasonNotReady, "%v", err)
+		v.soon(lookAgain)
+		return nil
+	}
+	if err != nil {
 		v.stop = true
 		return err
 	}

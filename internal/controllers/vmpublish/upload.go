@@ -11,7 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
@@ -188,7 +187,7 @@ func (r *Reconciler) follow(ctx context.Context, p *vmopv1.VirtualMachinePublish
 	condition.True(&p.Status.Conditions, vmopv1.VirtualMachinePublishRequestConditionUploaded)
 	uuid := item.Spec.UUID
 	if uuid == "" {
-		uuid = types.UID(item.UID)
+		uuid = item.UID
 	}
 	image := &vmopv1.VirtualMachineImage{}
 	name := imageregistry.ImageName(uuid)

@@ -40,7 +40,13 @@ func (h *handler) content(w http.ResponseWriter, r *http.Request, item *api.Cont
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "export")
+	select {
+	case h.exporting <- struct{}{}:
+	case <-r.Context().Done():
+		return
+	}
 	err = h.library.Export(r.Context(), string(item.UID), library.ExportOptions{Format: format, Disk: disk, Name: item.Status.Name}, path, nil)
+	<-h.exporting
 	switch {
 	case err == nil:
 	case errors.Is(err, convert.ErrFormat):

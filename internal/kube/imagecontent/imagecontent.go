@@ -51,7 +51,12 @@ type handler struct {
 	library *library.Library
 	codecs  serializer.CodecFactory
 	log     *slog.Logger
+	// exporting bounds how many images are converted at once, which takes processors and room.
+	exporting chan struct{}
 }
+
+// maxExporting is how many images are converted at once. Who asks for more waits.
+const maxExporting = 2
 
 func gv() schema.GroupVersion {
 	return schema.GroupVersion{Group: content.Group, Version: content.Version}
@@ -77,7 +82,7 @@ func newHandler(objects dynamic.Interface, l *library.Library, log *slog.Logger)
 	scheme := runtime.NewScheme()
 	metav1.AddToGroupVersion(scheme, schema.GroupVersion{Version: "v1"})
 	scheme.AddUnversionedTypes(schema.GroupVersion{Version: "v1"}, &metav1.Status{}, &metav1.APIGroup{}, &metav1.APIResourceList{})
-	return &handler{objects: objects, library: l, codecs: serializer.NewCodecFactory(scheme), log: log}
+	return &handler{objects: objects, library: l, codecs: serializer.NewCodecFactory(scheme), log: log, exporting: make(chan struct{}, maxExporting)}
 }
 
 // LongRunning makes uploads and exports requests that may take long, in the eyes of an API server. It must be called

@@ -41,7 +41,7 @@ func item(namespace, name, uid string, source map[string]any, ready bool) *unstr
 	}}
 }
 
-// TestUploadAndExport: an image goes in in pieces through HTTP, and comes out in another format.
+// TestUploadAndExport: an image arrives in pieces through HTTP, and comes out in another format.
 func TestUploadAndExport(t *testing.T) {
 	l, err := library.New(library.Config{Dir: filepath.Join(t.TempDir(), "content")})
 	if err != nil {

@@ -86,11 +86,12 @@ func newServer(t *testing.T, objects ...runtime.Object) *server {
 	return &server{t, s, web}
 }
 
-func machine(name string, change ...func(*corev1.Pod)) *corev1.Pod {
+// machine is the pod of a virtual machine called box.
+func machine(change ...func(*corev1.Pod)) *corev1.Pod {
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: "team", Name: name, Labels: map[string]string{machinev1.UIDLabel: "vm-uid"},
-			OwnerReferences: []metav1.OwnerReference{{Kind: "VirtualMachine", Name: name, UID: "vm-uid", Controller: new(true)}},
+			Namespace: "team", Name: "box", Labels: map[string]string{machinev1.UIDLabel: "vm-uid"},
+			OwnerReferences: []metav1.OwnerReference{{Kind: "VirtualMachine", Name: "box", UID: "vm-uid", Controller: new(true)}},
 		},
 		Spec:   corev1.PodSpec{RuntimeClassName: new(machinev1.RuntimeClass)},
 		Status: corev1.PodStatus{Phase: corev1.PodRunning},
@@ -134,7 +135,7 @@ func (s *server) talk(conn *gwebsocket.Conn, say string) (first, second string, 
 }
 
 func TestStreams(t *testing.T) {
-	s := newServer(t, machine("box"))
+	s := newServer(t, machine())
 	for stream, kind := range map[string]string{subresources.VNC: "vnc", subresources.Console: "serial"} {
 		conn, answer := s.dial(subresources.Path("team", "box", stream))
 		if conn == nil {
@@ -161,7 +162,7 @@ func TestOnlyMachines(t *testing.T) {
 		"another owner":   func(p *corev1.Pod) { p.OwnerReferences[0].UID = "x" },
 		"pending":         func(p *corev1.Pod) { p.Status.Phase = corev1.PodPending },
 	} {
-		s := newServer(t, machine("box", change))
+		s := newServer(t, machine(change))
 		if _, answer := s.dial(subresources.Path("team", "box", subresources.VNC)); !strings.HasPrefix(answer, "409") {
 			t.Errorf("%s: %q", name, answer)
 		}
@@ -169,7 +170,7 @@ func TestOnlyMachines(t *testing.T) {
 }
 
 func TestPaths(t *testing.T) {
-	s := newServer(t, machine("box"))
+	s := newServer(t, machine())
 	base := "/apis/" + subresources.Group + "/" + subresources.Version
 	for path, want := range map[string]string{
 		base + "/namespaces/team/virtualmachines/box/reboot": "404", base + "/namespaces/team/virtualmachines/box": "404",
@@ -227,7 +228,7 @@ func request(change ...func(*unstructured.Unstructured)) *unstructured.Unstructu
 }
 
 func TestTicket(t *testing.T) {
-	s := newServer(t, machine("box"), request())
+	s := newServer(t, machine(), request())
 	conn, answer := s.dial(subresources.WebConsoleStream + "?ticket=" + goodTicket)
 	if conn == nil {
 		t.Fatal(answer)
@@ -256,7 +257,7 @@ func TestBadTickets(t *testing.T) {
 		},
 		"other ticket": func(o *unstructured.Unstructured) { o.SetLabels(nil) },
 	} {
-		s := newServer(t, machine("box"), request(change))
+		s := newServer(t, machine(), request(change))
 		if _, answer := s.dial(subresources.WebConsoleStream + "?ticket=" + goodTicket); !strings.HasPrefix(answer, "403") {
 			t.Errorf("%s: %q", name, answer)
 		}

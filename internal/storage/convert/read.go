@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"time"
 
 	"atoll.dev/atoll/internal/storage/diskimage"
 	"atoll.dev/atoll/internal/storage/qemuimg"
@@ -35,6 +36,9 @@ func (i Image) name() (string, error) {
 	return qemuimg.Name(i.Info.Node(file))
 }
 
+// verifyWithin bounds how long reading the metadata of an image may take: one may be made to take for ever.
+const verifyWithin = 30 * time.Minute
+
 // Verify reads all metadata of an image, if its format has any, and tells whether it is whole.
 func Verify(ctx context.Context, i Image) error {
 	switch i.Info.Format {
@@ -46,13 +50,17 @@ func Verify(ctx context.Context, i Image) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, verifyWithin, fmt.Errorf("%w: looking through it takes longer than %v", diskimage.ErrDamaged, verifyWithin))
+	defer cancel()
 	var out bytes.Buffer
 	err = sandboxed{Program: "qemu-img", Args: []string{"check", "--output=json", name}, Disk: i.File, Stdout: &limited{&out}}.run(ctx)
 	var exit *exec.ExitError
 	switch {
 	case err == nil:
 		return nil
-	case ctx.Err() != nil || !errors.As(err, &exit):
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case !errors.As(err, &exit):
 		return err
 	case exit.ExitCode() == 3: // room that nothing uses
 		return nil

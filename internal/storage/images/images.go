@@ -21,6 +21,7 @@ import (
 
 	"atoll.dev/atoll/internal/storage/convert"
 	"atoll.dev/atoll/internal/storage/datastore"
+	"atoll.dev/atoll/internal/storage/diskimage"
 	"atoll.dev/atoll/internal/storage/library"
 	"atoll.dev/atoll/internal/storage/qemuimg"
 	"atoll.dev/atoll/internal/storage/stores"
@@ -141,6 +142,9 @@ func (i *Importer) Progress(d Disk) (store string, percent int64, running bool) 
 	return "", 0, false
 }
 
+// stall is how long a conversion may go without having done another hundredth.
+const stall = 30 * time.Minute
+
 // run does an import.
 func (i *Importer) run(ctx context.Context, s stores.Store, d Disk, j *job) error {
 	image, disk, err := i.source.Open(d.Item, d.Disk)
@@ -160,7 +164,10 @@ func (i *Importer) run(ctx context.Context, s stores.Store, d Disk, j *job) erro
 			filling, end := context.WithCancel(ctx)
 			defer end()
 			room.Go(func() { watchRoom(filling, s, stop) })
+			watchdog := time.AfterFunc(stall, func() { stop(fmt.Errorf("%w: nothing has come of it for %v", diskimage.ErrDamaged, stall)) })
+			defer watchdog.Stop()
 			return convert.Into(filling, i.tool, image, qemuimg.Target{Layer: to.Layer, Secrets: to.Secrets}, func(done, total int64) {
+				watchdog.Reset(stall)
 				i.mu.Lock()
 				defer i.mu.Unlock()
 				j.percent = done * 100 / max(total, 1)

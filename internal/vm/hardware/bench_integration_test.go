@@ -66,7 +66,7 @@ func TestOverhead(t *testing.T) {
 	m.up(t)
 	m.sh(t, "sleep 5; true")
 	beyond, ram, parts := overhead(t, m.PID(), 1<<30)
-	t.Logf("%d KiB beyond the guest's memory, of which %d KiB are in use; %v", beyond, ram, parts)
+	t.Logf("%d KiB beyond the guest's memory, of which it uses %d KiB; %v", beyond, ram, parts)
 	if beyond > 60<<10 {
 		t.Errorf("%d KiB are more than 60 MiB", beyond)
 	}

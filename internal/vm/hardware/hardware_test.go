@@ -210,12 +210,12 @@ func TestTranslations(t *testing.T) {
 		want              bool
 	}{
 		{0, 4, 1, 4, true},
-		{24 << 20, 4, 1, 4, true},
-		{30 << 20, 4, 1, 2, false},
+		{12 << 20, 4, 1, 4, true},
+		{19 << 20, 4, 1, 2, false},
 		{0, 200, 1, 200, true},
 		{10 << 20, 200, 100, 200, false},
 	} {
-		tr := translations{used: test.used, size: 32 << 20}
+		tr := translations{used: test.used, size: 20 << 20}
 		if got := tr.fits(test.limit, test.present, test.n); got != test.want {
 			t.Errorf("%+v: %v", test, got)
 		}

@@ -4,8 +4,6 @@
 // has the machine's own unprivileged user, its own seccomp filter and no socket but the one to QEMU, and ends with
 // QEMU or with the process that started it. Package hardware gives the socket to QEMU; the shim of virtual machines
 // calls both. What can go wrong: swtpm is not installed (ErrMissing), or it does not like the state.
-//
-// Where AppArmor is on, Debian's profile for swtpm has to allow the directory of the state.
 package swtpm
 
 import (

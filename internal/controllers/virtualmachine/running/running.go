@@ -31,6 +31,9 @@ const maxState = 192 << 10
 // ErrNotRunning is in the chain when a VirtualMachine has no pod that runs.
 var ErrNotRunning = errors.New("the virtual machine is not running")
 
+// ErrForeign is in the chain when the pod of a VirtualMachine's name is somebody else's.
+var ErrForeign = errors.New("the pod is not this virtual machine's")
+
 // Pod is the pod of a VirtualMachine, nil when there is none. A pod of that name that is somebody else's is an error.
 func Pod(ctx context.Context, c client.Reader, vm *vmopv1.VirtualMachine) (*corev1.Pod, error) {
 	p := &corev1.Pod{}
@@ -42,7 +45,7 @@ func Pod(ctx context.Context, c client.Reader, vm *vmopv1.VirtualMachine) (*core
 		return nil, fmt.Errorf("reading the pod: %w", err)
 	}
 	if !metav1.IsControlledBy(p, vm) {
-		return nil, fmt.Errorf("the pod %s is not this virtual machine's: delete the pod, or give the virtual machine another name", p.Name)
+		return nil, fmt.Errorf("%w: delete pod %s, or give the virtual machine another name", ErrForeign, p.Name)
 	}
 	return p, nil
 }
