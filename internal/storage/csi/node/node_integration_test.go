@@ -45,6 +45,7 @@ type host struct {
 	kubelet, run string
 	store        stores.Store
 	set          *stores.Set
+	refuse       error // of machines that ask for volumes
 	*node.Service
 }
 
@@ -84,6 +85,7 @@ func (h *host) restart() {
 		Node: "host-1", Stores: h.set, Kubelet: h.kubelet, RunDir: h.run,
 		MicroVM: func(_ context.Context, _, name, _ string) (bool, error) { return strings.HasPrefix(name, "vm"), nil },
 		Export:  export.New(export.Config{Dir: filepath.Join(h.run, "exports")}),
+		MayUse:  func(context.Context, attach.OpenRequest) error { return h.refuse },
 	})
 	must(h.t, err)
 }
