@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
@@ -103,7 +104,9 @@ func (l *life) complete(ctx context.Context) (*machinev1.Machine, error) {
 		l.s.mu.Unlock()
 		if len(m.Awaiting) == 0 {
 			l.s.board.Update(func(st *machinev1.State) { st.Applied, st.Reason, st.Message = m.Revision, "", "" })
-			return m, nil
+			own := *m
+			own.NICs = slices.Clone(m.NICs) // which are completed
+			return &own, nil
 		}
 		l.s.board.Update(func(st *machinev1.State) {
 			st.Applied, st.Reason, st.Message = m.Revision, "AwaitingDisks", cut("waiting for disks: "+strings.Join(m.Awaiting, ", "))
