@@ -147,7 +147,7 @@ kind: VirtualMachineClass
 metadata: {name: larger}
 spec: {hardware: {cpus: 2, memory: 448Mi}}
 `)
-	n.create("box")
+	n.createBox()
 	n.kubectl("patch", "vm", "box", "--type=merge", "-p", `{"spec":{"volumes":[{"name":"data","persistentVolumeClaim":{"claimName":"data"}}]}}`)
 	eventually(t, "the volume to be attached", func() error {
 		if got := n.field("vm/box", `.status.volumes[?(@.name=="data")].attached`); got != "true" {

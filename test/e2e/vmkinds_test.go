@@ -46,11 +46,11 @@ func (n *namespace) vm(args ...string) string {
 	return atollOK(n.t, append([]string{"vm", "--kubeconfig", suite.dataDir + "/admin.kubeconfig", "-n", n.name}, args...)...)
 }
 
-// create makes a machine whose guest is up.
-func (n *namespace) create(name string, args ...string) {
+// createBox makes the machine box and waits until its guest is up.
+func (n *namespace) createBox() {
 	n.t.Helper()
-	n.vm(append([]string{"create", name, "--image", "tiny", "--class", "tiny", "--no-bootstrap"}, args...)...)
-	n.agent(name)
+	n.vm("create", "box", "--image", "tiny", "--class", "tiny", "--no-bootstrap")
+	n.agent("box")
 }
 
 // agent waits until the guest agent of a machine answers.
@@ -77,7 +77,7 @@ func (n *namespace) power(name, want string) {
 func TestMachineSnapshots(t *testing.T) {
 	t.Parallel()
 	n := machines(t)
-	n.create("box")
+	n.createBox()
 	n.exec("box", "sh", "-c", "echo first >/data/file; echo lives >/tmp/memory; sync")
 	if out := n.vm("snapshot", "box", "--name", "first", "--memory"); !strings.Contains(out, "snapshot first of box is taken") {
 		t.Fatal(out)
@@ -242,7 +242,7 @@ spec:
 func TestMachineConsoles(t *testing.T) {
 	t.Parallel()
 	n := machines(t)
-	n.create("box")
+	n.createBox()
 	cmd := exec.CommandContext(t.Context(), suite.atoll, "vm", "--data-dir", suite.dataDir, "--kubeconfig", suite.dataDir+"/admin.kubeconfig", "-n", n.name, "console", "box")
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -365,7 +365,7 @@ func (h *heard) wait(t *testing.T, text string) {
 func TestPublishMachine(t *testing.T) {
 	t.Parallel()
 	n := machines(t)
-	n.create("box")
+	n.createBox()
 	n.exec("box", "sh", "-c", "echo mine >/data/file; sync")
 	if out := n.vm("publish", "box", "--item", "golden"); !strings.Contains(out, "is published as golden") {
 		t.Fatal(out)

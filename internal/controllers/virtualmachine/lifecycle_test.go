@@ -457,3 +457,25 @@ func TestAnErrorTakesNothingFromAMachine(t *testing.T) {
 		t.Errorf("%v, %+v, %+v", err, there.Items, w.machine().Disks)
 	}
 }
+
+func TestNoStartWithoutItsVolumes(t *testing.T) {
+	vm := newVM()
+	vm.Spec.Volumes = []vmopv1.VirtualMachineVolume{{Name: "data", VirtualMachineVolumeSource: vmopv1.VirtualMachineVolumeSource{
+		PersistentVolumeClaim: &vmopv1.PersistentVolumeClaimVolumeSource{PersistentVolumeClaimVolumeSource: corev1.PersistentVolumeClaimVolumeSource{ClaimName: "data"}},
+	}}}
+	w := newWorld(t, append(surroundings(), vm)...)
+	got := w.settle()
+	if text := message(got, vmopv1.VirtualMachineConditionStorageReady); !strings.Contains(text, "PersistentVolumeClaim data does not exist") || w.pod() != nil {
+		t.Errorf("%s, pod %v", text, w.pod())
+	}
+	if err := w.Create(t.Context(), &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "data"}, Spec: corev1.PersistentVolumeClaimSpec{StorageClassName: new("fast")}}); err != nil {
+		t.Fatal(err)
+	}
+	got = w.settle()
+	if text := message(got, vmopv1.VirtualMachineConditionStorageReady); text != "True True " || w.pod() == nil {
+		t.Errorf("%s, pod %v", text, w.pod())
+	}
+	if m := w.machine(); len(m.Awaiting) != 2 {
+		t.Errorf("it would be started without its volumes: awaiting %v", m.Awaiting)
+	}
+}

@@ -247,7 +247,11 @@ func (r *Reconciler) deletePod(ctx context.Context, v *view, how machinev1.Stop)
 // hurry shortens a stop that is under way, when the mode has become a harder one.
 func (r *Reconciler) hurry(ctx context.Context, v *view) error {
 	how := machine.Stop(v.vm)
-	if v.vm.DeletionTimestamp != nil || v.reverting.PowerOff {
+	going, err := r.namespaceGoing(ctx, v.vm.Namespace)
+	if err != nil {
+		return err
+	}
+	if v.vm.DeletionTimestamp != nil || v.reverting.PowerOff || going {
 		how = machinev1.Stop{Mode: machinev1.Hard}
 	}
 	grace := pod.Grace(how)
@@ -266,6 +270,14 @@ func (r *Reconciler) hurry(ctx context.Context, v *view) error {
 		}
 	}
 	return r.deletePod(ctx, v, how)
+}
+
+// namespaceGoing tells whether a namespace is being deleted. Then pods are deleted first, and machines after them; none of
+// them is to hold that up.
+func (r *Reconciler) namespaceGoing(ctx context.Context, name string) (bool, error) {
+	n := &corev1.Namespace{}
+	err := r.Get(ctx, client.ObjectKey{Name: name}, n)
+	return err == nil && n.DeletionTimestamp != nil, client.IgnoreNotFound(err)
 }
 
 // remove deletes a pod whose machine has ended, with its seed.

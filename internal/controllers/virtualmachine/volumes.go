@@ -20,6 +20,7 @@ import (
 	"atoll.dev/atoll/internal/controllers/virtualmachine/attachment"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/placement"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/power"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/running"
 )
 
@@ -52,6 +53,9 @@ func (r *Reconciler) volumes(ctx context.Context, v *view) error {
 				return err
 			}
 			state.Error = text
+			if v.phase() == power.PodNone {
+				v.lacks(vmopv1.VirtualMachineConditionStorageReady, reasonNotReady, "%s: %s", path, text)
+			}
 		}
 		v.volumeState = append(v.volumeState, state)
 	}

@@ -73,9 +73,8 @@ func identity() []Field {
 		{Path: "spec.class", Effect: Honoured, Note: "a VirtualMachineClassInstance"},
 		{Path: "spec.affinity", Effect: Mapped, Note: "affinity and anti-affinity of the machine's pod; terms select labels of VirtualMachines"},
 		{Path: "spec.crypto.encryptionClassName", Effect: Mapped, Note: "LUKS encryption of the boot disk with the keys of the EncryptionClass"},
-		{Path: "spec.crypto.useDefaultKeyProvider", Effect: None, Note: "there is no default key provider: name spec.crypto.encryptionClassName", set: func(s *vmopv1.VirtualMachineSpec) bool {
-			return s.Crypto != nil && s.Crypto.EncryptionClassName == "" && s.Crypto.UseDefaultKeyProvider != nil && *s.Crypto.UseDefaultKeyProvider
-		}},
+		// The API server sets true when it is empty, so that nobody need have asked for it.
+		{Path: "spec.crypto.useDefaultKeyProvider", Effect: None, Note: "there is no default key provider: name spec.crypto.encryptionClassName"},
 		{Path: "spec.crypto.vTPMMode", Effect: Mapped, Note: "spec.crypto gives the machine a TPM of its own (swtpm); Clone is as New"},
 		{Path: "spec.storageClass", Effect: Honoured, Note: "of the boot disk, discs and saved memory; the default StorageClass when empty"},
 		{Path: "spec.biosUUID", Effect: Honoured, Note: "the UUID in the DMI tables of the guest"},

@@ -209,8 +209,8 @@ func scsiType(spec *vmopv1.VirtualMachineSpec, bus int32) vmopv1.SCSIControllerT
 // addControllers adds those that disks and drives are on.
 func addControllers(spec *vmopv1.VirtualMachineSpec, list []device) {
 	for _, d := range list {
-		if *d.bus == nil || *d.typ == "" {
-			continue
+		if *d.bus == nil || *d.typ == "" || **d.bus < 0 || **d.bus >= d.typ.MaxCount() {
+			continue // there is none, or no such
 		}
 		if spec.Hardware == nil {
 			spec.Hardware = &vmopv1.VirtualMachineHardwareSpec{}
