@@ -132,14 +132,14 @@ func (v *virtual) call(method string, params, result any) {
 }
 
 // until waits until the state is as wanted.
-func (v *virtual) until(what string, ok func(machinev1.State) bool) machinev1.State {
+func (v *virtual) until(what string, ok func(machinev1.State) bool) {
 	v.t.Helper()
 	var st machinev1.State
 	for end := time.Now().Add(bootTimeout); ; {
 		v.call(machinev1.MethodState, machinev1.StateRequest{Seen: st.Revision, WaitMillis: 1000}, &st)
 		switch {
 		case ok(st):
-			return st
+			return
 		case time.Now().After(end), st.Phase == machinev1.Ended:
 			v.t.Fatalf("waiting until %s: %+v", what, st)
 		}

@@ -67,10 +67,9 @@ func (f *follower) run(ctx context.Context) {
 			}
 		}
 		wait := pause
-		switch {
-		case err == nil:
+		if err == nil {
 			retry = firstRetry
-		default:
+		} else {
 			if !errors.Is(err, ErrNoShim) && ctx.Err() == nil {
 				f.c.cfg.Logger.Warn("following a virtual machine", "pod", pod.Namespace+"/"+pod.Name, "error", err)
 			}
@@ -123,10 +122,9 @@ func (f *follower) applyAll(ctx context.Context) {
 		var again <-chan time.Time
 		pod := f.now()
 		if text := pod.Annotations[machinev1.Annotation]; text != applied && !ended(pod) {
-			switch err := f.apply(ctx, pod, text); {
-			case err == nil:
+			if err := f.apply(ctx, pod, text); err == nil {
 				applied, retry = text, firstRetry
-			default:
+			} else {
 				if !errors.Is(err, ErrNoShim) && ctx.Err() == nil {
 					f.c.cfg.Logger.Warn("changing a virtual machine", "pod", pod.Namespace+"/"+pod.Name, "error", err)
 				}

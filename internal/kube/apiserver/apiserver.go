@@ -115,14 +115,14 @@ func (s *APIServer) options(ctx context.Context) (options.CompletedOptions, erro
 }
 
 // registerAdmission puts AtollPodRuntime in front of RuntimeClass, which reads
-// what it decided, and AtollMachinePods beside it.
+// what it decided, and AtollMachinePods before it.
 func registerAdmission(opts *options.ServerRunOptions) {
 	generic := opts.Admission.GenericAdmission
 	podruntime.Register(generic.Plugins)
 	machinepods.Register(generic.Plugins)
 	order := slices.Clone(generic.RecommendedPluginOrder)
 	at := slices.Index(order, runtimeclass.PluginName)
-	generic.RecommendedPluginOrder = slices.Insert(order, max(at, 0), podruntime.PluginName, machinepods.PluginName)
+	generic.RecommendedPluginOrder = slices.Insert(order, max(at, 0), machinepods.PluginName, podruntime.PluginName)
 }
 
 // preparedServer is a chain of API servers that is ready to run.

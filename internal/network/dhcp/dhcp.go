@@ -193,7 +193,8 @@ func (c Config) reply(req *dhcpv4.DHCPv4) (*dhcpv4.DHCPv4, error) {
 	if id := req.ServerIdentifier(); len(id) > 0 && !id.Equal(server) {
 		return nil, nil // it has chosen another server
 	}
-	kind, ours := dhcpv4.MessageTypeNone, net.IP(c.Address.Addr().AsSlice())
+	var kind dhcpv4.MessageType
+	ours := net.IP(c.Address.Addr().AsSlice())
 	switch req.MessageType() {
 	case dhcpv4.MessageTypeDiscover:
 		kind = dhcpv4.MessageTypeOffer

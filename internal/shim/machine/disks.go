@@ -183,16 +183,17 @@ func (l *life) freeze(ctx context.Context) (thaw func()) {
 	if st := l.s.board.Get(); busy || st.Guest == nil || !st.Guest.Agent || st.Phase != machinev1.Running {
 		return func() {}
 	}
-	if _, err := l.freezeFor(ctx, hw, freezeTimeout); err != nil {
+	if err := l.freezeFor(ctx, hw, freezeTimeout); err != nil {
 		slog.Warn("freezing the file systems of a guest for a snapshot", "sandbox", l.s.ID(), "error", err)
 	}
 	return func() { l.thaw(hw) }
 }
 
-func (l *life) freezeFor(ctx context.Context, hw Hardware, limit time.Duration) (int, error) {
+func (l *life) freezeFor(ctx context.Context, hw Hardware, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	return hw.Agent().Freeze(ctx)
+	_, err := hw.Agent().Freeze(ctx)
+	return err
 }
 
 // thaw lets the guest write again, whatever else has happened.

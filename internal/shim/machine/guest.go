@@ -23,14 +23,13 @@ func (l *life) watchGuest() {
 		g, err := guest.Look(l.ctx, l.hw.Agent(), l.s.board.Get().Guest)
 		st := l.s.board.Get()
 		wait := pollLater
-		switch {
-		case err == nil:
+		if err == nil {
 			missed = 0
 			l.s.board.Update(func(st *machinev1.State) { st.Guest = g })
 			if time.Since(began) < youth {
 				wait = pollYoung
 			}
-		default:
+		} else {
 			const enough = 3 // the agent may be busy with a command
 			if missed++; missed >= enough && st.Guest != nil && st.Guest.Agent {
 				l.s.board.Update(func(st *machinev1.State) {

@@ -53,7 +53,6 @@ type life struct {
 	asked     bool              // the end was asked for
 	cut       bool              // by force
 	suspended bool              // the memory is saved
-	bySelf    *hardware.Event   // the last word about a shutdown
 	done      map[string]string // operations that were begun, by id
 	busy      bool              // an operation is under way, in which disks are snapshotted
 	taps      int               // made so far, for their names

@@ -41,7 +41,7 @@ func (l *life) operate(m *machinev1.Machine) {
 		}
 		l.done[o.ID] = string(o.Kind)
 		l.note(machinev1.OperationState{ID: o.ID})
-		state, err := l.do(m, o)
+		state, err := l.do(o)
 		state.ID, state.Done = o.ID, true
 		if err != nil {
 			state.Error = cut(err.Error())
@@ -64,7 +64,7 @@ func (l *life) note(o machinev1.OperationState) {
 	})
 }
 
-func (l *life) do(m *machinev1.Machine, o machinev1.Operation) (machinev1.OperationState, error) {
+func (l *life) do(o machinev1.Operation) (machinev1.OperationState, error) {
 	ctx, cancel := context.WithTimeout(l.ctx, operationTimeout)
 	defer cancel()
 	switch o.Kind {
@@ -73,7 +73,7 @@ func (l *life) do(m *machinev1.Machine, o machinev1.Operation) (machinev1.Operat
 	case machinev1.Suspend:
 		return l.suspend(ctx, o)
 	case machinev1.Snapshot:
-		return l.snapshot(ctx, m, o)
+		return l.snapshot(ctx, o)
 	}
 	return machinev1.OperationState{}, fmt.Errorf("there is no operation %q", o.Kind)
 }
@@ -153,8 +153,8 @@ func (l *life) progress(o machinev1.Operation) func(int) {
 }
 
 // snapshot makes snapshots of disks at one moment, and of the memory at the same if that is wanted.
-func (l *life) snapshot(ctx context.Context, m *machinev1.Machine, o machinev1.Operation) (state machinev1.OperationState, err error) {
-	volumes, err := l.snapshotVolumes(m, o)
+func (l *life) snapshot(ctx context.Context, o machinev1.Operation) (state machinev1.OperationState, err error) {
+	volumes, err := l.snapshotVolumes(o)
 	if err != nil {
 		return state, err
 	}
@@ -165,7 +165,7 @@ func (l *life) snapshot(ctx context.Context, m *machinev1.Machine, o machinev1.O
 		if o.QuiesceSeconds > 0 {
 			limit = time.Duration(o.QuiesceSeconds) * time.Second
 		}
-		_, err := l.freezeFor(ctx, l.hw, limit)
+		err := l.freezeFor(ctx, l.hw, limit)
 		defer l.thaw(l.hw)
 		if err != nil {
 			return state, fmt.Errorf("freezing the file systems of the guest: %w; without quiesce it is not needed", err)
@@ -210,7 +210,7 @@ func (l *life) setBusy(busy bool) {
 }
 
 // snapshotVolumes are the ids that snapshots get, by the handles of the volumes.
-func (l *life) snapshotVolumes(m *machinev1.Machine, o machinev1.Operation) (map[string]string, error) {
+func (l *life) snapshotVolumes(o machinev1.Operation) (map[string]string, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	out := map[string]string{}

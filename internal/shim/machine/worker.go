@@ -268,17 +268,7 @@ func (l *life) removeDisk(ctx context.Context, d *disk) error {
 
 // changeDisc puts another disc into a drive, or none.
 func (l *life) changeDisc(ctx context.Context, d *disk, want machinev1.Disk) error {
-	next, v := &disk{spec: want}, vm.Volume{}
-	var err error
-	if want.Volume == "" {
-		err = l.hw.EjectDisc(ctx, want.Name)
-	} else if next, v, err = l.open(ctx, want); err == nil {
-		err = l.hw.ChangeDisc(ctx, want.Name, v)
-		disks.CloseVolume(v)
-		if err != nil {
-			l.forget(ctx, next)
-		}
-	}
+	next, err := l.tryChangeDisc(ctx, want)
 	if err != nil {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -288,6 +278,22 @@ func (l *life) changeDisc(ctx context.Context, d *disk, want machinev1.Disk) err
 	l.put(next)
 	l.forget(ctx, d)
 	return nil
+}
+
+func (l *life) tryChangeDisc(ctx context.Context, want machinev1.Disk) (*disk, error) {
+	if want.Volume == "" {
+		return &disk{spec: want}, l.hw.EjectDisc(ctx, want.Name)
+	}
+	next, v, err := l.open(ctx, want)
+	if err != nil {
+		return nil, err
+	}
+	defer disks.CloseVolume(v)
+	if err := l.hw.ChangeDisc(ctx, want.Name, v); err != nil {
+		l.forget(ctx, next)
+		return nil, err
+	}
+	return next, nil
 }
 
 // changeNICs adds and removes network interfaces. The pod's own can be neither.
@@ -304,7 +310,7 @@ func (l *life) changeNICs(ctx context.Context, m *machinev1.Machine, note func(e
 		if want, stays := wanted[name]; stays && !n.missing && sameCard(want, n.spec) {
 			continue
 		}
-		err := error(hardware.ErrHotPlug)
+		err := hardware.ErrHotPlug
 		switch {
 		case n.missing:
 			err = nil
