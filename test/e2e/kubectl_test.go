@@ -188,8 +188,8 @@ func contains(t *testing.T, got, want string) {
 
 func equal(t *testing.T, what, got, want string) {
 	t.Helper()
-	if strings.TrimSpace(got) != want {
-		t.Fatalf("%s: got %q, want %q", what, strings.TrimSpace(got), want)
+	if strings.TrimSpace(got) != strings.TrimSpace(want) {
+		t.Fatalf("%s: got %q, want %q", what, got, want)
 	}
 }
 

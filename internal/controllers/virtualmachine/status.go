@@ -66,10 +66,12 @@ func (r *Reconciler) status(ctx context.Context, v *view) error {
 
 // powerState is what the machine really is.
 func (v *view) powerState(suspended bool) vmopv1.VirtualMachinePowerState {
+	saved := v.pod != nil && v.state.End.Reason == machinev1.EndSuspended
 	switch {
-	case v.pod != nil && v.phase() != power.PodEnded && (v.state.Phase == machinev1.Running || v.state.Phase == machinev1.Paused):
+	case v.pod != nil && v.phase() != power.PodEnded && (v.state.Phase == machinev1.Running || v.state.Phase == machinev1.Paused),
+		saved && v.phase() == power.PodAlive: // until its pod has ended, too
 		return vmopv1.VirtualMachinePowerStateOn
-	case suspended, v.pod != nil && v.state.End.Reason == machinev1.EndSuspended, v.alive() && v.machine.Restore != nil && v.state.Started == "":
+	case suspended, saved, v.alive() && v.machine.Restore != nil && v.state.Started == "":
 		return vmopv1.VirtualMachinePowerStateSuspended
 	}
 	return vmopv1.VirtualMachinePowerStateOff
