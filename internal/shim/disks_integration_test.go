@@ -401,7 +401,7 @@ func killed(t *testing.T, a *agent, id string, kill func(*pod)) {
 			a.shimDelete(p.id)
 		}
 	}
-	if acknowledged < 20 {
+	if acknowledged < 5 {
 		t.Errorf("only %d writes were acknowledged", acknowledged)
 	}
 	t.Logf("%d acknowledged writes", acknowledged)
