@@ -160,7 +160,7 @@ show logs vmdb --tail=5
 try 120 demo exec vmdb -- uname -a
 show exec vmdb -- sh -c 'lsblk -o NAME,SIZE,MOUNTPOINTS; systemctl is-active postgresql@15-main'
 printf '$ kubectl -n demo attach -it hello-vm    # "hostname" is typed there\n'
-(sleep 3; echo hostname; sleep 3) | timeout 20 script -qec "'$atoll' kubectl --kubeconfig '$data/admin.kubeconfig' -n demo attach -it hello-vm" /dev/null | tail -n 3 || true
+(sleep 3; echo hostname; sleep 5) | script -qec "timeout 15 '$atoll' kubectl --kubeconfig '$data/admin.kubeconfig' -n demo attach -it hello-vm" /dev/null | tail -n 3 || true
 
 say "one Service, its endpoints two pods and a virtual machine: http://$address:$hello_port/"
 show get endpointslices -l kubernetes.io/service-name=hello
