@@ -118,18 +118,27 @@ func (a *apt) update(ctx context.Context, force bool) error {
 	return os.WriteFile(stamp, nil, 0o644)
 }
 
+// ready locks the cache until release is called, and makes configuration and lists ready. Old lists may do, so that
+// the failure to fetch new ones is an error apart.
+func (a *apt) ready(ctx context.Context) (release func(), updateErr, err error) {
+	if release, err = a.lock(); err != nil {
+		return nil, nil, err
+	}
+	if err := a.configure(ctx); err != nil {
+		release()
+		return nil, nil, err
+	}
+	return release, a.update(ctx, false), nil
+}
+
 // fetch resolves the packages with their dependencies and downloads them. Apt
 // verifies the signatures of the lists and the hash of every package.
 func (a *apt) fetch(ctx context.Context, packages []string) ([]deb, error) {
-	release, err := a.lock()
+	release, updateErr, err := a.ready(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	if err := a.configure(ctx); err != nil {
-		return nil, err
-	}
-	updateErr := a.update(ctx, false)
 	debs, err := a.resolveAndDownload(ctx, packages)
 	if err == nil {
 		return debs, nil

@@ -26,23 +26,15 @@ type Package struct {
 // names. A meta package of a kernel stands for the kernel it depends on. As with
 // Build, apt verifies signatures and hashes, and nothing is installed.
 func Packages(ctx context.Context, names []string, opts Options) ([]Package, error) {
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
-	}
-	dir, err := filepath.Abs(filepath.Join(opts.CacheDir, "apt"))
+	a, err := newAPT(opts)
 	if err != nil {
-		return nil, fmt.Errorf("locating cache: %w", err)
+		return nil, err
 	}
-	a := &apt{dir: dir, log: opts.Log}
-	release, err := a.lock()
+	release, updateErr, err := a.ready(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	if err := a.configure(ctx); err != nil {
-		return nil, err
-	}
-	updateErr := a.update(ctx, false)
 	packages, err := a.only(ctx, names)
 	if err != nil && updateErr == nil {
 		// The lists may be older than the archive.
@@ -58,23 +50,15 @@ func Packages(ctx context.Context, names []string, opts Options) ([]Package, err
 // Resolve returns the packages that apt would install for the names, with their
 // dependencies, as lines of a file name and a hash. Nothing is downloaded.
 func Resolve(ctx context.Context, names []string, opts Options) ([]string, error) {
-	if opts.Log == nil {
-		opts.Log = slog.New(slog.DiscardHandler)
-	}
-	dir, err := filepath.Abs(filepath.Join(opts.CacheDir, "apt"))
+	a, err := newAPT(opts)
 	if err != nil {
-		return nil, fmt.Errorf("locating cache: %w", err)
+		return nil, err
 	}
-	a := &apt{dir: dir, log: opts.Log}
-	release, err := a.lock()
+	release, updateErr, err := a.ready(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	if err := a.configure(ctx); err != nil {
-		return nil, err
-	}
-	updateErr := a.update(ctx, false)
 	debs, err := a.resolve(ctx, names)
 	if err != nil {
 		return nil, fmt.Errorf("debian: %w", errors.Join(err, updateErr))
@@ -85,6 +69,19 @@ func Resolve(ctx context.Context, names []string, opts Options) ([]string, error
 	}
 	slices.Sort(out)
 	return out, nil
+}
+
+// newAPT is apt with the cache of the options.
+func newAPT(opts Options) (*apt, error) {
+	dir, err := filepath.Abs(filepath.Join(opts.CacheDir, "apt"))
+	if err != nil {
+		return nil, fmt.Errorf("locating cache: %w", err)
+	}
+	log := opts.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &apt{dir: dir, log: log}, nil
 }
 
 // only downloads just the named packages.

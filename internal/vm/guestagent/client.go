@@ -174,10 +174,7 @@ func (c *Client) tell(ctx context.Context, name string, args any) error {
 	defer c.unlock()
 	stop := c.bind(ctx)
 	defer stop()
-	if err := c.sync(); err != nil {
-		return c.failure(ctx, name, err)
-	}
-	if err := c.send(name, args); err != nil {
+	if err := c.ask(name, args); err != nil {
 		return c.failure(ctx, name, err)
 	}
 	stop()

@@ -51,10 +51,7 @@ func (c *Client) exchange(ctx context.Context, name string, args, result any, li
 	defer c.unlock()
 	stop := c.bind(ctx)
 	defer stop()
-	if err := c.sync(); err != nil {
-		return c.failure(ctx, name, err)
-	}
-	if err := c.send(name, args); err != nil {
+	if err := c.ask(name, args); err != nil {
 		return c.failure(ctx, name, err)
 	}
 	line, err := c.line(limit)
@@ -227,4 +224,12 @@ func text(s string) string {
 		s = s[:len(s)-n]
 	}
 	return s
+}
+
+// ask sends a command once the guest agent is in step. The lock is held.
+func (c *Client) ask(name string, args any) error {
+	if err := c.sync(); err != nil {
+		return err
+	}
+	return c.send(name, args)
 }
