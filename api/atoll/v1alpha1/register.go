@@ -20,9 +20,20 @@ func GroupVersion() schema.GroupVersion { return schema.GroupVersion{Group: Grou
 // Datastores is the resource of kind Datastore.
 func Datastores() schema.GroupVersionResource { return GroupVersion().WithResource("datastores") }
 
+// SupervisorNamespaces is the resource of kind SupervisorNamespace.
+func SupervisorNamespaces() schema.GroupVersionResource {
+	return GroupVersion().WithResource("supervisornamespaces")
+}
+
+// SupervisorNamespaceTemplates is the resource of kind SupervisorNamespaceTemplate.
+func SupervisorNamespaceTemplates() schema.GroupVersionResource {
+	return GroupVersion().WithResource("supervisornamespacetemplates")
+}
+
 // AddToScheme adds the kinds of this package.
 func AddToScheme(s *runtime.Scheme) error {
-	s.AddKnownTypes(GroupVersion(), &Datastore{}, &DatastoreList{})
+	s.AddKnownTypes(GroupVersion(), &Datastore{}, &DatastoreList{},
+		&SupervisorNamespace{}, &SupervisorNamespaceList{}, &SupervisorNamespaceTemplate{}, &SupervisorNamespaceTemplateList{})
 	metav1.AddToGroupVersion(s, GroupVersion())
 	return nil
 }
