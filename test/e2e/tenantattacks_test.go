@@ -252,9 +252,7 @@ func TestAttackCredentials(t *testing.T) {
 	get("/apis/atoll.dev/v1alpha1/supervisornamespaces", "403 Forbidden")
 	// A token of the victim's account is for the victim's namespace, also where the attacker may act.
 	token := strings.TrimSpace(run(t, "", "-n", v.name, "create", "token", "default"))
-	as := func(token string, args ...string) (string, error) {
-		return combined(t.Context(), "", append([]string{"kubectl", "--kubeconfig", m.owner.anonymous(), "--token", token}, args...)...)
-	}
+	as := m.owner.bearer
 	if out, err := as(token, "-n", m.name, "get", "pods"); err == nil || !strings.Contains(out, "system:serviceaccount:"+v.name+":default") {
 		t.Errorf("an account of another namespace: %v\n%s", err, out)
 	}
@@ -301,7 +299,7 @@ func TestAttackLogin(t *testing.T) {
 	t.Parallel()
 	n := newTenant(t, "", "")
 	victim := newPerson(t, n.name+"-victim")
-	nobody := &person{t: t, name: n.name + "-nobody", kubeconfig: victim.kubeconfig + ".nobody"}
+	nobody := account(t, n.name+"-nobody")
 	first, err := victim.tryLogin("wrong")
 	if err == nil {
 		t.Fatal("a wrong password was taken")
@@ -355,20 +353,19 @@ func TestAttackLogin(t *testing.T) {
 	host(t, "", "user", "enable", victim.name)
 	victim.login()
 	// Who is deleted and made again is somebody else.
-	host(t, "", "user", "rm", victim.name)
+	host(t, "", "user", "delete", victim.name)
 	gone("the session of a deleted user to end", victim)
-	host(t, victim.password+"\n", "user", "create", victim.name, "--password-file", "-")
+	victim.create()
 	if out, err := victim.try("", "auth", "whoami"); err == nil {
 		t.Errorf("the session of a deleted user came back: %s", out)
 	}
 	// A name is not another's by case, domain or unicode.
 	for _, name := range []string{strings.ToUpper(n.owner.name), n.owner.name + "@evil.example", "sso:" + n.owner.name, n.owner.name + "\u0000", " " + n.owner.name, "system:admin", "../" + n.owner.name} {
-		p := &person{t: t, name: name, kubeconfig: victim.kubeconfig + ".trick"}
-		if out, err := p.tryLogin("wrong"); err == nil {
+		if out, err := account(t, name).tryLogin(n.owner.password + "x"); err == nil {
 			t.Errorf("%q: logged in: %s", name, out)
 		}
 	}
-	if out, err := tryHost(context.Background(), "x\n", "user", "create", "system:masters", "--password-file", "-"); err == nil {
+	if out, err := tryHost(context.Background(), n.owner.password+"\n", "user", "create", "system:masters", "--password-stdin"); err == nil {
 		t.Errorf("a user could be made that is one of Kubernetes' own: %s", out)
 	}
 }

@@ -12,29 +12,17 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 )
 
-// anonymous is a kubeconfig with the cluster of this person's, and no credentials.
-func (p *person) anonymous() string {
+// bearer is kubectl with a token and nothing else.
+func (p *person) bearer(token string, args ...string) (string, error) {
 	p.t.Helper()
-	path := filepath.Join(p.t.TempDir(), "anonymous")
-	b, err := os.ReadFile(p.kubeconfig)
-	if err != nil {
-		p.t.Fatal(err)
-	}
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		p.t.Fatal(err)
-	}
-	user := strings.TrimSpace(p.kubectl("config", "view", "--minify", "-o", "jsonpath={.contexts[0].context.user}"))
-	if out, err := combined(p.t.Context(), "", "kubectl", "--kubeconfig", path, "config", "delete-user", user); err != nil {
-		p.t.Fatal(err, out)
-	}
-	return path
+	server := strings.TrimSpace(p.kubectl("config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"))
+	args = append([]string{"kubectl", "--kubeconfig", "/dev/null", "--server", server, "--certificate-authority", portalCA(p.t), "--token", token}, args...)
+	return p.atoll("", args...)
 }
 
 // kubeletStatus asks a node's kubelet and returns the status of its answer.

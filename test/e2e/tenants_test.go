@@ -101,7 +101,7 @@ func TestTenantAccess(t *testing.T) {
 	n := newTenant(t, "", "")
 	group := n.name + "-team"
 	host(t, "", "group", "create", group)
-	t.Cleanup(func() { _, _ = tryHost(context.Background(), "", "group", "rm", group) })
+	t.Cleanup(func() { _, _ = tryHost(context.Background(), "", "group", "delete", group) })
 	member := newPerson(t, n.name+"-member", group)
 	if member.can("get", "pods", "-n", n.name) {
 		t.Fatal("a group that is on no list may read")

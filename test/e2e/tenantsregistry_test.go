@@ -196,7 +196,7 @@ func (p *person) docker() *docker { return newDocker(p.t, p.name, p.password) }
 
 // push is `atoll image push` of the busybox image.
 func (p *person) push(target string) (string, error) {
-	return combined(p.t.Context(), "", "image", "push", "--kubeconfig", p.kubeconfig, busyboxTar(), target)
+	return p.atoll("", "image", "push", busyboxTar(), target)
 }
 
 func busyboxTar() string {

@@ -21,16 +21,18 @@ type person struct {
 	t          *testing.T
 	name       string
 	password   string
+	home       string
 	kubeconfig string
 }
 
 // newPerson makes a local user, who logs in. The user goes with the test.
 func newPerson(t *testing.T, name string, groups ...string) *person {
 	t.Helper()
-	p := &person{t: t, name: name, password: rand.Text(), kubeconfig: filepath.Join(t.TempDir(), "kubeconfig")}
-	host(t, p.password+"\n", "user", "create", name, "--password-file", "-")
+	p := account(t, name)
+	p.password = rand.Text()
+	p.create()
 	t.Cleanup(func() {
-		if out, err := tryHost(context.Background(), "", "user", "rm", name); err != nil {
+		if out, err := tryHost(context.Background(), "", "user", "delete", name); err != nil {
 			t.Errorf("removing the user: %v\n%s", err, out)
 		}
 	})
@@ -41,27 +43,53 @@ func newPerson(t *testing.T, name string, groups ...string) *person {
 	return p
 }
 
-// login gets a new session.
-func (p *person) login(args ...string) {
+// account is a person with a home, and nothing in it.
+func account(t *testing.T, name string) *person {
+	t.Helper()
+	home := t.TempDir()
+	return &person{t: t, name: name, home: home, kubeconfig: filepath.Join(home, ".kube", "config")}
+}
+
+// create makes the user.
+func (p *person) create() {
 	p.t.Helper()
-	if out, err := p.tryLogin(p.password, args...); err != nil {
+	host(p.t, p.password+"\n", "user", "create", p.name, "--must-change=false", "--password-stdin")
+}
+
+// login gets a new session.
+func (p *person) login() {
+	p.t.Helper()
+	if out, err := p.tryLogin(p.password); err != nil {
 		p.t.Fatalf("%v\n%s", err, out)
 	}
-	if info, err := os.Stat(p.kubeconfig); err != nil || info.Mode().Perm() != 0o600 {
-		p.t.Errorf("the kubeconfig of %s: %v %v, want mode 0600", p.name, info, err)
+	for _, file := range append([]string{p.kubeconfig}, p.sessions()...) {
+		if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+			p.t.Errorf("%s of %s: %v %v, want mode 0600", file, p.name, info, err)
+		}
 	}
 }
 
-func (p *person) tryLogin(password string, args ...string) (string, error) {
-	return combined(p.t.Context(), password+"\n", append([]string{
-		"login", portal(p.t), "--user", p.name, "--password-file", "-",
-		"--ca-file", portalCA(p.t), "--kubeconfig", p.kubeconfig,
-	}, args...)...)
+// sessions are the files of logins.
+func (p *person) sessions() []string {
+	files, err := filepath.Glob(filepath.Join(p.home, ".kube", "atoll", "*.json"))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return files
+}
+
+func (p *person) tryLogin(password string) (string, error) {
+	return p.atoll(password+"\n", "login", "--server", portal(p.t), "--user", p.name, "--password-stdin", "--ca-file", portalCA(p.t))
+}
+
+// atoll runs a command as this person would at home.
+func (p *person) atoll(stdin string, args ...string) (string, error) {
+	return combined(p.t.Context(), stdin, []string{"HOME=" + p.home, "KUBECONFIG=" + p.kubeconfig}, args...)
 }
 
 // try is kubectl as this person.
 func (p *person) try(stdin string, args ...string) (string, error) {
-	return combined(p.t.Context(), stdin, append([]string{"kubectl", "--kubeconfig", p.kubeconfig}, args...)...)
+	return p.atoll(stdin, append([]string{"kubectl"}, args...)...)
 }
 
 // kubectl is for what must succeed.
@@ -260,11 +288,10 @@ func (n *tenant) is(kind, status, text string) {
 }
 
 // combined runs atoll and returns both outputs together.
-func combined(ctx context.Context, stdin string, args ...string) (string, error) {
+func combined(ctx context.Context, stdin string, env []string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, suite.atoll, args...)
 	cmd.Stdin = strings.NewReader(stdin)
-	// What a person has: no kubeconfig of anybody else.
-	cmd.Env = append(os.Environ(), "KUBECONFIG=")
+	cmd.Env = append(os.Environ(), env...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
@@ -276,7 +303,7 @@ func combined(ctx context.Context, stdin string, args ...string) (string, error)
 
 // tryHost runs atoll as the administrator of the host.
 func tryHost(ctx context.Context, stdin string, args ...string) (string, error) {
-	return combined(ctx, stdin, append(args, "--data-dir", suite.dataDir)...)
+	return combined(ctx, stdin, []string{"KUBECONFIG="}, append(args, "--data-dir", suite.dataDir)...)
 }
 
 func host(t *testing.T, stdin string, args ...string) string {

@@ -1,6 +1,8 @@
 package imagepush
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,17 +10,16 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"os/exec"
 	"strings"
 
 	"github.com/spf13/cobra"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 )
 
-// portalExtension is where the kubeconfig of a login says which address the portal has, if it is not the API server's
-// with the port 443.
-const portalExtension = "atoll.dev/portal"
+// loginPrefix begins the names that `atoll login` gives users of a kubeconfig: atoll:HOST:PORT:NAME, of the portal.
+const loginPrefix = "atoll:"
 
 // Config is what the command needs of the command line.
 type Config struct {
@@ -54,7 +55,7 @@ registry.atoll.local is found where the cluster of the kubeconfig is, whether th
 			if _, err := ParseTarget(o.Target); err != nil {
 				return cfg.Usage(err)
 			}
-			s, err := cfg.session(kubeconfig, user, passwordFile)
+			s, err := cfg.session(cmd.Context(), kubeconfig, user, passwordFile)
 			if err != nil {
 				return err
 			}
@@ -75,20 +76,20 @@ registry.atoll.local is found where the cluster of the kubeconfig is, whether th
 }
 
 // registrySession is who is logged in with a kubeconfig, at the registry.
-func (cfg Config) session(kubeconfig, user, passwordFile string) (Session, error) {
+func (cfg Config) session(ctx context.Context, kubeconfig, user, passwordFile string) (Session, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = kubeconfig
 	config, err := rules.Load()
 	if err != nil {
 		return Session{}, fmt.Errorf("reading the kubeconfig: %w", err)
 	}
-	context := config.Contexts[config.CurrentContext]
-	if context == nil || config.Clusters[context.Cluster] == nil {
+	current := config.Contexts[config.CurrentContext]
+	if current == nil || config.Clusters[current.Cluster] == nil {
 		return Session{}, errors.New("the kubeconfig names no cluster; log in with `atoll login`, or name the file with --kubeconfig")
 	}
-	cluster := config.Clusters[context.Cluster]
+	cluster := config.Clusters[current.Cluster]
 	s := Session{CA: cluster.CertificateAuthorityData}
-	if s.Portal, err = portalOf(cluster); err != nil {
+	if s.Portal, err = portalOf(cluster, current.AuthInfo); err != nil {
 		return Session{}, err
 	}
 	if len(s.CA) == 0 && cluster.CertificateAuthority != "" {
@@ -101,22 +102,49 @@ func (cfg Config) session(kubeconfig, user, passwordFile string) (Session, error
 		s.Password, err = cfg.readPassword(passwordFile)
 		return s, err
 	}
-	info := config.AuthInfos[context.AuthInfo]
-	if info == nil || info.Token == "" {
-		return Session{}, fmt.Errorf("the context %s of the kubeconfig has no session; log in with `atoll login`, or give --user and --password-file", config.CurrentContext)
-	}
-	s.User, s.Password = context.AuthInfo, info.Token
-	return s, nil
+	s.User = current.AuthInfo
+	s.Password, err = token(ctx, config.AuthInfos[current.AuthInfo])
+	return s, err
 }
 
-// portalOf is the address of the portal of a cluster.
-func portalOf(cluster *clientcmdapi.Cluster) (string, error) {
-	if unknown, ok := cluster.Extensions[portalExtension].(*runtime.Unknown); ok {
-		var said struct {
-			Address string `json:"address"`
-		}
-		if err := json.Unmarshal(unknown.Raw, &said); err == nil && said.Address != "" {
-			return said.Address, nil
+// token is what somebody is known to the API server by: it is in the kubeconfig, or a program gets it.
+func token(ctx context.Context, who *clientcmdapi.AuthInfo) (string, error) {
+	if who == nil || who.Token == "" && who.Exec == nil {
+		return "", errors.New("the kubeconfig has no session; log in with `atoll login`, or give --user and --password-file")
+	}
+	if who.Exec == nil {
+		return who.Token, nil
+	}
+	cmd := exec.CommandContext(ctx, who.Exec.Command, who.Exec.Args...)
+	cmd.Env = append(os.Environ(), fmt.Sprintf(`KUBERNETES_EXEC_INFO={"apiVersion":%q,"kind":"ExecCredential","spec":{"interactive":false}}`, who.Exec.APIVersion))
+	for _, e := range who.Exec.Env {
+		cmd.Env = append(cmd.Env, e.Name+"="+e.Value)
+	}
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("getting the session: %w: %s", err, strings.TrimSpace(said.String()))
+	}
+	var credential struct {
+		Status struct {
+			Token string `json:"token"`
+		} `json:"status"`
+	}
+	if err := json.Unmarshal(out, &credential); err != nil || credential.Status.Token == "" {
+		return "", fmt.Errorf("getting the session: %s gave no token; log in again with `atoll login`", who.Exec.Command)
+	}
+	return credential.Status.Token, nil
+}
+
+// portalOf is the address of the portal of a cluster; that of a kubeconfig that is not of `atoll login` is the API
+// server's with the port 443.
+func portalOf(cluster *clientcmdapi.Cluster, user string) (string, error) {
+	if login, ok := strings.CutPrefix(user, loginPrefix); ok {
+		if i := strings.LastIndex(login, ":"); i > 0 {
+			if _, _, err := net.SplitHostPort(login[:i]); err == nil {
+				return login[:i], nil
+			}
 		}
 	}
 	u, err := url.Parse(cluster.Server)
