@@ -68,7 +68,7 @@ func main() {
 	flag.IntVar(&o.n, "n", 30, "repetitions of each start measurement")
 	flag.IntVar(&o.idle, "idle", 300, "idle pods for the memory measurement")
 	flag.IntVar(&o.cycles, "cycles", 200, "create/delete cycles for the leak check")
-	flag.StringVar(&o.only, "only", "", "comma-separated names of measures: cri,cold,kubectl,density,io,tcp,leak,idle,resident,ns-create,ns-admission,ns-login,ns-registry,volume-csi,volume-attach,volume-io,volume-leak; volume and ns are all that begin so")
+	flag.StringVar(&o.only, "only", "", "comma-separated names of measures: cri,cold,kubectl,density,io,tcp,policy-engine,policy-api,leak,idle,resident,ns-create,ns-admission,ns-login,ns-registry,volume-csi,volume-attach,volume-io,volume-leak; volume and ns are all that begin so")
 	flag.StringVar(&o.atoll, "atoll", "bin/atoll", "the binary, for ns-login and ns-registry")
 	flag.IntVar(&o.portalPort, "portal-port", 443, "port that people log in at")
 	flag.IntVar(&o.volumes, "volumes", 200, "volumes for volume-leak")
@@ -100,6 +100,8 @@ func run(ctx context.Context, o options) error {
 		{"kubectl", kubectlStart},
 		{"io", rootfsIO},
 		{"tcp", guestTCP},
+		{"policy-engine", policyEngine},
+		{"policy-api", policyChanges},
 		{"density", densityBurst},
 		{"leak", withoutKubelet(leakCycles)},
 		{"idle", idleMemory},
