@@ -146,7 +146,7 @@ func (p *Plugin) isAdministrator(ctx context.Context, u user.Info) bool {
 // may asks whether a user may do something to a SupervisorNamespace, or to all with an empty name.
 func (p *Plugin) may(ctx context.Context, u user.Info, verb, name string) bool {
 	decision, _, err := p.authz.Authorize(ctx, authorizer.AttributesRecord{
-		User: u, Verb: verb, APIGroup: atoll.Group, APIVersion: atoll.Version, Resource: "supervisornamespaces", Name: name, ResourceRequest: true,
+		User: u, Verb: verb, APIGroup: atoll.GroupName, APIVersion: atoll.Version, Resource: "supervisornamespaces", Name: name, ResourceRequest: true,
 	})
 	return err == nil && decision == authorizer.DecisionAllow
 }
