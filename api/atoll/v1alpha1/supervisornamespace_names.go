@@ -16,9 +16,6 @@ const (
 	TemplateAnnotation = "atoll.dev/template"
 	// NamespaceFinalizer keeps a SupervisorNamespace until everything it expands into is gone.
 	NamespaceFinalizer = "atoll.dev/supervisor-namespace"
-	// AdministerVerb on supervisornamespaces is what RBAC gives administrators only, by its wildcard: no bounds of
-	// templates hold for who may use it.
-	AdministerVerb = "administer"
 	// ClassCatalogNamespace has the VirtualMachineClasses that an administrator offers beside the default ones.
 	ClassCatalogNamespace = "atoll-system"
 )

@@ -36,6 +36,8 @@ const (
 	// VMController is the manager of virtual machines, VMWebhook its port for the API server.
 	VMController = "vm-controller"
 	VMWebhook    = "vm-webhook"
+	// NamespaceController is the controller of SupervisorNamespaces.
+	NamespaceController = "namespace-controller"
 )
 
 // Who components of ours are to the API server.
@@ -44,6 +46,8 @@ const (
 	SnapshotControllerUser = "atoll:snapshot-controller"
 	// VMControllerUser alone makes, changes and deletes the pods of virtual machines.
 	VMControllerUser = "system:atoll:vm-controller"
+	// NamespaceControllerUser makes namespaces and their bounds.
+	NamespaceControllerUser = "system:atoll:namespace-controller"
 )
 
 // Files tells where each certificate, key and kubeconfig is. It does no I/O.
