@@ -66,7 +66,7 @@ func main() {
 	flag.IntVar(&o.n, "n", 30, "repetitions of each start measurement")
 	flag.IntVar(&o.idle, "idle", 300, "idle pods for the memory measurement")
 	flag.IntVar(&o.cycles, "cycles", 200, "create/delete cycles for the leak check")
-	flag.StringVar(&o.only, "only", "", "comma-separated names of measures: cri,cold,kubectl,density,io,tcp,leak,idle,resident,volume-csi,volume-attach,volume-io,volume-leak; volume is all that begin so")
+	flag.StringVar(&o.only, "only", "", "comma-separated names of measures: cri,cold,kubectl,density,io,tcp,policy-engine,policy-api,leak,idle,resident,volume-csi,volume-attach,volume-io,volume-leak; volume is all that begin so")
 	flag.IntVar(&o.volumes, "volumes", 200, "volumes for volume-leak")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -96,6 +96,8 @@ func run(ctx context.Context, o options) error {
 		{"kubectl", kubectlStart},
 		{"io", rootfsIO},
 		{"tcp", guestTCP},
+		{"policy-engine", policyEngine},
+		{"policy-api", policyChanges},
 		{"density", densityBurst},
 		{"leak", withoutKubelet(leakCycles)},
 		{"idle", idleMemory},

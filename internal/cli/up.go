@@ -313,7 +313,7 @@ func ready(r up.Report) bool {
 			return false
 		}
 	}
-	return len(r.Services) > 1 && r.Node.Ready
+	return len(r.Services) > 1 && r.Node.Ready && (r.NetworkPolicy == nil || r.NetworkPolicy.Error == "")
 }
 
 // notReady explains why a start took too long.

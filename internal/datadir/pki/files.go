@@ -33,6 +33,8 @@ const (
 	// Storage is the storage part of a host's agent.
 	Storage            = "storage"
 	SnapshotController = "snapshot-controller"
+	// NetworkPolicy is the part of a host's agent that enforces network policies.
+	NetworkPolicy = "network-policy"
 	// VMController is the manager of virtual machines, VMWebhook its port for the API server.
 	VMController = "vm-controller"
 	VMWebhook    = "vm-webhook"
@@ -44,6 +46,7 @@ const (
 const (
 	StorageGroup           = "atoll:storage-agents"
 	SnapshotControllerUser = "atoll:snapshot-controller"
+	NetworkPolicyGroup     = "atoll:network-policy-agents"
 	// VMControllerUser alone makes, changes and deletes the pods of virtual machines.
 	VMControllerUser = "system:atoll:vm-controller"
 	// NamespaceControllerUser makes namespaces and their bounds.
