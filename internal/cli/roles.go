@@ -27,6 +27,7 @@ type roleFlags struct {
 	nodeName string
 	nodeIP   string
 	tlsSANs  []string
+	portal   int
 }
 
 // role is what a role's command needs to run.
@@ -185,6 +186,7 @@ by hand.`,
 				NodeName:        f.nodeName,
 				NodeIP:          r.addr,
 				ExtraSANs:       f.tlsSANs,
+				Ports:           server.Ports{Portal: f.portal},
 				Version:         a.version,
 				Logger:          r.logger,
 				OnReady:         r.ready,
@@ -196,6 +198,7 @@ by hand.`,
 		},
 	}
 	nodeFlags(cmd, &f)
-	cmd.Flags().StringSliceVar(&f.tlsSANs, "tls-san", nil, "further name or address of the API server; may be repeated")
+	cmd.Flags().StringSliceVar(&f.tlsSANs, "tls-san", nil, "further name or address of the API server and the portal; may be repeated")
+	cmd.Flags().IntVar(&f.portal, "portal-port", 0, "port that people log in at and push images to (default 443)")
 	return cmd
 }

@@ -39,7 +39,7 @@ func (s *Server) controllers() []manager.Setup {
 		s.virtualMachines,
 		virtualmachineclass.Setup(virtualmachine.ClassInstancesInUse),
 		resourcepolicy.Setup,
-		vmservice.Setup,
+		vmservice.Setup(s.cfg.Ports.Portal),
 		vmreplicaset.Setup,
 		vmgroup.Setup,
 		vmgrouppublish.Setup,

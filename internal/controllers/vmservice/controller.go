@@ -47,11 +47,18 @@ func refusal(format string, args ...any) error {
 type Reconciler struct {
 	client.Client
 	Events events.EventRecorder
+	// Portal is the port of hosts that people log in at. Who had it could take their passwords.
+	Portal int32
 }
 
-// Setup adds the controller to a manager.
-func Setup(mgr ctrl.Manager) error {
-	r := &Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachineservice")}
+// Setup returns what adds the controller to a manager.
+func Setup(portal int) func(ctrl.Manager) error {
+	return func(mgr ctrl.Manager) error {
+		return (&Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachineservice"), Portal: int32(portal)}).setup(mgr)
+	}
+}
+
+func (r *Reconciler) setup(mgr ctrl.Manager) error {
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("virtualmachineservice").
 		For(&vmopv1.VirtualMachineService{}).

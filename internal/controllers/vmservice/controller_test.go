@@ -28,7 +28,7 @@ func reconciler(t *testing.T, objects ...client.Object) *Reconciler {
 	}
 	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).
 		WithStatusSubresource(&vmopv1.VirtualMachineService{}, &vmopv1.VirtualMachine{}, &corev1.Service{}).Build()
-	return &Reconciler{Client: c, Events: events.NewFakeRecorder(100)}
+	return &Reconciler{Client: c, Events: events.NewFakeRecorder(100), Portal: 443}
 }
 
 func service(kind vmopv1.VirtualMachineServiceType, port int32) *vmopv1.VirtualMachineService {
@@ -203,7 +203,7 @@ func TestLoadBalancer(t *testing.T) {
 }
 
 func TestReservedPorts(t *testing.T) {
-	for port, free := range map[int32]bool{22: false, 53: false, 80: true, 443: true, 5432: true, 6443: false, 10250: false, 30000: false, 40000: true} {
+	for port, free := range map[int32]bool{22: false, 53: false, 80: true, 443: false, 5432: true, 6443: false, 10250: false, 30000: false, 40000: true} {
 		r := reconciler(t, service("LoadBalancer", port), node("host-1", "192.0.2.1"))
 		s, err := r.run(t)
 		if err != nil || (len(s.Status.LoadBalancer.Ingress) == 1) != free || (s.Annotations[ProblemAnnotation] == "") != free {

@@ -47,8 +47,10 @@ func ports(have []corev1.ServicePort, s *vmopv1.VirtualMachineService) []corev1.
 
 // reserved says why a port of a node's address cannot be given away, or is empty. What the proxy answers on an
 // address of a host never gets to the host's own programs any more.
-func reserved(port int32) string {
+func (r *Reconciler) reserved(port int32) string {
 	switch {
+	case port == r.Portal:
+		return "people log in there"
 	case port == 80 || port == 443:
 		return ""
 	case port < 1024:
@@ -117,7 +119,7 @@ func ready(n corev1.Node) bool {
 // free tells why the address cannot be the Service's ingress: a port of it is taken.
 func (r *Reconciler) free(ctx context.Context, made *corev1.Service, address string) error {
 	for _, p := range made.Spec.Ports {
-		if why := reserved(p.Port); why != "" {
+		if why := r.reserved(p.Port); why != "" {
 			return refusal("there is no load balancer yet, and port %d of the node's address cannot be used: %s; use another port, or reach it at node port %d of %s",
 				p.Port, why, p.NodePort, address)
 		}
