@@ -51,6 +51,8 @@ type options struct {
 	n, idle, cycles         int
 	volumes                 int
 	only                    string
+	atoll                   string
+	portalPort              int
 }
 
 // bench is one measure; it may yield several rows.
@@ -66,7 +68,9 @@ func main() {
 	flag.IntVar(&o.n, "n", 30, "repetitions of each start measurement")
 	flag.IntVar(&o.idle, "idle", 300, "idle pods for the memory measurement")
 	flag.IntVar(&o.cycles, "cycles", 200, "create/delete cycles for the leak check")
-	flag.StringVar(&o.only, "only", "", "comma-separated names of measures: cri,cold,kubectl,density,io,tcp,policy-engine,policy-api,leak,idle,resident,volume-csi,volume-attach,volume-io,volume-leak; volume is all that begin so")
+	flag.StringVar(&o.only, "only", "", "comma-separated names of measures: cri,cold,kubectl,density,io,tcp,policy-engine,policy-api,leak,idle,resident,ns-create,ns-admission,ns-login,ns-registry,volume-csi,volume-attach,volume-io,volume-leak; volume and ns are all that begin so")
+	flag.StringVar(&o.atoll, "atoll", "bin/atoll", "the binary, for ns-login and ns-registry")
+	flag.IntVar(&o.portalPort, "portal-port", 443, "port that people log in at")
 	flag.IntVar(&o.volumes, "volumes", 200, "volumes for volume-leak")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -101,6 +105,10 @@ func run(ctx context.Context, o options) error {
 		{"density", densityBurst},
 		{"leak", withoutKubelet(leakCycles)},
 		{"idle", idleMemory},
+		{"ns-create", namespacesAtOnce},
+		{"ns-admission", podAdmission},
+		{"ns-login", loginTime},
+		{"ns-registry", registryThroughput},
 		{"volume-csi", withVolumes(volumeCSI)},
 		{"volume-attach", withVolumes(volumeAttach)},
 		{"volume-io", withVolumes(volumeIO)},
@@ -200,9 +208,7 @@ func summarize(samples []float64) Value {
 	if len(samples) == 0 {
 		return Value{}
 	}
-	s := slices.Sorted(slices.Values(samples))
-	at := func(q float64) float64 { return s[min(len(s)-1, int(q*float64(len(s))))] }
-	return Value{P50: at(0.5), P95: at(0.95), Min: s[0], Max: s[len(s)-1]}
+	return Value{P50: quantile(samples, 0.5), P95: quantile(samples, 0.95), Min: slices.Min(samples), Max: slices.Max(samples)}
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
