@@ -77,9 +77,9 @@ func (e *Engine) open(ctx context.Context) error {
 		return fmt.Errorf("opening nftables: %w; install the package nftables, and a kernel with nf_tables", err)
 	}
 	tx := nft.NewTransaction()
-	tx.Add(&knftables.Table{Name: e.table + "-probe"})
-	tx.Add(&knftables.Chain{Table: e.table + "-probe", Name: "probe"})
-	tx.Add(&knftables.Rule{Table: e.table + "-probe", Chain: "probe", Rule: fmt.Sprintf("log group %d", LogGroup)})
+	tx.Add(&knftables.Table{})
+	tx.Add(&knftables.Chain{Name: "probe"})
+	tx.Add(&knftables.Rule{Chain: "probe", Rule: fmt.Sprintf("log group %d", LogGroup)})
 	e.limits = nil
 	e.render.logs = true
 	if err := nft.Check(ctx, tx); err != nil {

@@ -171,11 +171,14 @@ func TestServices(t *testing.T) {
 	h := newHost(t, "db", "client", "other")
 	db, client, other := h.pods["db"], h.pods["client"], h.pods["other"]
 	rules := fmt.Sprintf(`table ip kube-proxy {
-	chain in { type nat hook prerouting priority dstnat; ip daddr 10.96.0.1 tcp dport 5432 dnat to %[1]s:80; fib daddr type local tcp dport 30000 dnat to %[1]s:80; }
-	chain out { type nat hook output priority dstnat; ip daddr 10.96.0.1 tcp dport 5432 dnat to %[1]s:80; }
-	chain post { type nat hook postrouting priority srcnat; ip saddr %[1]s ip daddr %[1]s masquerade; }
+	chain in { type nat hook prerouting priority -100; ip daddr 10.96.0.1 tcp dport 5432 dnat to %[1]s:80; fib daddr type local tcp dport 30000 dnat to %[1]s:80; }
+	chain out { type nat hook output priority -100; ip daddr 10.96.0.1 tcp dport 5432 dnat to %[1]s:80; }
+	chain post { type nat hook postrouting priority 100; ip saddr %[1]s ip daddr %[1]s masquerade; }
 }`, db.address)
 	networktest.Do(t, h.Host, func() error { return networktest.Run("nft", rules) })
+	networktest.Do(t, h.Host, func() error {
+		return networktest.Run("ip", "route", "add", "default", "via", networktest.WorldAddress)
+	})
 	networktest.Do(t, h.World, func() error {
 		return networktest.Run("ip", "route", "add", "10.244.0.0/16", "via", networktest.HostAddress)
 	})
