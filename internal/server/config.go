@@ -40,10 +40,10 @@ type Config struct {
 	// NodeIP is the address other hosts and pods reach this server at; it is
 	// the endpoint of the Service kubernetes.
 	NodeIP netip.Addr
-	// ExtraSANs are more names or addresses for the API server certificate.
+	// ExtraSANs are more names or addresses for the certificates of the API server and the portal.
 	ExtraSANs []string
 
-	// BindAddress is the listen address of the API server, 0.0.0.0 when unset.
+	// BindAddress is the listen address of the API server and the portal, 0.0.0.0 when unset.
 	BindAddress netip.Addr
 	// Ports are the listening ports; zero fields take their defaults.
 	Ports Ports
@@ -62,8 +62,8 @@ type Config struct {
 	OnReady func() `json:"-"`
 }
 
-// Ports of a server. Only API is reachable from other hosts; the others are
-// bound to 127.0.0.1 and speak TLS with client authentication.
+// Ports of a server. API and Portal are reachable from other hosts; the others
+// are bound to 127.0.0.1 and speak TLS.
 type Ports struct {
 	API               int // 6443
 	EtcdClient        int // 2379
@@ -72,6 +72,10 @@ type Ports struct {
 	ControllerManager int // 10257
 	// Webhook is where the API server reaches the webhooks of virtual machines.
 	Webhook int // 9443
+	// Identity is where the API server asks whose a token is.
+	Identity int // 9444
+	// Portal is where people log in and images are pushed to.
+	Portal int // 443
 	// Kubelet is the port the API server reaches the agents' kubelets at.
 	Kubelet int // 10250
 }
@@ -87,6 +91,8 @@ type Network struct {
 	DNSEndpoint netip.Addr // 10.244.0.1
 	DNSPort     int        // 53
 	Domain      string     // cluster.local
+	// LoadBalancers are addresses for load balancers that cannot have the node's own.
+	LoadBalancers netip.Prefix // 10.97.0.0/24
 }
 
 // WithDefaults returns the configuration with every zero field that has a
@@ -117,6 +123,8 @@ func (p Ports) withDefaults() Ports {
 		{&p.Scheduler, 10259},
 		{&p.ControllerManager, 10257},
 		{&p.Webhook, 9443},
+		{&p.Identity, 9444},
+		{&p.Portal, 443},
 		{&p.Kubelet, 10250},
 	} {
 		if *d.port == 0 {
@@ -144,6 +152,9 @@ func (n Network) withDefaults() Network {
 	}
 	if n.DNSPort == 0 {
 		n.DNSPort = 53
+	}
+	if !n.LoadBalancers.IsValid() {
+		n.LoadBalancers = netip.MustParsePrefix("10.97.0.0/24")
 	}
 	if n.Domain == "" {
 		n.Domain = "cluster.local"
@@ -180,6 +191,9 @@ func (c Config) Validate() error {
 	}
 	if n.PodCIDR.Overlaps(n.ServiceCIDR) {
 		errs = append(errs, fmt.Errorf("PodCIDR %s and ServiceCIDR %s overlap", n.PodCIDR, n.ServiceCIDR))
+	}
+	if n.LoadBalancers.Overlaps(n.ServiceCIDR) || n.LoadBalancers.Overlaps(n.PodCIDR) || n.LoadBalancers.Contains(c.NodeIP) {
+		errs = append(errs, fmt.Errorf("LoadBalancers %s overlaps PodCIDR %s, ServiceCIDR %s or NodeIP %s", n.LoadBalancers, n.PodCIDR, n.ServiceCIDR, c.NodeIP))
 	}
 	if n.NodeMaskSize < n.PodCIDR.Bits() || n.NodeMaskSize > 30 {
 		errs = append(errs, fmt.Errorf("NodeMaskSize %d does not fit PodCIDR %s", n.NodeMaskSize, n.PodCIDR))
