@@ -30,10 +30,19 @@ func SupervisorNamespaceTemplates() schema.GroupVersionResource {
 	return GroupVersion().WithResource("supervisornamespacetemplates")
 }
 
+// RobotAccounts is the resource of kind RobotAccount.
+func RobotAccounts() schema.GroupVersionResource { return GroupVersion().WithResource("robotaccounts") }
+
+// RegistryConfigurations is the resource of kind RegistryConfiguration.
+func RegistryConfigurations() schema.GroupVersionResource {
+	return GroupVersion().WithResource("registryconfigurations")
+}
+
 // AddToScheme adds the kinds of this package.
 func AddToScheme(s *runtime.Scheme) error {
 	s.AddKnownTypes(GroupVersion(), &Datastore{}, &DatastoreList{},
-		&SupervisorNamespace{}, &SupervisorNamespaceList{}, &SupervisorNamespaceTemplate{}, &SupervisorNamespaceTemplateList{})
+		&SupervisorNamespace{}, &SupervisorNamespaceList{}, &SupervisorNamespaceTemplate{}, &SupervisorNamespaceTemplateList{},
+		&RobotAccount{}, &RobotAccountList{}, &RegistryConfiguration{}, &RegistryConfigurationList{})
 	metav1.AddToGroupVersion(s, GroupVersion())
 	return nil
 }

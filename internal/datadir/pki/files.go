@@ -36,6 +36,8 @@ const (
 	// VMController is the manager of virtual machines, VMWebhook its port for the API server.
 	VMController = "vm-controller"
 	VMWebhook    = "vm-webhook"
+	// Registry is the registry of images, as a client of the API server.
+	Registry = "registry"
 )
 
 // Who components of ours are to the API server.
@@ -44,6 +46,8 @@ const (
 	SnapshotControllerUser = "atoll:snapshot-controller"
 	// VMControllerUser alone makes, changes and deletes the pods of virtual machines.
 	VMControllerUser = "system:atoll:vm-controller"
+	// RegistryUser asks who may do what with images.
+	RegistryUser = "system:atoll:registry"
 )
 
 // Files tells where each certificate, key and kubeconfig is. It does no I/O.

@@ -55,6 +55,7 @@ func (p *PKI) specs() []spec {
 		{name: Storage, authority: ClusterCA, user: "atoll:storage-agent:" + c.NodeName, groups: []string{StorageGroup}, client: true},
 		{name: SnapshotController, authority: ClusterCA, user: SnapshotControllerUser, client: true},
 		{name: VMController, authority: ClusterCA, user: VMControllerUser, client: true},
+		{name: Registry, authority: ClusterCA, user: RegistryUser, client: true},
 		{name: VMWebhook, authority: ClusterCA, user: "atoll-vm-webhook", server: true, dns: local, addrs: loopback},
 	}
 }
