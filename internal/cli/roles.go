@@ -27,6 +27,7 @@ type roleFlags struct {
 	nodeName string
 	nodeIP   string
 	tlsSANs  []string
+	balancer string // addresses of load balancers
 }
 
 // role is what a role's command needs to run.
@@ -173,6 +174,12 @@ by hand.`,
 				return err
 			}
 			t := r.tree
+			var network server.Network
+			if f.balancer != "" {
+				if network.LoadBalancers, err = netip.ParsePrefix(f.balancer); err != nil {
+					return usageError{fmt.Errorf("--load-balancer-range: %w", err)}
+				}
+			}
 			s, err := server.New(server.Config{
 				PKIDir:          t.PKI(),
 				KubeconfigDir:   t.Kubeconfigs(),
@@ -185,6 +192,7 @@ by hand.`,
 				NodeName:        f.nodeName,
 				NodeIP:          r.addr,
 				ExtraSANs:       f.tlsSANs,
+				Network:         network,
 				Version:         a.version,
 				Logger:          r.logger,
 				OnReady:         r.ready,
@@ -196,6 +204,7 @@ by hand.`,
 		},
 	}
 	nodeFlags(cmd, &f)
+	cmd.Flags().StringVar(&f.balancer, "load-balancer-range", "", "addresses of load balancers (default 10.97.0.0/24)")
 	cmd.Flags().StringSliceVar(&f.tlsSANs, "tls-san", nil, "further name or address of the API server; may be repeated")
 	return cmd
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
+	"sync"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	corev1 "k8s.io/api/core/v1"
@@ -47,11 +49,20 @@ func refusal(format string, args ...any) error {
 type Reconciler struct {
 	client.Client
 	Events events.EventRecorder
+	// Range are the addresses for Services that cannot have that of a node.
+	Range netip.Prefix
+
+	// ingresses is held while an address is chosen and written.
+	ingresses sync.Mutex
 }
 
-// Setup adds the controller to a manager.
-func Setup(mgr ctrl.Manager) error {
-	r := &Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachineservice")}
+// Setup adds the controller to a manager, with the addresses of Reconciler.Range.
+func Setup(addresses netip.Prefix) func(ctrl.Manager) error {
+	return func(mgr ctrl.Manager) error { return setup(mgr, addresses) }
+}
+
+func setup(mgr ctrl.Manager, addresses netip.Prefix) error {
+	r := &Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachineservice"), Range: addresses}
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("virtualmachineservice").
 		For(&vmopv1.VirtualMachineService{}).

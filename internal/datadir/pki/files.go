@@ -33,21 +33,28 @@ const (
 	// Storage is the storage part of a host's agent.
 	Storage            = "storage"
 	SnapshotController = "snapshot-controller"
+	// NetworkPolicy is the part of a host's agent that enforces network policies.
+	NetworkPolicy = "network-policy"
 	// VMController is the manager of virtual machines, VMWebhook its port for the API server.
 	VMController = "vm-controller"
 	VMWebhook    = "vm-webhook"
 	// Registry is the registry of images, as a client of the API server.
 	Registry = "registry"
+	// NamespaceController is the controller of SupervisorNamespaces.
+	NamespaceController = "namespace-controller"
 )
 
 // Who components of ours are to the API server.
 const (
 	StorageGroup           = "atoll:storage-agents"
 	SnapshotControllerUser = "atoll:snapshot-controller"
+	NetworkPolicyGroup     = "atoll:network-policy-agents"
 	// VMControllerUser alone makes, changes and deletes the pods of virtual machines.
 	VMControllerUser = "system:atoll:vm-controller"
 	// RegistryUser asks who may do what with images.
 	RegistryUser = "system:atoll:registry"
+	// NamespaceControllerUser makes namespaces and their bounds.
+	NamespaceControllerUser = "system:atoll:namespace-controller"
 )
 
 // Files tells where each certificate, key and kubeconfig is. It does no I/O.

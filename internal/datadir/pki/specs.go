@@ -53,9 +53,11 @@ func (p *PKI) specs() []spec {
 		{name: KubeProxy, authority: ClusterCA, user: "system:kube-proxy", client: true},
 		{name: CoreDNS, authority: ClusterCA, user: "system:coredns", client: true},
 		{name: Storage, authority: ClusterCA, user: "atoll:storage-agent:" + c.NodeName, groups: []string{StorageGroup}, client: true},
+		{name: NetworkPolicy, authority: ClusterCA, user: "atoll:network-policy-agent:" + c.NodeName, groups: []string{NetworkPolicyGroup}, client: true},
 		{name: SnapshotController, authority: ClusterCA, user: SnapshotControllerUser, client: true},
 		{name: VMController, authority: ClusterCA, user: VMControllerUser, client: true},
 		{name: Registry, authority: ClusterCA, user: RegistryUser, client: true},
+		{name: NamespaceController, authority: ClusterCA, user: NamespaceControllerUser, client: true},
 		{name: VMWebhook, authority: ClusterCA, user: "atoll-vm-webhook", server: true, dns: local, addrs: loopback},
 	}
 }

@@ -67,7 +67,7 @@ func exportCeph(t *testing.T, c *cephtest.Cluster) {
 	write("before", 0)
 	pid, err := os.ReadFile(filepath.Join(dir, "v", "pid"))
 	must(t, err)
-	for name, want := range map[string]string{"status": "CapEff:\t0000000000000000", "cmdline": "atoll-volume-v"} {
+	for name, want := range map[string]string{"status": "CapEff:\t0000000000000000", "cmdline": "atoll-volume:" + filepath.Join(dir, "v")} {
 		data, err := os.ReadFile(filepath.Join("/proc", string(pid), name))
 		must(t, err)
 		if !strings.Contains(string(data), want) || strings.Contains(string(data), c.Key()) {

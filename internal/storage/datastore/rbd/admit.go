@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -78,7 +79,6 @@ func settings() [][2]string {
 	return [][2]string{
 		{"client_mount_timeout", "15"},
 		{"rados_mon_op_timeout", "15"},
-		{"rbd_blocklist_expire_seconds", cutOffFor}, // librbd cuts off the owner of a lock that it breaks, and sets the time anew
 		{"keyring", ""},
 		{"key", ""},
 		{"keyfile", ""},
@@ -202,7 +202,7 @@ func (p *place) watchers(name string) ([]string, error) {
 
 // owners are the addresses of those who have locked an image, as librbd does before it writes. Who is cut off from
 // the cluster stays an owner after it is no watcher any more.
-func (p *place) owners(name string) ([]string, error) {
+func (p *place) owners(name string) ([]peer, error) {
 	out, err := p.run(nil, "rbd", "lock", "ls", "--format", "json", p.spec(name))
 	if err != nil {
 		return nil, err
@@ -211,7 +211,7 @@ func (p *place) owners(name string) ([]string, error) {
 }
 
 // ownersIn reads the answer, which is empty or a list.
-func ownersIn(out []byte) ([]string, error) {
+func ownersIn(out []byte) ([]peer, error) {
 	if len(bytes.TrimSpace(out)) == 0 {
 		return nil, nil
 	}
@@ -219,12 +219,14 @@ func ownersIn(out []byte) ([]string, error) {
 	if err := json.Unmarshal(out, &owners); err != nil {
 		return nil, chain.Unavailable(err)
 	}
-	return addresses(owners), nil
+	return owners, nil
 }
 
-// peer is a client of the cluster.
+// peer is a client of the cluster that watches an image, or owns its lock, which has an ID then.
 type peer struct {
 	Address string `json:"address"`
+	ID      string `json:"id"`
+	Locker  string `json:"locker"`
 }
 
 func addresses(peers []peer) []string {
@@ -251,7 +253,10 @@ func (p *place) fence(name string) error {
 			if err != nil {
 				return err
 			}
-			if err := p.cutOff(name, append(owners, watchers...), cut); err != nil {
+			if err := p.cutOff(name, append(addresses(owners), watchers...), cut); err != nil {
+				return err
+			}
+			if err := p.unlock(name, owners); err != nil {
 				return err
 			}
 		}
@@ -275,6 +280,21 @@ func (p *place) cutOff(name string, clients []string, done map[string]bool) erro
 			return fmt.Errorf("cutting off %s, which has image %s open (this takes the capability mon 'profile rbd'): %w", client, name, err)
 		}
 		done[client] = true
+	}
+	return nil
+}
+
+// unlock takes the lock from owners that were cut off. The next who writes would do it as well, but also cut them off
+// once more, for Ceph's own hour from then on.
+func (p *place) unlock(name string, owners []peer) error {
+	for _, o := range owners {
+		if _, err := p.run(nil, "rbd", "--rbd_blocklist_on_break_lock=false", "lock", "rm", p.spec(name), o.ID, o.Locker); err != nil {
+			left, again := p.owners(name)
+			if again == nil && !slices.Contains(left, o) {
+				continue // it was just given up
+			}
+			return fmt.Errorf("taking the lock of image %s from %s, which was cut off: %w", name, o.Address, err)
+		}
 	}
 	return nil
 }

@@ -24,7 +24,7 @@ const hostConf = `# of the host
 
 func TestPortable(t *testing.T) {
 	got := string(portable([]byte(hostConf)))
-	for _, want := range []string{"mon host = 192.0.2.1", "rbd-cache = false", "[client]", "client_mount_timeout = 15", "rbd_blocklist_expire_seconds = 315360000", "# of the host"} {
+	for _, want := range []string{"mon host = 192.0.2.1", "rbd-cache = false", "[client]", "client_mount_timeout = 15", "# of the host"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing in:\n%s", want, got)
 		}
@@ -37,9 +37,9 @@ func TestPortable(t *testing.T) {
 }
 
 func TestOwnersIn(t *testing.T) {
-	for text, want := range map[string][]string{
+	for text, want := range map[string][]peer{
 		"": nil, "[]\n": nil,
-		`[{"id":"auto 1","locker":"client.4123","address":"192.0.2.1:0/77"}]`: {"192.0.2.1:0/77"},
+		`[{"id":"auto 1","locker":"client.4123","address":"192.0.2.1:0/77"}]`: {{Address: "192.0.2.1:0/77", ID: "auto 1", Locker: "client.4123"}},
 	} {
 		if got, err := ownersIn([]byte(text)); err != nil || !slices.Equal(got, want) {
 			t.Errorf("%q: %q, %v", text, got, err)
