@@ -1,8 +1,9 @@
 package cli
 
 import (
-	"context"
+	"cmp"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -12,6 +13,7 @@ import (
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	"atoll.dev/atoll/internal/cli/registry"
+	"atoll.dev/atoll/internal/cli/up"
 )
 
 // registryHost is the flag that says where the registry is.
@@ -30,12 +32,16 @@ func (a *app) registryCommand() *cobra.Command {
 }
 
 // registryClient uses the kubeconfig of the environment, or the administrator's of the data directory.
-func (a *app) registryClient(ctx context.Context, h *registryHost) (*registry.Client, error) {
+func (a *app) registryClient(h *registryHost) (*registry.Client, error) {
 	t, err := a.tree()
 	if err != nil {
 		return nil, err
 	}
-	return registry.New(ctx, envOr("KUBECONFIG", t.AdminKubeconfig()), h.host)
+	kubeconfig, host := os.Getenv("KUBECONFIG"), h.host
+	if kubeconfig == "" {
+		kubeconfig, host = t.AdminKubeconfig(), cmp.Or(host, up.PortalOf(t))
+	}
+	return registry.New(kubeconfig, host)
 }
 
 func first(args []string) string {
@@ -53,7 +59,7 @@ func (a *app) registryListCommand(h *registryHost) *cobra.Command {
   atoll registry ls shop -o json`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.registryClient(cmd.Context(), h)
+			c, err := a.registryClient(h)
 			if err != nil {
 				return err
 			}
@@ -87,7 +93,7 @@ func (a *app) registryTagsCommand(h *registryHost) *cobra.Command {
 		Example: `  atoll registry tags shop/web`,
 		Args:    exactArgs("repository"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.registryClient(cmd.Context(), h)
+			c, err := a.registryClient(h)
 			if err != nil {
 				return err
 			}
@@ -126,7 +132,7 @@ when nothing else uses it: the registry runs one every hour, atoll registry gc a
   atoll registry rm shop/web@sha256:0123...`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.registryClient(cmd.Context(), h)
+			c, err := a.registryClient(h)
 			if err != nil {
 				return err
 			}
@@ -149,7 +155,7 @@ func (a *app) registryUsageCommand(h *registryHost) *cobra.Command {
   atoll registry usage shop`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.registryClient(cmd.Context(), h)
+			c, err := a.registryClient(h)
 			if err != nil {
 				return err
 			}
@@ -186,7 +192,7 @@ a day. Images can be pushed and pulled meanwhile. The registry does it every hou
 		Example: `  atoll registry gc --dry-run`,
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.registryClient(cmd.Context(), h)
+			c, err := a.registryClient(h)
 			if err != nil {
 				return err
 			}
@@ -212,7 +218,7 @@ func (a *app) registryLoginCommand(h *registryHost) *cobra.Command {
 		Use: "login", Short: "Say how to log in with docker, podman, skopeo, oras and crane",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.registryClient(cmd.Context(), h)
+			c, err := a.registryClient(h)
 			if err != nil {
 				return err
 			}
@@ -261,7 +267,7 @@ imagePullSecrets.`,
 		Example: `  atoll registry robot create ci -n shop --push --expires 720h`,
 		Args:    exactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.registryClient(cmd.Context(), h)
+			c, err := a.registryClient(h)
 			if err != nil {
 				return err
 			}
@@ -299,7 +305,7 @@ func (a *app) robotListCommand(h *registryHost) *cobra.Command {
 		Use: "ls", Aliases: []string{"list"}, Short: "List robot accounts",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.registryClient(cmd.Context(), h)
+			c, err := a.registryClient(h)
 			if err != nil {
 				return err
 			}
@@ -340,7 +346,7 @@ func (a *app) robotRotateCommand(h *registryHost) *cobra.Command {
 		Use: "rotate <name>", Short: "Make a new password; the old one ends at once",
 		Args: exactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.registryClient(cmd.Context(), h)
+			c, err := a.registryClient(h)
 			if err != nil {
 				return err
 			}
@@ -362,7 +368,7 @@ func (a *app) robotDeleteCommand(h *registryHost) *cobra.Command {
 		Use: "delete <name>", Aliases: []string{"rm"}, Short: "End a robot account at once",
 		Args: exactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.registryClient(cmd.Context(), h)
+			c, err := a.registryClient(h)
 			if err != nil {
 				return err
 			}

@@ -34,8 +34,7 @@ type Robot struct {
 
 // Authority is the API server as the registry uses it.
 type Authority interface {
-	// Review says whose token it is; ok is false when it is nobody's. Without an audience it must be one for the API
-	// server.
+	// Review says whose token for an audience it is; ok is false when it is nobody's.
 	Review(ctx context.Context, token, audience string) (id Identity, ok bool, err error)
 	// Allowed says whether an identity may do something with the repositories of a namespace; "" is of all.
 	Allowed(ctx context.Context, id Identity, verb, namespace string) (bool, error)
@@ -55,6 +54,9 @@ type Directory interface {
 	Configuration() atoll.RegistryConfigurationSpec
 }
 
+// ErrUnavailable says that nobody can be asked who somebody is; clients try again.
+var ErrUnavailable = errors.New("people cannot be asked for")
+
 // Errors of logging in.
 var (
 	errCredentials = errors.New("the name or the password is wrong, has expired or was revoked")
@@ -70,16 +72,23 @@ func (r *Registry) authenticate(ctx context.Context, name, password string) (Ide
 		return r.robot(name, password)
 	}
 	if strings.HasPrefix(password, jwtPrefix) && strings.Count(password, ".") == 2 {
-		if id, ok, err := r.reviewed(ctx, password); err != nil || ok {
+		// Of service accounts only tokens that are for the registry are taken: what they have for the API server is not
+		// to be sent here.
+		if id, ok, err := r.cfg.Authority.Review(ctx, password, atoll.RegistryAudience); err != nil || ok {
 			return id, err
 		}
 	}
-	if r.cfg.Authenticate == nil || name == "" {
+	if r.cfg.Authenticate == nil {
 		return Identity{}, errCredentials
 	}
 	id, err := r.cfg.Authenticate(ctx, name, password)
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrUnavailable):
+		return Identity{}, err
+	case err != nil:
 		return Identity{}, errors.Join(errCredentials, err)
+	case id.Name == "" || slices.Contains(id.Groups, serviceAccounts):
+		return Identity{}, errCredentials
 	}
 	return id, nil
 }
@@ -89,20 +98,6 @@ const (
 	jwtPrefix       = "eyJ"
 	serviceAccounts = "system:serviceaccounts"
 )
-
-// reviewed says whose token a password is: that of a service account for the registry, of a session, or of a foreign
-// issuer. What a service account has for the API server is not to be sent here, and is refused.
-func (r *Registry) reviewed(ctx context.Context, token string) (Identity, bool, error) {
-	id, ok, err := r.cfg.Authority.Review(ctx, token, atoll.RegistryAudience)
-	if err != nil || ok {
-		return id, ok, err
-	}
-	id, ok, err = r.cfg.Authority.Review(ctx, token, "")
-	if err != nil || !ok || slices.Contains(id.Groups, serviceAccounts) {
-		return Identity{}, false, err
-	}
-	return id, true, nil
-}
 
 // robot checks the password of a robot account.
 func (r *Registry) robot(user, password string) (Identity, error) {

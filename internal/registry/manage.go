@@ -26,10 +26,7 @@ type Usage struct {
 
 // serveManage answers `atoll registry`. Credentials are those of the token service, as Basic or, for a token, as Bearer.
 func (r *Registry) serveManage(w http.ResponseWriter, req *http.Request) {
-	name, password, ok := req.BasicAuth()
-	if !ok {
-		password, ok = strings.CutPrefix(req.Header.Get("Authorization"), "Bearer ")
-	}
+	name, password, ok := credentials(req)
 	if !ok {
 		w.Header().Set("WWW-Authenticate", `Basic realm="Atoll registry"`)
 		writeError(w, http.StatusUnauthorized, codeUnauthorized, "log in first; nothing is open to anonymous clients")

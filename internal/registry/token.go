@@ -218,7 +218,7 @@ func (r *Registry) serveToken(w http.ResponseWriter, req *http.Request) {
 func tokenRequest(w http.ResponseWriter, req *http.Request) (name, password string, scopes []string, ok bool) {
 	switch req.Method {
 	case http.MethodGet:
-		name, password, ok = req.BasicAuth()
+		name, password, ok = credentials(req)
 		if !ok {
 			w.Header().Set("WWW-Authenticate", `Basic realm="Atoll registry"`)
 			writeError(w, http.StatusUnauthorized, codeUnauthorized, "log in first; nothing is open to anonymous clients")
@@ -241,6 +241,14 @@ func tokenRequest(w http.ResponseWriter, req *http.Request) (name, password stri
 		writeError(w, http.StatusMethodNotAllowed, codeUnsupported, "the token service knows GET and POST")
 		return "", "", nil, false
 	}
+}
+
+// credentials are a name and a password, or a token alone.
+func credentials(req *http.Request) (name, password string, ok bool) {
+	if name, password, ok = req.BasicAuth(); !ok {
+		password, ok = strings.CutPrefix(req.Header.Get("Authorization"), "Bearer ")
+	}
+	return name, password, ok
 }
 
 // refuseLogin answers a login that failed, and tells apart whether it was the client or the API server.

@@ -8,13 +8,9 @@ package registry
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -22,7 +18,6 @@ import (
 
 	authnv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -38,22 +33,21 @@ const (
 	timeout   = 30 * time.Second
 	tokenLife = int64(600)
 	operator  = "atoll-registry-operator"
-	// infoMap in kube-public says at which port the portal is.
-	infoMap = "atoll"
-	// PortalKey is the key of it.
-	PortalKey = "portal"
+	// collectWithin is how long a collection may take before this stops to wait for it.
+	collectWithin = 30 * time.Minute
 )
 
 // Client is one person at one cluster.
 type Client struct {
-	config *rest.Config
 	kube   kubernetes.Interface
 	robots dynamic.NamespaceableResourceInterface
-	http   *http.Client
+	// known sends the session of the kubeconfig, if there is one; plain sends nothing of it.
+	known, plain *http.Client
+	session      bool
 
 	// Host is where images are pushed to.
 	Host     string
-	password string
+	password string // a token that was made
 }
 
 // Usage is what a project takes.
@@ -91,14 +85,14 @@ type Report struct {
 	Seconds   float64 `json:"seconds"`
 }
 
-// New reads a kubeconfig. Host is that of the registry; when empty, it is that of the API server, at the portal's port.
-func New(ctx context.Context, kubeconfig, host string) (*Client, error) {
+// New reads a kubeconfig. Host is that of the registry; when empty, it is that of the API server.
+func New(kubeconfig, host string) (*Client, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		return nil, fmt.Errorf("reading the kubeconfig: %w; is the cluster up (`atoll status`)?", err)
 	}
 	config.Timeout = timeout
-	c := &Client{config: config, Host: host}
+	c := &Client{Host: host}
 	if c.kube, err = kubernetes.NewForConfig(config); err != nil {
 		return nil, fmt.Errorf("using the kubeconfig: %w", err)
 	}
@@ -108,86 +102,64 @@ func New(ctx context.Context, kubeconfig, host string) (*Client, error) {
 	}
 	c.robots = objects.Resource(atoll.RobotAccounts())
 	if c.Host == "" {
-		if c.Host, err = c.findHost(ctx); err != nil {
-			return nil, err
+		server, err := url.Parse(config.Host)
+		if err != nil || server.Hostname() == "" {
+			return nil, fmt.Errorf("the kubeconfig names the server %q; say with --registry where the registry is", config.Host)
 		}
+		c.Host = server.Hostname()
 	}
-	if c.http, err = c.transport(); err != nil {
-		return nil, err
-	}
-	return c, nil
+	return c, c.connect(config)
 }
 
-// findHost is the address of the API server and the port of the portal.
-func (c *Client) findHost(ctx context.Context) (string, error) {
-	server, err := url.Parse(c.config.Host)
-	if err != nil || server.Hostname() == "" {
-		return "", fmt.Errorf("the kubeconfig names the server %q; say with --registry where the registry is", c.config.Host)
+// connect makes clients that trust the authority of the kubeconfig: one that sends the token that the kubeconfig has, or
+// gets from a program, and one that sends none.
+func (c *Client) connect(config *rest.Config) error {
+	own := rest.CopyConfig(config)
+	own.Timeout = collectWithin
+	c.session = own.BearerToken != "" || own.BearerTokenFile != "" || own.ExecProvider != nil
+	own.CertData, own.CertFile, own.KeyData, own.KeyFile = nil, "", nil, ""
+	var err error
+	if c.known, err = rest.HTTPClientFor(own); err != nil {
+		return fmt.Errorf("using the kubeconfig: %w", err)
 	}
-	info, err := c.kube.CoreV1().ConfigMaps(metav1.NamespacePublic).Get(ctx, infoMap, metav1.GetOptions{})
-	switch {
-	case apierrors.IsForbidden(err) || apierrors.IsNotFound(err):
-	case err != nil:
-		return "", fmt.Errorf("asking the cluster where its registry is: %w", err)
-	case info.Data[PortalKey] != "" && info.Data[PortalKey] != "443":
-		return net.JoinHostPort(server.Hostname(), info.Data[PortalKey]), nil
+	if c.plain, err = rest.HTTPClientFor(rest.AnonymousClientConfig(own)); err != nil {
+		return fmt.Errorf("using the kubeconfig: %w", err)
 	}
-	return server.Hostname(), nil
+	return nil
 }
 
-// transport trusts the authority of the kubeconfig.
-func (c *Client) transport() (*http.Client, error) {
-	pool := x509.NewCertPool()
-	if err := rest.LoadTLSFiles(c.config); err != nil {
-		return nil, fmt.Errorf("using the kubeconfig: %w", err)
+// authorized sends a request as this person, for whom a token is made if the kubeconfig has none.
+func (c *Client) authorized(ctx context.Context, method, path string, into any) error {
+	if c.session {
+		return c.call(ctx, c.known, method, path, "", into)
 	}
-	if len(c.config.CAData) == 0 || !pool.AppendCertsFromPEM(c.config.CAData) {
-		return nil, errors.New("using the kubeconfig: it has no certificate authority that the registry could be trusted by")
+	if c.password == "" {
+		answer, err := c.kube.CoreV1().ServiceAccounts(metav1.NamespaceSystem).CreateToken(ctx, operator, &authnv1.TokenRequest{
+			Spec: authnv1.TokenRequestSpec{Audiences: []string{atoll.RegistryAudience}, ExpirationSeconds: new(tokenLife)},
+		}, metav1.CreateOptions{})
+		if err != nil {
+			return fmt.Errorf("making a token for the registry: %w; a kubeconfig of `atoll login` has one", err)
+		}
+		c.password = answer.Status.Token
 	}
-	return &http.Client{Timeout: 10 * time.Minute, Transport: &http.Transport{
-		Proxy: http.ProxyFromEnvironment, TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12},
-	}}, nil
-}
-
-// CA is the PEM text that clients of the registry must trust.
-func (c *Client) CA() []byte { return c.config.CAData }
-
-// token is what the registry takes from this person.
-func (c *Client) token(ctx context.Context) (string, error) {
-	if c.password != "" {
-		return c.password, nil
-	}
-	if c.config.BearerToken != "" {
-		c.password = c.config.BearerToken
-		return c.password, nil
-	}
-	answer, err := c.kube.CoreV1().ServiceAccounts(metav1.NamespaceSystem).CreateToken(ctx, operator, &authnv1.TokenRequest{
-		Spec: authnv1.TokenRequestSpec{Audiences: []string{atoll.RegistryAudience}, ExpirationSeconds: new(tokenLife)},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		return "", fmt.Errorf("making a token for the registry: %w; a kubeconfig of `atoll login` has one", err)
-	}
-	c.password = answer.Status.Token
-	return c.password, nil
+	return c.call(ctx, c.plain, method, path, c.password, into)
 }
 
 // manage calls the part of the registry that is not in the distribution specification.
 func (c *Client) manage(ctx context.Context, method, path string, query url.Values, into any) error {
-	token, err := c.token(ctx)
-	if err != nil {
-		return err
-	}
-	return c.call(ctx, method, "/registry/v1/"+path+"?"+query.Encode(), "Bearer "+token, into)
+	return c.authorized(ctx, method, "/registry/v1/"+path+"?"+query.Encode(), into)
 }
 
-// call sends a request and decodes its answer.
-func (c *Client) call(ctx context.Context, method, path, authorization string, into any) error {
+// call sends a request, with a token unless the client has one, and decodes its answer.
+func (c *Client) call(ctx context.Context, client *http.Client, method, path, token string, into any) error {
 	req, err := http.NewRequestWithContext(ctx, method, "https://"+c.Host+path, nil)
 	if err != nil {
 		return err
 	}
-	req.Header.Set("Authorization", authorization)
-	answer, err := c.http.Do(req)
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	answer, err := client.Do(req)
 	if err != nil {
 		return fmt.Errorf("asking the registry: %w", err)
 	}
@@ -261,23 +233,14 @@ func (c *Client) Remove(ctx context.Context, reference string) error {
 			return fmt.Errorf("%q names no image: use NAMESPACE/NAME:TAG or NAMESPACE/NAME@DIGEST", reference)
 		}
 	}
-	token, err := c.token(ctx)
-	if err != nil {
-		return err
-	}
 	var login struct {
 		Token string `json:"token"`
 	}
 	query := url.Values{"service": {atoll.RegistryHost}, "scope": {"repository:" + repository + ":delete"}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+c.Host+"/registry/token?"+query.Encode(), nil)
-	if err != nil {
+	if err := c.authorized(ctx, http.MethodGet, "/registry/token?"+query.Encode(), &login); err != nil {
 		return err
 	}
-	req.SetBasicAuth("token", token)
-	if err := c.call(ctx, http.MethodGet, req.URL.RequestURI(), req.Header.Get("Authorization"), &login); err != nil {
-		return err
-	}
-	return c.call(ctx, http.MethodDelete, "/v2/"+repository+"/manifests/"+ref, "Bearer "+login.Token, nil)
+	return c.call(ctx, c.plain, http.MethodDelete, "/v2/"+repository+"/manifests/"+ref, login.Token, nil)
 }
 
 // Robots of a namespace, or of all.

@@ -1,5 +1,5 @@
 // Package registryaccess lets the service accounts of a namespace pull from its registry project: it makes one
-// RoleBinding in each namespace.
+// RoleBinding in each namespace. Those of SupervisorNamespaces have it from their own controller.
 //
 // A binding that exists is left as it is, so that an administrator can take the right away by emptying its subjects. It
 // is set up in the server's manager. Little can go wrong: without the binding pods of the namespace cannot pull its
@@ -17,6 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 )
 
 const (
@@ -45,7 +47,7 @@ func (r *reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	if err := r.client.Get(ctx, req.NamespacedName, &ns); err != nil {
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
-	if ns.DeletionTimestamp != nil {
+	if _, bounded := ns.Labels[atoll.SupervisorNamespaceLabel]; bounded || ns.DeletionTimestamp != nil {
 		return ctrl.Result{}, nil
 	}
 	var there rbacv1.RoleBinding

@@ -42,6 +42,11 @@ const (
 	Registry = "registry"
 	// NamespaceController is the controller of SupervisorNamespaces.
 	NamespaceController = "namespace-controller"
+	// Identity knows people, IdentityWebhook is its port for the API server.
+	Identity        = "identity"
+	IdentityWebhook = "identity-webhook"
+	// Portal is the listener of people and of the registry.
+	Portal = "portal"
 )
 
 // Who components of ours are to the API server.
@@ -56,6 +61,12 @@ const (
 	// NamespaceControllerUser makes namespaces and their bounds.
 	NamespaceControllerUser = "system:atoll:namespace-controller"
 )
+
+// IdentityUser is who checks passwords and tokens. It may read their hashes.
+const IdentityUser = "system:atoll:identity"
+
+// RegistryHost is the name of the registry that is the same on every host: nodes map it to the portal.
+const RegistryHost = "registry.atoll.local"
 
 // Files tells where each certificate, key and kubeconfig is. It does no I/O.
 type Files struct {

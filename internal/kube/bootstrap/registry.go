@@ -21,10 +21,6 @@ func registryManifests() []manifest {
 		{resource: rbac("clusterrolebindings"), text: clusterRoleBinding("atoll:registry-node", "atoll:registry-node", "Group", "system:nodes")},
 		{resource: rbac("clusterroles"), text: registryControllerRole},
 		{resource: rbac("clusterrolebindings"), text: clusterRoleBinding("atoll:registry-controller", "atoll:registry-controller", "User", pki.VMControllerUser)},
-		// The service accounts of a namespace may pull from its project; internal/controllers/registryaccess binds it.
-		{resource: rbac("clusterroles"), text: registryPullerRole},
-		{resource: rbac("clusterroles"), text: registryViewRole},
-		{resource: rbac("clusterroles"), text: registryEditRole},
 		{resource: core("serviceaccounts"), text: fmt.Sprintf(`
 apiVersion: v1
 kind: ServiceAccount
@@ -160,52 +156,6 @@ rules:
   resources: [clusterroles]
   resourceNames: ["atoll:registry-puller"]
   verbs: [bind]
-`
-
-const registryPullerRole = `
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata:
-  name: atoll:registry-puller
-rules:
-- apiGroups: [registry.atoll.dev]
-  resources: [repositories]
-  verbs: [get]
-`
-
-const registryViewRole = `
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata:
-  name: atoll:registry-view
-  labels:
-    rbac.authorization.k8s.io/aggregate-to-view: "true"
-    rbac.authorization.k8s.io/aggregate-to-edit: "true"
-    rbac.authorization.k8s.io/aggregate-to-admin: "true"
-rules:
-- apiGroups: [registry.atoll.dev]
-  resources: [repositories]
-  verbs: [get, list]
-- apiGroups: [atoll.dev]
-  resources: [robotaccounts]
-  verbs: [get, list, watch]
-`
-
-const registryEditRole = `
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata:
-  name: atoll:registry-edit
-  labels:
-    rbac.authorization.k8s.io/aggregate-to-edit: "true"
-    rbac.authorization.k8s.io/aggregate-to-admin: "true"
-rules:
-- apiGroups: [registry.atoll.dev]
-  resources: [repositories]
-  verbs: [update, delete]
-- apiGroups: [atoll.dev]
-  resources: [robotaccounts]
-  verbs: [create, update, patch, delete, deletecollection]
 `
 
 const registryOperatorRole = `

@@ -74,8 +74,10 @@ func strip(obj any) (any, error) {
 		m.SetAnnotations(nil)
 	}
 	if s, ok := obj.(*atoll.SupervisorNamespace); ok {
-		s.Spec = atoll.SupervisorNamespaceSpec{Registry: s.Spec.Registry}
-		s.Status = atoll.SupervisorNamespaceStatus{}
+		if s.Status.Effective != nil {
+			s.Spec = *s.Status.Effective
+		}
+		s.Spec, s.Status = atoll.SupervisorNamespaceSpec{Registry: s.Spec.Registry}, atoll.SupervisorNamespaceStatus{}
 	}
 	return obj, nil
 }
@@ -190,10 +192,7 @@ const askWithin = 10 * time.Second
 func (c *Cluster) Review(ctx context.Context, token, audience string) (registry.Identity, bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
-	review := &authnv1.TokenReview{Spec: authnv1.TokenReviewSpec{Token: token}}
-	if audience != "" {
-		review.Spec.Audiences = []string{audience}
-	}
+	review := &authnv1.TokenReview{Spec: authnv1.TokenReviewSpec{Token: token, Audiences: []string{audience}}}
 	answer, err := c.client.AuthenticationV1().TokenReviews().Create(ctx, review, metav1.CreateOptions{})
 	if apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) {
 		return registry.Identity{}, false, nil
@@ -202,7 +201,7 @@ func (c *Cluster) Review(ctx context.Context, token, audience string) (registry.
 		return registry.Identity{}, false, fmt.Errorf("asking whose a token is: %w", err)
 	}
 	st := answer.Status
-	if !st.Authenticated || (audience != "" && !slices.Contains(st.Audiences, audience)) {
+	if !st.Authenticated || !slices.Contains(st.Audiences, audience) {
 		return registry.Identity{}, false, nil
 	}
 	id := registry.Identity{Name: st.User.Username, UID: st.User.UID, Groups: st.User.Groups}
