@@ -146,6 +146,7 @@ func (a *Agent) runKubelet(ctx context.Context, r resolver) error {
 		NodeLabels:   a.cfg.NodeLabels,
 		MaxPods:      a.cfg.MaxPods,
 		CgroupRoot:   a.cfg.CgroupRoot,
+		CgroupRecord: a.cfg.CgroupRecord,
 		Port:         a.cfg.Ports.Kubelet,
 		HealthPort:   a.cfg.Ports.KubeletHealth,
 		DNSServiceIP: a.cfg.Network.DNSServiceIP,

@@ -57,6 +57,8 @@ type Config struct {
 	// missing. Two agents on one host must not share it: each removes the groups
 	// of pods it does not know.
 	CgroupRoot string
+	// CgroupRecord is where the kubelet notes what making that has changed.
+	CgroupRecord string
 
 	// Ports are the listening ports; zero fields take their defaults.
 	Ports Ports

@@ -74,6 +74,7 @@ func (r role) runAgent(ctx context.Context, nodeName string, maxPods int, versio
 		NodeLabels:       labels,
 		MaxPods:          maxPods,
 		CgroupRoot:       t.CgroupRoot(),
+		CgroupRecord:     t.CgroupRecord(),
 		Version:          version,
 		Logger:           r.logger,
 		OnReady:          r.ready,

@@ -28,6 +28,7 @@ type roleFlags struct {
 	nodeIP   string
 	tlsSANs  []string
 	portal   int
+	balancer string // addresses of load balancers
 }
 
 // role is what a role's command needs to run.
@@ -174,6 +175,12 @@ by hand.`,
 				return err
 			}
 			t := r.tree
+			var network server.Network
+			if f.balancer != "" {
+				if network.LoadBalancers, err = netip.ParsePrefix(f.balancer); err != nil {
+					return usageError{fmt.Errorf("--load-balancer-range: %w", err)}
+				}
+			}
 			s, err := server.New(server.Config{
 				PKIDir:          t.PKI(),
 				KubeconfigDir:   t.Kubeconfigs(),
@@ -187,6 +194,7 @@ by hand.`,
 				NodeIP:          r.addr,
 				ExtraSANs:       f.tlsSANs,
 				Ports:           server.Ports{Portal: f.portal},
+				Network:         network,
 				Version:         a.version,
 				Logger:          r.logger,
 				OnReady:         r.ready,
@@ -200,5 +208,6 @@ by hand.`,
 	nodeFlags(cmd, &f)
 	cmd.Flags().StringSliceVar(&f.tlsSANs, "tls-san", nil, "further name or address of the API server and the portal; may be repeated")
 	cmd.Flags().IntVar(&f.portal, "portal-port", 0, "port that people log in at and push images to (default 443)")
+	cmd.Flags().StringVar(&f.balancer, "load-balancer-range", "", "addresses of load balancers (default 10.97.0.0/24)")
 	return cmd
 }

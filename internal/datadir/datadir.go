@@ -91,6 +91,10 @@ func (t Tree) CgroupRoot() string {
 	return "/" + t.Instance()
 }
 
+// CgroupRecord is where is noted which controllers were enabled for CgroupRoot.
+// It goes with a reboot, as they do.
+func (t Tree) CgroupRecord() string { return filepath.Join(t.run, "cgroup-controllers.json") }
+
 // AdminKubeconfig is the administrator's kubeconfig, mode 0600.
 func (t Tree) AdminKubeconfig() string { return t.data("admin.kubeconfig") }
 

@@ -22,6 +22,7 @@ import (
 	"atoll.dev/atoll/internal/controllers/vmconsole"
 	"atoll.dev/atoll/internal/controllers/vmgroup"
 	"atoll.dev/atoll/internal/controllers/vmgrouppublish"
+	"atoll.dev/atoll/internal/controllers/vmnetwork"
 	"atoll.dev/atoll/internal/controllers/vmpublish"
 	"atoll.dev/atoll/internal/controllers/vmreplicaset"
 	"atoll.dev/atoll/internal/controllers/vmservice"
@@ -39,8 +40,9 @@ func (s *Server) controllers() []manager.Setup {
 		s.virtualMachines,
 		virtualmachineclass.Setup(virtualmachine.ClassInstancesInUse),
 		resourcepolicy.Setup,
-		vmservice.Setup(s.cfg.Ports.Portal),
+		vmservice.Setup(s.cfg.Ports.Portal, s.cfg.Network.LoadBalancers),
 		vmreplicaset.Setup,
+		vmnetwork.Setup,
 		vmgroup.Setup,
 		vmgrouppublish.Setup,
 		vmpublish.Setup,

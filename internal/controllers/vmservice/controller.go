@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
+	"sync"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	corev1 "k8s.io/api/core/v1"
@@ -49,16 +51,20 @@ type Reconciler struct {
 	Events events.EventRecorder
 	// Portal is the port of hosts that people log in at. Who had it could take their passwords.
 	Portal int32
+	// Range are the addresses for Services that cannot have that of a node.
+	Range netip.Prefix
+
+	// ingresses is held while an address is chosen and written.
+	ingresses sync.Mutex
 }
 
-// Setup returns what adds the controller to a manager.
-func Setup(portal int) func(ctrl.Manager) error {
-	return func(mgr ctrl.Manager) error {
-		return (&Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachineservice"), Portal: int32(portal)}).setup(mgr)
-	}
+// Setup adds the controller to a manager, with the port of the portal and the addresses of Reconciler.Range.
+func Setup(portal int, addresses netip.Prefix) func(ctrl.Manager) error {
+	return func(mgr ctrl.Manager) error { return setup(mgr, portal, addresses) }
 }
 
-func (r *Reconciler) setup(mgr ctrl.Manager) error {
+func setup(mgr ctrl.Manager, portal int, addresses netip.Prefix) error {
+	r := &Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachineservice"), Portal: int32(portal), Range: addresses}
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("virtualmachineservice").
 		For(&vmopv1.VirtualMachineService{}).
