@@ -14,10 +14,10 @@ import (
 func TestTenantRoles(t *testing.T) {
 	t.Parallel()
 	n := newTenant(t, "", "")
-	stranger := newPerson(t, n.name+"-stranger")
-	administrator := newPerson(t, n.name+"-administrator", "administrators")
+	stranger := newActor(t, n.name+"-stranger")
+	administrator := newActor(t, n.name+"-administrator", "administrators")
 	here, all := []string{"-n", n.name}, []string{"-A"}
-	check := func(p *person, want bool, verb, resource string, where []string) {
+	check := func(p *actor, want bool, verb, resource string, where []string) {
 		t.Helper()
 		if got := p.can(verb, resource, where...); got != want {
 			t.Errorf("%s %s %s %s: got %t, want %t", p.name, verb, resource, strings.Join(where, " "), got, want)
@@ -26,18 +26,18 @@ func TestTenantRoles(t *testing.T) {
 	// The list of VM Operator's tests, words and all.
 	read := []string{"virtualmachineclass", "virtualmachineimage", "virtualmachine", "virtualmachineservices", "virtualmachinepublishrequests", "virtualmachinewebconsolerequests"}
 	for _, resource := range read {
-		for _, p := range []*person{n.viewer, n.editor, n.owner} {
+		for _, p := range []*actor{n.viewer, n.editor, n.owner} {
 			check(p, true, "get", resource, here)
 			check(p, false, "get", resource, all)
 		}
 		check(stranger, false, "get", resource, here)
 		check(administrator, true, "get", resource, all)
 	}
-	for _, p := range []*person{n.viewer, n.editor, n.owner} {
+	for _, p := range []*actor{n.viewer, n.editor, n.owner} {
 		check(p, true, "get", "clustervirtualmachineimage", nil)
 	}
 	for _, resource := range []string{"virtualmachine", "virtualmachineservices", "virtualmachinepublishrequests", "virtualmachinewebconsolerequests"} {
-		for _, p := range []*person{n.editor, n.owner} {
+		for _, p := range []*actor{n.editor, n.owner} {
 			check(p, true, "create", resource, here)
 			check(p, false, "create", resource, all)
 		}
@@ -78,7 +78,7 @@ func TestTenantRoles(t *testing.T) {
 		check(stranger, c.resource == "supervisornamespaces.atoll.dev" && false, c.verb, c.resource, here)
 	}
 	for _, resource := range []string{"nodes", "persistentvolumes", "namespaces", "users.atoll.dev", "clusterroles", "storageclasses"} {
-		for _, p := range []*person{n.viewer, n.editor, n.owner, stranger} {
+		for _, p := range []*actor{n.viewer, n.editor, n.owner, stranger} {
 			check(p, false, "delete", resource, nil)
 			check(p, false, "update", resource, nil)
 		}
@@ -102,7 +102,7 @@ func TestTenantAccess(t *testing.T) {
 	group := n.name + "-team"
 	host(t, "", "group", "create", group)
 	t.Cleanup(func() { _, _ = tryHost(context.Background(), "", "group", "delete", group) })
-	member := newPerson(t, n.name+"-member", group)
+	member := newActor(t, n.name+"-member", group)
 	if member.can("get", "pods", "-n", n.name) {
 		t.Fatal("a group that is on no list may read")
 	}
