@@ -35,7 +35,10 @@ func portal(t *testing.T) string {
 
 func nodeAddress(t *testing.T) string {
 	t.Helper()
-	return strings.Fields(run(t, "", "get", "nodes", "-o", `jsonpath={.items[*].status.addresses[?(@.type=="InternalIP")].address}`))[0]
+	if suite.address == "" {
+		t.Fatal("the node has no address")
+	}
+	return suite.address
 }
 
 // clusterCA is the certificate of the cluster's authority, in PEM.

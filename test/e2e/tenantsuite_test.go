@@ -6,13 +6,18 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // actor is somebody with an account, a session and a kubeconfig of their own. Nothing that they do uses the
@@ -140,20 +145,63 @@ func (p *actor) says(got string, wants ...string) {
 	}
 }
 
-// can asks what `kubectl auth can-i` says; where is -n NAMESPACE, or -A.
+// can asks the API server what `kubectl auth can-i` asks it; where is -n NAMESPACE, or -A, or nothing.
 func (p *actor) can(verb, resource string, where ...string) bool {
 	p.t.Helper()
-	out, err := p.try("", append([]string{"auth", "can-i", verb, resource}, where...)...)
-	answer := strings.TrimSpace(out)
-	answer = answer[strings.LastIndexByte(answer, '\n')+1:]
-	switch {
-	case answer == "yes" && err == nil:
-		return true
-	case strings.HasPrefix(answer, "no") && err != nil:
-		return false
+	namespace := ""
+	if len(where) == 2 {
+		namespace = where[1]
 	}
-	p.t.Fatalf("auth can-i %s %s as %s: %v: %q", verb, resource, p.name, err, out)
-	return false
+	resource, group, _ := strings.Cut(resource, ".")
+	resource, sub, _ := strings.Cut(resource, "/")
+	body, err := json.Marshal(map[string]any{
+		"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+		"spec": map[string]any{"resourceAttributes": map[string]string{"namespace": namespace, "verb": verb, "group": group, "resource": resource, "subresource": sub}},
+	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	var answer struct{ Status struct{ Allowed bool } }
+	if code := p.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body, &answer); code != http.StatusCreated {
+		p.t.Fatalf("asking what %s may: status %d", p.name, code)
+	}
+	return answer.Status.Allowed
+}
+
+// token is that of the session.
+func (p *actor) token() string {
+	p.t.Helper()
+	var login struct{ Token string }
+	for _, file := range p.sessions() {
+		if b, err := os.ReadFile(file); err != nil || json.Unmarshal(b, &login) != nil {
+			p.t.Fatalf("reading the session of %s: %v", p.name, err)
+		}
+	}
+	return login.Token
+}
+
+// post sends an object to the API server as this person.
+func (p *actor) post(path string, body []byte, into any) (code int) {
+	p.t.Helper()
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(clusterCA(p.t))
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(p.t.Context(), http.MethodPost, "https://"+net.JoinHostPort(nodeAddress(p.t), "6443")+path, bytes.NewReader(body))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+p.token())
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Do(req)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+		p.t.Fatal(err)
+	}
+	return resp.StatusCode
 }
 
 // tenant is a SupervisorNamespace with an owner, somebody with the role Edit and a viewer.
