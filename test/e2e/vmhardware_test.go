@@ -44,7 +44,7 @@ func bootableISO(t *testing.T, text string) string {
 	copy(b[18*sector:], "\xffCD001\x01")
 	copy(catalog, "\x01")
 	catalog[30], catalog[31] = 0x55, 0xaa
-	binary.LittleEndian.PutUint16(catalog[28:], -uint16(0x0001)-0xaa55) // all words add up to 0
+	binary.LittleEndian.PutUint16(catalog[28:], 0x10000-0x0001-0xaa55) // all words add up to 0
 	catalog[32] = 0x88
 	binary.LittleEndian.PutUint16(catalog[38:], 4)
 	binary.LittleEndian.PutUint32(catalog[40:], 20)
