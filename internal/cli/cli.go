@@ -123,6 +123,7 @@ runs in its own QEMU micro-VM.`,
 		a.preflightCommand(), a.kubectlCommand(), a.versionCommand(), a.keeperCommand(), a.imageCommand(),
 		a.datastoreCommand(), a.volumeCommand(), a.storageCommand(), a.encryptionCommand(), a.vmCommand(), a.nsCommand(), a.networkCommand(),
 	)
+	root.AddCommand(a.peopleCommands()...)
 	root.AddCommand(a.roleCommands()...)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()

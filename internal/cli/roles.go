@@ -28,6 +28,7 @@ type roleFlags struct {
 	nodeIP   string
 	tlsSANs  []string
 	balancer string // addresses of load balancers
+	portal   int
 }
 
 // role is what a role's command needs to run.
@@ -193,6 +194,7 @@ by hand.`,
 				NodeIP:          r.addr,
 				ExtraSANs:       f.tlsSANs,
 				Network:         network,
+				Ports:           server.Ports{Portal: f.portal},
 				Version:         a.version,
 				Logger:          r.logger,
 				OnReady:         r.ready,
@@ -205,6 +207,7 @@ by hand.`,
 	}
 	nodeFlags(cmd, &f)
 	cmd.Flags().StringVar(&f.balancer, "load-balancer-range", "", "addresses of load balancers (default 10.97.0.0/24)")
-	cmd.Flags().StringSliceVar(&f.tlsSANs, "tls-san", nil, "further name or address of the API server; may be repeated")
+	cmd.Flags().StringSliceVar(&f.tlsSANs, "tls-san", nil, "further name or address of the API server and the portal; may be repeated")
+	cmd.Flags().IntVar(&f.portal, "portal-port", 0, "port that people log in at and push images to (default 443)")
 	return cmd
 }

@@ -14,6 +14,7 @@ import (
 
 	"atoll.dev/atoll/internal/assets"
 	"atoll.dev/atoll/internal/cli/detach"
+	"atoll.dev/atoll/internal/cli/people"
 	"atoll.dev/atoll/internal/cli/up"
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/linux/process"
@@ -61,7 +62,7 @@ the same ones.`,
 			if f.background {
 				return a.upBackground(cmd.Context(), t, settings)
 			}
-			if err := requirePreflight(cmd.Context(), t, settings.Kernel, a.note); err != nil {
+			if err := requirePreflight(cmd.Context(), t, settings, a.note); err != nil {
 				return err
 			}
 			if f.detach {
@@ -81,7 +82,8 @@ the same ones.`,
 	flags.StringVar(&f.settings.NodeIP, "node-ip", "", "IPv4 address of this host (default: that of the default route)")
 	flags.IntVar(&f.settings.PoolSize, "pool-size", 0, "micro-VMs to keep ready, 0 to 64 (default 4)")
 	flags.IntVar(&f.settings.MaxPods, "max-pods", 0, "pods this node accepts, 1 to 1000 (default 500)")
-	flags.StringSliceVar(&f.settings.TLSSANs, "tls-san", nil, "further name or address of the API server; may be repeated")
+	flags.StringSliceVar(&f.settings.TLSSANs, "tls-san", nil, "further name or address of the API server and the portal; may be repeated")
+	flags.IntVar(&f.settings.PortalPort, "portal-port", 0, "port that people log in at and push images to (default 443)")
 	flags.StringVar(&f.settings.LoadBalancerRange, "load-balancer-range", "", "addresses for load balancers whose ports are taken on this host's own address (default 10.97.0.0/24)")
 	flags.StringVar(&f.settings.Accelerator, "accelerator", "", "auto, kvm or tcg (default auto: kvm if it runs the pod kernel)")
 	kernelFlag(cmd, &f.settings.Kernel)
@@ -118,6 +120,9 @@ func (a *app) settings(cmd *cobra.Command, t datadir.Tree, flags up.Settings) (u
 	}
 	if set("load-balancer-range") {
 		s.LoadBalancerRange = flags.LoadBalancerRange
+	}
+	if set("portal-port") {
+		s.PortalPort = flags.PortalPort
 	}
 	if set("accelerator") {
 		s.Accelerator = flags.Accelerator
@@ -164,6 +169,7 @@ func (a *app) upForeground(ctx context.Context, t datadir.Tree, s up.Settings) e
 		a.printf("%s\n", line)
 		if !ready && strings.HasPrefix(line, "node ") {
 			ready = true
+			people.ShowAdministrator(ctx, t.AdminKubeconfig(), a.out)
 			a.printHowTo(t)
 		}
 	})
@@ -179,7 +185,7 @@ func (a *app) upBackground(ctx context.Context, t datadir.Tree, s up.Settings) e
 	note := func(r preflight.Result) {
 		logger.Info("preflight", "check", r.Name, "level", r.Level, "detail", r.Detail)
 	}
-	if err := requirePreflight(ctx, t, s.Kernel, note); err != nil {
+	if err := requirePreflight(ctx, t, s, note); err != nil {
 		return err
 	}
 	return a.runSupervisor(ctx, t, s, a.errOut, detach.New(t, logger).Watch, nil)
@@ -278,6 +284,7 @@ func (a *app) follow(ctx context.Context, t datadir.Tree, timeout time.Duration)
 			a.printChanges(report, seen)
 			if ready(report) {
 				a.printf("%-12s Ready after %.1f s\n", "node "+report.Node.Name, time.Since(began).Seconds())
+				people.ShowAdministrator(ctx, t.AdminKubeconfig(), a.out)
 				a.printHowTo(t)
 				return nil
 			}
@@ -351,9 +358,11 @@ func (a *app) printHowTo(t datadir.Tree) {
 The cluster is ready. Use it with the built-in kubectl, or with any other:
   %[1]s kubectl%[2]s get nodes
   export KUBECONFIG=%[3]s
+People log in with:
+  %[4]s
 Look at it with:  %[1]s status%[2]s
 Stop it with:     %[1]s down%[2]s
-`, exe, option, t.AdminKubeconfig())
+`, exe, option, t.AdminKubeconfig(), exe+" login --server "+up.PortalOf(t)+" --user administrator")
 }
 
 func (a *app) keeperCommand() *cobra.Command {

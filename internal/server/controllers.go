@@ -40,7 +40,7 @@ func (s *Server) controllers() []manager.Setup {
 		s.virtualMachines,
 		virtualmachineclass.Setup(virtualmachine.ClassInstancesInUse),
 		resourcepolicy.Setup,
-		vmservice.Setup(s.cfg.Network.LoadBalancers),
+		vmservice.Setup(s.cfg.Network.LoadBalancers, s.cfg.Ports.Portal),
 		vmreplicaset.Setup,
 		vmnetwork.Setup,
 		vmgroup.Setup,

@@ -98,6 +98,10 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 
 	defer s.launch(fail, "apiserver", s.newAPIServer(statErr == nil).Run)()
+	people, err := s.newIdentity()
+	if err != nil {
+		return err
+	}
 	client := s.adminClient()
 	if err := waitReady(running, client); err != nil {
 		return s.reason(ctx, running)
@@ -113,6 +117,12 @@ func (s *Server) Run(ctx context.Context) error {
 	ready := make(chan struct{})
 	defer s.launch(fail, "controllers", s.controllersRunner(ready))()
 	if !waitFor(running, ready) {
+		return s.reason(ctx, running)
+	}
+	known := make(chan struct{})
+	defer s.launch(fail, "identity", identityRunner(people, known))()
+	defer s.launch(fail, "portal", s.portalRunner(people))()
+	if !waitFor(running, known) {
 		return s.reason(ctx, running)
 	}
 	defer s.launch(fail, "memory", textpages.Run)()
@@ -189,6 +199,7 @@ func (s *Server) newAPIServer(hasData bool) *apiserver.APIServer {
 		ServiceCIDR: s.cfg.Network.ServiceCIDR,
 		Domain:      s.cfg.Network.Domain,
 		ContentDir:  s.cfg.ContentDir,
+		Identity:    s.cfg.Ports.Identity,
 		Logger:      s.cfg.Logger,
 	})
 }

@@ -81,7 +81,7 @@ func own(ctx context.Context, s client.WithWatch) ([]atoll.SupervisorNamespace, 
 	var out []atoll.SupervisorNamespace
 	seen := map[string]bool{}
 	for _, rule := range review.Status.ResourceRules {
-		if !slices.Contains(rule.APIGroups, atoll.Group) || !slices.Contains(rule.Resources, "supervisornamespaces") || !slices.Contains(rule.Verbs, "get") {
+		if !slices.Contains(rule.APIGroups, atoll.GroupName) || !slices.Contains(rule.Resources, "supervisornamespaces") || !slices.Contains(rule.Verbs, "get") {
 			continue
 		}
 		for _, name := range rule.ResourceNames {

@@ -63,7 +63,7 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 					return c.Create(ctx, o, opts...)
 				}
 				rule := func(resource string, names ...string) authorizationv1.ResourceRule {
-					return authorizationv1.ResourceRule{Verbs: []string{"get"}, APIGroups: []string{atoll.Group}, Resources: []string{resource}, ResourceNames: names}
+					return authorizationv1.ResourceRule{Verbs: []string{"get"}, APIGroups: []string{atoll.GroupName}, Resources: []string{resource}, ResourceNames: names}
 				}
 				review.Status.ResourceRules = []authorizationv1.ResourceRule{rule("datastores", "bank"), rule("supervisornamespaces", "shop", "gone"), rule("supervisornamespaces", "shop")}
 				return nil

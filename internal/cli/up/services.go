@@ -38,7 +38,7 @@ func (u *Up) services() ([]supervise.Service, error) {
 	}
 	common := []string{"--data-dir=" + t.Root(), "--log-format=" + s.LogFormat}
 	node := []string{"--node-name=" + s.NodeName, "--node-ip=" + addr.String()}
-	server := node
+	server := append(slices.Clip(node), "--portal-port="+strconv.Itoa(s.PortalPort))
 	for _, san := range s.TLSSANs {
 		server = append(slices.Clip(server), "--tls-san="+san)
 	}

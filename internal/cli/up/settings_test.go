@@ -11,7 +11,7 @@ import (
 )
 
 func TestSettingsValidate(t *testing.T) {
-	good := Settings{NodeName: "host-1.lab", PoolSize: 4, MaxPods: 500, Accelerator: "auto", LogFormat: "text"}
+	good := Settings{NodeName: "host-1.lab", PoolSize: 4, MaxPods: 500, PortalPort: 443, Accelerator: "auto", LogFormat: "text"}
 	if err := good.Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -27,6 +27,7 @@ func TestSettingsValidate(t *testing.T) {
 		"--accelerator":         func(s *Settings) { s.Accelerator = "hvf" },
 		"--kernel":              func(s *Settings) { s.Kernel = "boot/vmlinuz" },
 		"--log-format":          func(s *Settings) { s.LogFormat = "xml" },
+		"--portal-port":         func(s *Settings) { s.PortalPort = 65536 },
 	}
 	for want, change := range tests {
 		s := good

@@ -51,18 +51,22 @@ type Reconciler struct {
 	Events events.EventRecorder
 	// Range are the addresses for Services that cannot have that of a node.
 	Range netip.Prefix
+	// Portal is the port of hosts that people log in at. Who had it could take their passwords.
+	Portal int32
 
 	// ingresses is held while an address is chosen and written.
 	ingresses sync.Mutex
 }
 
-// Setup adds the controller to a manager, with the addresses of Reconciler.Range.
-func Setup(addresses netip.Prefix) func(ctrl.Manager) error {
-	return func(mgr ctrl.Manager) error { return setup(mgr, addresses) }
+// Setup adds the controller to a manager, with Reconciler.Range and Portal.
+func Setup(addresses netip.Prefix, portal int) func(ctrl.Manager) error {
+	return func(mgr ctrl.Manager) error {
+		r := &Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachineservice"), Range: addresses, Portal: int32(portal)}
+		return r.setup(mgr)
+	}
 }
 
-func setup(mgr ctrl.Manager, addresses netip.Prefix) error {
-	r := &Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachineservice"), Range: addresses}
+func (r *Reconciler) setup(mgr ctrl.Manager) error {
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("virtualmachineservice").
 		For(&vmopv1.VirtualMachineService{}).

@@ -40,6 +40,11 @@ const (
 	VMWebhook    = "vm-webhook"
 	// NamespaceController is the controller of SupervisorNamespaces.
 	NamespaceController = "namespace-controller"
+	// Identity knows people, IdentityWebhook is its port for the API server.
+	Identity        = "identity"
+	IdentityWebhook = "identity-webhook"
+	// Portal is the listener of people and of the registry.
+	Portal = "portal"
 )
 
 // Who components of ours are to the API server.
@@ -52,6 +57,12 @@ const (
 	// NamespaceControllerUser makes namespaces and their bounds.
 	NamespaceControllerUser = "system:atoll:namespace-controller"
 )
+
+// IdentityUser is who checks passwords and tokens. It may read their hashes.
+const IdentityUser = "system:atoll:identity"
+
+// RegistryHost is the name of the registry that is the same on every host: nodes map it to the portal.
+const RegistryHost = "registry.atoll.local"
 
 // Files tells where each certificate, key and kubeconfig is. It does no I/O.
 type Files struct {

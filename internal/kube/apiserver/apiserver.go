@@ -58,11 +58,20 @@ type Config struct {
 	Domain      string
 	// ContentDir is the library of images of virtual machines.
 	ContentDir string
-	Logger     *slog.Logger
+	// Identity is the port on 127.0.0.1 where tokens of local sessions are known.
+	Identity int
+	Logger   *slog.Logger
 }
 
 // shutdownTimeout is how long connections may stay open when the server stops.
 const shutdownTimeout = 3 * time.Second
+
+// tokenCache is how long the API server takes a token for good without looking again; webhookCache is how long it
+// keeps an answer about the token of a session. Together they are how long a revoked session may go on.
+const (
+	tokenCache   = 2 * time.Second
+	webhookCache = time.Second
+)
 
 // APIServer is one kube-apiserver.
 type APIServer struct {
@@ -102,6 +111,8 @@ func (s *APIServer) options(ctx context.Context) (options.CompletedOptions, erro
 	if err := fs.Parse(s.flags()); err != nil {
 		return options.CompletedOptions{}, fmt.Errorf("parsing flags: %w", err)
 	}
+	// A session that is ended must not go on for long.
+	opts.Authentication.TokenSuccessCacheTTL = tokenCache
 	registerAdmission(opts, s.bounds)
 	if err := opts.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
 		return options.CompletedOptions{}, fmt.Errorf("setting feature gates: %w", err)

@@ -32,6 +32,7 @@ func testServer(dir string) *APIServer {
 		KubeletPort: 10250,
 		ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
 		Domain:      "cluster.local",
+		Identity:    9444,
 	})
 }
 

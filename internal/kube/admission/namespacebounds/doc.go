@@ -4,9 +4,10 @@
 // What is bounded, by the fields of the SupervisorNamespace:
 //
 //	spec.images                        container images of pods, ephemeral containers and image volumes included
-//	spec.podRuntime.policy             runtime class and what needs the host
+//	spec.podRuntime.policy             runtime class and what needs the host, its ports, or its kubelet to connect elsewhere
 //	spec.podRuntime.privilegedAllowed  privileged containers
-//	always                             the priority classes of the system, which preempt pods of others
+//	always                             the priority classes of the system, which preempt pods of others; spec.externalIPs of
+//	                                   Services, which take the traffic of others
 //	spec.hosts, spec.zones             a required node affinity that is ANDed into every pod; nodeName and bindings are checked
 //	spec.storageClasses, encryption    claims, generic ephemeral volumes, templates of StatefulSets, virtual machines
 //	spec.vmClasses, contentSources     VirtualMachines and VirtualMachineReplicaSets, claims made of images
@@ -17,7 +18,7 @@
 //
 // What a SupervisorNamespace expands into carries a label. Such objects, the label itself, the tier of
 // administrators on NetworkPolicies, and the labels of the Namespace that decide what its pods may do, are changed by
-// administrators (who may administer supervisornamespaces), by their controller, and by the parts of the control plane that
+// administrators (who may update every SupervisorNamespace), by their controller, and by the parts of the control plane that
 // clean up.
 //
 // It also adds to the refusals of upstream's plugins for quota, limit ranges and pod security who can change the limit.

@@ -85,7 +85,7 @@ func isBounded(a admission.Attributes) bool {
 		case "", "ephemeralcontainers", "resize", "binding":
 			return true
 		}
-	case core.Resource("bindings"), core.Resource("persistentvolumeclaims"), apps.Resource("statefulsets"), machines(), machineSets():
+	case core.Resource("bindings"), core.Resource("services"), core.Resource("persistentvolumeclaims"), apps.Resource("statefulsets"), machines(), machineSets():
 		return a.GetSubresource() == ""
 	}
 	return false
@@ -164,6 +164,9 @@ func (p *Plugin) bounds(ctx context.Context, a admission.Attributes, b *atoll.Su
 		return p.pod(a, b, obj, old)
 	case *core.Binding:
 		return p.node(b, obj.Target.Name, "a binding to host "+obj.Target.Name)
+	case *core.Service:
+		old, _ := a.GetOldObject().(*core.Service)
+		return service(b, obj, old)
 	case *core.PersistentVolumeClaim:
 		old, _ := a.GetOldObject().(*core.PersistentVolumeClaim)
 		return p.claim(ctx, b, obj, old)

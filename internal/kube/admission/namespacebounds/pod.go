@@ -2,6 +2,7 @@ package namespacebounds
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -89,8 +90,50 @@ func (p *Plugin) needsHost(b *atoll.SupervisorNamespace, pod *core.Pod) error {
 	if !onlyMicroVM(b) {
 		return nil
 	}
-	if needs := podruntime.HostNeeds(pod); len(needs) > 0 {
+	if needs := append(podruntime.HostNeeds(pod), reachesHost(pod)...); len(needs) > 0 {
 		return refuseText(b, limitPolicy, "MicroVM, pods in micro-VMs, which cannot use the host", list(needs))
+	}
+	return nil
+}
+
+// reachesHost lists what takes ports of the host, or has its kubelet connect to other addresses than the pod's. A
+// micro-VM can have both, and the host's own services and other people's would be within reach.
+func reachesHost(pod *core.Pod) []string {
+	var out []string
+	visit(pod, func(c *core.Container, path *field.Path) {
+		for i, p := range c.Ports {
+			if p.HostPort != 0 {
+				out = append(out, path.Child("ports").Index(i).Child("hostPort").String())
+			}
+		}
+		hook := func(name string, get *core.HTTPGetAction, socket *core.TCPSocketAction) {
+			if get != nil && get.Host != "" || socket != nil && socket.Host != "" {
+				out = append(out, path.Child(name, "host").String())
+			}
+		}
+		for name, probe := range map[string]*core.Probe{"livenessProbe": c.LivenessProbe, "readinessProbe": c.ReadinessProbe, "startupProbe": c.StartupProbe} {
+			if probe != nil {
+				hook(name, probe.HTTPGet, probe.TCPSocket)
+			}
+		}
+		if l := c.Lifecycle; l != nil {
+			for name, h := range map[string]*core.LifecycleHandler{"lifecycle.postStart": l.PostStart, "lifecycle.preStop": l.PreStop} {
+				if h != nil {
+					hook(name, h.HTTPGet, h.TCPSocket)
+				}
+			}
+		}
+	})
+	return out
+}
+
+// service refuses addresses that are not the cluster's to give: they could be those of hosts, or of others' Services.
+func service(b *atoll.SupervisorNamespace, svc, old *core.Service) error {
+	for _, ip := range svc.Spec.ExternalIPs {
+		if old == nil || !slices.Contains(old.Spec.ExternalIPs, ip) {
+			return fmt.Errorf("namespace %q: a Service may not take addresses by spec.externalIPs, which could be those of others; asked: %s; "+
+				"use type LoadBalancer or NodePort, or ask administrators; %s", b.Name, ip, owners(b))
+		}
 	}
 	return nil
 }

@@ -28,6 +28,14 @@ func class(name string) func(*core.Pod) {
 func noClass(p *core.Pod)     { p.Spec.RuntimeClassName = nil }
 func hostNetwork(p *core.Pod) { p.Spec.SecurityContext.HostNetwork = true }
 
+func hostPort(p *core.Pod) {
+	p.Spec.Containers[0].Ports = []core.ContainerPort{{ContainerPort: 80}, {ContainerPort: 80, HostPort: 443}}
+}
+
+func probe(p *core.Pod) {
+	p.Spec.Containers[0].LivenessProbe = &core.Probe{ProbeHandler: core.ProbeHandler{HTTPGet: &core.HTTPGetAction{Host: "127.0.0.1"}}}
+}
+
 func privilegedMain(p *core.Pod) {
 	yes := true
 	p.Spec.Containers[0].SecurityContext = &core.SecurityContext{Privileged: &yes}
@@ -83,6 +91,9 @@ func TestPods(t *testing.T) {
 		{"privileged allowed", spec{PodRuntime: atoll.NamespacePodRuntime{PrivilegedAllowed: true}}, admission.Create, "", []func(*core.Pod){privilegedMain}},
 		{"privileged ephemeral container", spec{}, admission.Update, "ephemeralcontainers", []func(*core.Pod){debugger("busybox", true)}},
 		{"host network", spec{}, admission.Create, "", []func(*core.Pod){noClass, hostNetwork}},
+		{"host port", spec{}, admission.Create, "", []func(*core.Pod){hostPort}},
+		{"a probe of another address", spec{PodRuntime: atoll.NamespacePodRuntime{PrivilegedAllowed: true}}, admission.Create, "", []func(*core.Pod){probe}},
+		{"host port under runc", spec{PodRuntime: atoll.NamespacePodRuntime{Policy: atoll.RuntimeRunc}}, admission.Create, "", []func(*core.Pod){hostPort}},
 		{"host network under runc", spec{PodRuntime: atoll.NamespacePodRuntime{Policy: atoll.RuntimeRunc}}, admission.Create, "", []func(*core.Pod){class("runc"), hostNetwork}},
 		{"runc", spec{}, admission.Create, "", []func(*core.Pod){class("runc")}},
 		{"runc by another name", spec{}, admission.Create, "", []func(*core.Pod){class("sneaky")}},
@@ -168,6 +179,25 @@ func TestPlaces(t *testing.T) {
 		if got := text(w.send(binding)); !strings.Contains(got, "limit spec.hosts: only host-1, host-3 may be used; asked: a binding to host host-2") {
 			t.Error(got)
 		}
+	}
+}
+
+func TestServices(t *testing.T) {
+	w := newWorld(t, spec{})
+	svc := func(ips ...string) *core.Service {
+		return &core.Service{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: shopNS}, Spec: core.ServiceSpec{ExternalIPs: ips}}
+	}
+	r := ask{obj: svc(), gvk: core.Kind("Service").WithVersion("v1"), gvr: core.Resource("services").WithVersion("v1"), ns: shopNS, name: "web", op: admission.Create}
+	if err := w.send(r); err != nil {
+		t.Error(err)
+	}
+	r.obj = svc("192.0.2.1")
+	if got := text(w.send(r)); !strings.Contains(got, `namespace "shop": a Service may not take addresses by spec.externalIPs`) {
+		t.Error(got)
+	}
+	r.old, r.op = svc("192.0.2.1"), admission.Update
+	if err := w.send(r); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -14,11 +14,12 @@ import (
 	"k8s.io/kubernetes/pkg/apis/core"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/datadir/pki"
 	"atoll.dev/atoll/internal/kube/admission/podruntime"
 )
 
 // controller is the user that expands SupervisorNamespaces (internal/controllers/supervisornamespace).
-const controller = "system:atoll:namespace-controller"
+const controller = pki.NamespaceControllerUser
 
 // classesLabel of a Namespace says whether it gets the default classes (internal/controllers/virtualmachineclass).
 const classesLabel = "atoll.dev/vm-classes"
@@ -138,15 +139,15 @@ func isCleaner(u user.Info) bool {
 	return u.GetName() == user.KubeControllerManager || u.GetName() == user.APIServerUser || slices.Contains(u.GetGroups(), "system:serviceaccounts:kube-system")
 }
 
-// isAdministrator tells whether a user may administer SupervisorNamespaces, or is their controller.
+// isAdministrator tells whether a user may change every SupervisorNamespace, or is their controller.
 func (p *Plugin) isAdministrator(ctx context.Context, u user.Info) bool {
-	return slices.Contains(u.GetGroups(), user.SystemPrivilegedGroup) || u.GetName() == controller || p.may(ctx, u, atoll.AdministerVerb, "")
+	return slices.Contains(u.GetGroups(), user.SystemPrivilegedGroup) || u.GetName() == controller || p.may(ctx, u, "update", "")
 }
 
 // may asks whether a user may do something to a SupervisorNamespace, or to all with an empty name.
 func (p *Plugin) may(ctx context.Context, u user.Info, verb, name string) bool {
 	decision, _, err := p.authz.Authorize(ctx, authorizer.AttributesRecord{
-		User: u, Verb: verb, APIGroup: atoll.Group, APIVersion: atoll.Version, Resource: "supervisornamespaces", Name: name, ResourceRequest: true,
+		User: u, Verb: verb, APIGroup: atoll.GroupName, APIVersion: atoll.Version, Resource: "supervisornamespaces", Name: name, ResourceRequest: true,
 	})
 	return err == nil && decision == authorizer.DecisionAllow
 }
