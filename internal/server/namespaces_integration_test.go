@@ -436,7 +436,7 @@ func checkNamespaceDeletion(t *testing.T, c client.Client) {
 
 // checkMany makes many at once.
 func checkMany(t *testing.T, c client.Client) {
-	const count = 60
+	const count = 40
 	begin := time.Now()
 	for i := range count {
 		sn := supervisorNamespace(fmt.Sprintf("many-%d", i), atoll.SupervisorNamespaceSpec{
