@@ -102,7 +102,7 @@ func lacksReference(sn *atoll.SupervisorNamespace) bool {
 func (r *Reconciler) those(pick func(*atoll.SupervisorNamespace) bool) handler.MapFunc {
 	return func(ctx context.Context, _ client.Object) []reconcile.Request {
 		var list atoll.SupervisorNamespaceList
-		if err := r.List(ctx, &list); err != nil {
+		if err := r.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
 			return nil // the cache ends with the process
 		}
 		var out []reconcile.Request
