@@ -206,7 +206,7 @@ conformance-storage: build $(patsubst guestos/images/%/image.yaml,build/images/%
 	@$(ROOT) env STORAGE=1 FOCUS='$(FOCUS)' $(if $(filter undefined,$(origin SKIP)),,SKIP='$(SKIP)') ATOLL_DATA_DIR='$(DATA_DIR)' test/conformance/run.sh
 
 .PHONY: bench
-bench: build images build/images/bench.tar ## measure, print a table, write bench/results/*.json
+bench: build images build/images/bench.tar build/vm/debian-12.qcow2 ## measure, print a table, write bench/results/*.json
 	@$(ROOT) $(ATOLL) up --detach --data-dir $(DATA_DIR)
 	@$(ROOT) $(ATOLL) image load --data-dir $(DATA_DIR) build/images/busybox.tar build/images/bench.tar
 	@$(ROOT) go run ./bench -data-dir $(DATA_DIR) $(BENCH_FLAGS)

@@ -4,7 +4,7 @@
 // It is not a test: it asserts nothing, but that pods and volumes leave nothing behind. It fails in the end if
 // they do, or if a measure could not be taken. Volumes are measured beside what they can be compared with: the same
 // pod without one, the same image opened on the host, volumes of another size. It needs a running supervisor, root, and
-// the images busybox and bench loaded; `make bench` sees to that.
+// the images busybox and bench loaded; `make bench` sees to that. Those of virtual machines are imported from build/vm.
 package main
 
 import (
@@ -50,7 +50,9 @@ type options struct {
 	dataDir, runDir, output string
 	n, idle, cycles         int
 	volumes                 int
+	atoll, images           string
 	only                    string
+	portalPort              int
 }
 
 // bench is one measure; it may yield several rows.
@@ -66,8 +68,11 @@ func main() {
 	flag.IntVar(&o.n, "n", 30, "repetitions of each start measurement")
 	flag.IntVar(&o.idle, "idle", 300, "idle pods for the memory measurement")
 	flag.IntVar(&o.cycles, "cycles", 200, "create/delete cycles for the leak check")
-	flag.StringVar(&o.only, "only", "", "comma-separated names of measures: cri,cold,kubectl,density,io,tcp,leak,idle,resident,volume-csi,volume-attach,volume-io,volume-leak; volume is all that begin so")
+	flag.StringVar(&o.only, "only", "", "comma-separated names of measures: cri,cold,kubectl,density,io,tcp,policy-engine,policy-api,leak,idle,resident,ns-create,ns-admission,ns-login,ns-registry,volume-csi,volume-attach,volume-io,volume-leak,vm-start,vm-address,vm-debian,vm-memory,vm-bootdisk,vm-snapshot; volume, vm and ns are all that begin so")
+	flag.IntVar(&o.portalPort, "portal-port", 443, "port that people log in at")
 	flag.IntVar(&o.volumes, "volumes", 200, "volumes for volume-leak")
+	flag.StringVar(&o.atoll, "atoll", "bin/atoll", "the binary, for ns-login, ns-registry and importing images of virtual machines")
+	flag.StringVar(&o.images, "vm-images", "build/vm", "directory with the images of virtual machines")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -96,9 +101,21 @@ func run(ctx context.Context, o options) error {
 		{"kubectl", kubectlStart},
 		{"io", rootfsIO},
 		{"tcp", guestTCP},
+		{"policy-engine", policyEngine},
+		{"policy-api", policyChanges},
 		{"density", densityBurst},
 		{"leak", withoutKubelet(leakCycles)},
 		{"idle", idleMemory},
+		{"ns-create", namespacesAtOnce},
+		{"ns-admission", podAdmission},
+		{"ns-login", loginTime},
+		{"ns-registry", registryThroughput},
+		{"vm-start", withMachines(machineBurst)},
+		{"vm-address", withMachines(machineAddress)},
+		{"vm-debian", withMachines(machineDebian)},
+		{"vm-memory", withMachines(machineMemory)},
+		{"vm-bootdisk", withVolumes(withMachines(bootDisks))},
+		{"vm-snapshot", withMachines(machineSnapshot)},
 		{"volume-csi", withVolumes(volumeCSI)},
 		{"volume-attach", withVolumes(volumeAttach)},
 		{"volume-io", withVolumes(volumeIO)},
@@ -198,9 +215,7 @@ func summarize(samples []float64) Value {
 	if len(samples) == 0 {
 		return Value{}
 	}
-	s := slices.Sorted(slices.Values(samples))
-	at := func(q float64) float64 { return s[min(len(s)-1, int(q*float64(len(s))))] }
-	return Value{P50: at(0.5), P95: at(0.95), Min: s[0], Max: s[len(s)-1]}
+	return Value{P50: quantile(samples, 0.5), P95: quantile(samples, 0.95), Min: slices.Min(samples), Max: slices.Max(samples)}
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

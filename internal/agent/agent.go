@@ -78,6 +78,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	launch(func(ctx context.Context) error { return a.runDNS(ctx, resolver) })
 	launch(a.runStorage)
 	launch(a.runMachines)
+	launch(a.runPolicies)
 	launch(func(ctx context.Context) error {
 		if err := a.describeNode(ctx); err != nil {
 			return ended(ctx, err)
@@ -104,6 +105,7 @@ func (a *Agent) credentials() []string {
 		a.files.Kubeconfig(pki.KubeProxy), a.files.Cert(pki.KubeProxy), a.files.Key(pki.KubeProxy),
 		a.files.Kubeconfig(pki.CoreDNS), a.files.Cert(pki.CoreDNS), a.files.Key(pki.CoreDNS),
 		a.files.Kubeconfig(pki.Storage), a.files.Cert(pki.Storage), a.files.Key(pki.Storage),
+		a.files.Kubeconfig(pki.NetworkPolicy), a.files.Cert(pki.NetworkPolicy), a.files.Key(pki.NetworkPolicy),
 	}
 }
 
@@ -144,6 +146,7 @@ func (a *Agent) runKubelet(ctx context.Context, r resolver) error {
 		NodeLabels:   a.cfg.NodeLabels,
 		MaxPods:      a.cfg.MaxPods,
 		CgroupRoot:   a.cfg.CgroupRoot,
+		CgroupRecord: a.cfg.CgroupRecord,
 		Port:         a.cfg.Ports.Kubelet,
 		HealthPort:   a.cfg.Ports.KubeletHealth,
 		DNSServiceIP: a.cfg.Network.DNSServiceIP,

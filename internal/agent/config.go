@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+
+	"atoll.dev/atoll/internal/network/policy"
 )
 
 // Config says where one agent keeps its files, how it reaches the API server
@@ -30,6 +32,12 @@ type Config struct {
 	// their addresses.
 	MachinesDir string
 	LeaseDir    string
+	// DeniedDir is where traffic that network policies deny is logged; PolicyStatus is the file that says how they are
+	// enforced.
+	DeniedDir    string
+	PolicyStatus string
+	// Policy enforces network policies.
+	Policy *policy.Engine
 	// ContentDir holds the images of virtual machines as they came.
 	ContentDir string
 	// ContainerdSocket is the CRI socket, without a scheme.
@@ -49,6 +57,8 @@ type Config struct {
 	// missing. Two agents on one host must not share it: each removes the groups
 	// of pods it does not know.
 	CgroupRoot string
+	// CgroupRecord is where the kubelet notes what making that has changed.
+	CgroupRecord string
 
 	// Ports are the listening ports; zero fields take their defaults.
 	Ports Ports
@@ -152,12 +162,17 @@ func (c Config) Validate() error {
 		{"MachinesDir", c.MachinesDir},
 		{"LeaseDir", c.LeaseDir},
 		{"ContentDir", c.ContentDir},
+		{"DeniedDir", c.DeniedDir},
+		{"PolicyStatus", c.PolicyStatus},
 		{"ContainerdSocket", c.ContainerdSocket},
 		{"Network.ResolvConf", c.Network.ResolvConf},
 	} {
 		if len(p.path) == 0 || p.path[0] != '/' {
 			errs = append(errs, fmt.Errorf("%s must be an absolute path, got %q", p.name, p.path))
 		}
+	}
+	if c.Policy == nil {
+		errs = append(errs, errors.New("Policy must be set"))
 	}
 	if c.NodeName == "" {
 		errs = append(errs, errors.New("NodeName must be set"))

@@ -10,6 +10,7 @@ import (
 	"atoll.dev/atoll/internal/agent"
 	"atoll.dev/atoll/internal/cli/up"
 	"atoll.dev/atoll/internal/network"
+	"atoll.dev/atoll/internal/network/policy"
 	"atoll.dev/atoll/internal/pool/wire"
 )
 
@@ -42,7 +43,11 @@ it by hand.`,
 // upkeep until one of them fails or ctx ends.
 func (r role) runAgent(ctx context.Context, nodeName string, maxPods int, version string) error {
 	t := r.tree
-	host, err := network.NewHost(network.HostConfig{Network: podNetwork(t), Logger: r.logger})
+	policies, err := policy.New(policy.Config{Network: podNetwork(t), Logger: r.logger})
+	if err != nil {
+		return err
+	}
+	host, err := network.NewHost(network.HostConfig{Network: podNetwork(t), Policies: policies.Prepare, Logger: r.logger})
 	if err != nil {
 		return err
 	}
@@ -59,6 +64,9 @@ func (r role) runAgent(ctx context.Context, nodeName string, maxPods int, versio
 		RunDir:           t.Run(),
 		MachinesDir:      t.Machines(),
 		LeaseDir:         t.CNIState(),
+		DeniedDir:        t.Denied(),
+		PolicyStatus:     t.PolicyStatus(),
+		Policy:           policies,
 		ContentDir:       t.Content(),
 		ContainerdSocket: t.ContainerdSocket(),
 		NodeName:         nodeName,
@@ -66,6 +74,7 @@ func (r role) runAgent(ctx context.Context, nodeName string, maxPods int, versio
 		NodeLabels:       labels,
 		MaxPods:          maxPods,
 		CgroupRoot:       t.CgroupRoot(),
+		CgroupRecord:     t.CgroupRecord(),
 		Version:          version,
 		Logger:           r.logger,
 		OnReady:          r.ready,

@@ -121,7 +121,7 @@ runs in its own QEMU micro-VM.`,
 	root.AddCommand(
 		a.upCommand(), a.downCommand(), a.statusCommand(), a.logsCommand(),
 		a.preflightCommand(), a.kubectlCommand(), a.versionCommand(), a.keeperCommand(), a.imageCommand(),
-		a.datastoreCommand(), a.volumeCommand(), a.storageCommand(), a.encryptionCommand(), a.vmCommand(),
+		a.datastoreCommand(), a.volumeCommand(), a.storageCommand(), a.encryptionCommand(), a.vmCommand(), a.nsCommand(), a.networkCommand(),
 	)
 	root.AddCommand(a.peopleCommands()...)
 	root.AddCommand(a.roleCommands()...)

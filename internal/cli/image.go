@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"atoll.dev/atoll/internal/cli/imagepush"
 	"atoll.dev/atoll/internal/image"
 	"atoll.dev/atoll/internal/kube/containerd/images"
 )
@@ -20,8 +21,8 @@ func (a *app) imageCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
 		Short: "Container images of this host, and images of virtual machines",
-		Long: `load, pull, build, ls and rm are about container images of this host. import and export, and ls and rm with --vm,
-are about disk images that virtual machines are made of.`,
+		Long: `load, pull, build, ls and rm are about container images of this host; push sends one to the registry of a cluster.
+import and export, and ls and rm with --vm, are about disk images that virtual machines are made of.`,
 		Example: `  atoll image load app.tar
   atoll image ls
   atoll image import debian-12.qcow2
@@ -35,6 +36,7 @@ are about disk images that virtual machines are made of.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.imageLoadCommand(), a.imageListCommand(), a.imageRemoveCommand(), a.imagePullCommand(), a.imageBuildCommand(),
+		imagepush.Command(imagepush.Config{In: os.Stdin, Out: a.out, Usage: func(err error) error { return usageError{err} }}),
 		a.imageImportCommand(), a.imageExportCommand())
 	return cmd
 }

@@ -27,6 +27,7 @@ type roleFlags struct {
 	nodeName string
 	nodeIP   string
 	tlsSANs  []string
+	balancer string // addresses of load balancers
 	portal   int
 }
 
@@ -174,6 +175,12 @@ by hand.`,
 				return err
 			}
 			t := r.tree
+			var network server.Network
+			if f.balancer != "" {
+				if network.LoadBalancers, err = netip.ParsePrefix(f.balancer); err != nil {
+					return usageError{fmt.Errorf("--load-balancer-range: %w", err)}
+				}
+			}
 			s, err := server.New(server.Config{
 				PKIDir:          t.PKI(),
 				KubeconfigDir:   t.Kubeconfigs(),
@@ -186,6 +193,7 @@ by hand.`,
 				NodeName:        f.nodeName,
 				NodeIP:          r.addr,
 				ExtraSANs:       f.tlsSANs,
+				Network:         network,
 				Ports:           server.Ports{Portal: f.portal},
 				Version:         a.version,
 				Logger:          r.logger,
@@ -198,6 +206,7 @@ by hand.`,
 		},
 	}
 	nodeFlags(cmd, &f)
+	cmd.Flags().StringVar(&f.balancer, "load-balancer-range", "", "addresses of load balancers (default 10.97.0.0/24)")
 	cmd.Flags().StringSliceVar(&f.tlsSANs, "tls-san", nil, "further name or address of the API server and the portal; may be repeated")
 	cmd.Flags().IntVar(&f.portal, "portal-port", 0, "port that people log in at and push images to (default 443)")
 	return cmd

@@ -98,12 +98,16 @@ func (a *app) printStatus(r up.Report, wide bool) {
 		{"node", r.Node.Name + "  " + state},
 		{"pods", strconv.Itoa(r.Node.Pods)},
 		{"pool", poolLine(r.Pool)},
+		{"policies", policyLine(r.NetworkPolicy)},
 		{"versions", strings.Join(strings.Fields("atoll "+r.Version+" kubelet "+r.Node.KubeletVersion+" kernel "+r.Node.Kernel), " ")},
 		{"data", r.DataDir},
 	}
 	a.table(facts)
 	if p := poolProblem(r.Pool); p != "" {
 		problems = append(problems, p)
+	}
+	if p := r.NetworkPolicy; p != nil && p.Error != "" {
+		problems = append(problems, "network policies: "+p.Error+" (see `atoll logs agent`); pods that start have no network")
 	}
 	for _, p := range problems {
 		a.printf("%s\n", p)

@@ -84,6 +84,7 @@ the same ones.`,
 	flags.IntVar(&f.settings.MaxPods, "max-pods", 0, "pods this node accepts, 1 to 1000 (default 500)")
 	flags.StringSliceVar(&f.settings.TLSSANs, "tls-san", nil, "further name or address of the API server and the portal; may be repeated")
 	flags.IntVar(&f.settings.PortalPort, "portal-port", 0, "port that people log in at and push images to (default 443)")
+	flags.StringVar(&f.settings.LoadBalancerRange, "load-balancer-range", "", "addresses for load balancers whose ports are taken on this host's own address (default 10.97.0.0/24)")
 	flags.StringVar(&f.settings.Accelerator, "accelerator", "", "auto, kvm or tcg (default auto: kvm if it runs the pod kernel)")
 	kernelFlag(cmd, &f.settings.Kernel)
 	return cmd
@@ -116,6 +117,9 @@ func (a *app) settings(cmd *cobra.Command, t datadir.Tree, flags up.Settings) (u
 	}
 	if set("tls-san") {
 		s.TLSSANs = flags.TLSSANs
+	}
+	if set("load-balancer-range") {
+		s.LoadBalancerRange = flags.LoadBalancerRange
 	}
 	if set("portal-port") {
 		s.PortalPort = flags.PortalPort
@@ -320,7 +324,7 @@ func ready(r up.Report) bool {
 			return false
 		}
 	}
-	return len(r.Services) > 1 && r.Node.Ready
+	return len(r.Services) > 1 && r.Node.Ready && (r.NetworkPolicy == nil || r.NetworkPolicy.Error == "")
 }
 
 // notReady explains why a start took too long.

@@ -14,16 +14,7 @@ import (
 func (a *app) vmCommand() *cobra.Command {
 	return vm.Command(vm.Config{
 		In: os.Stdin, Out: a.out, ErrOut: a.errOut, Getenv: os.Getenv,
-		Kubeconfig: func() string {
-			t, err := a.tree()
-			if err != nil {
-				return ""
-			}
-			if _, err := os.Stat(t.AdminKubeconfig()); err != nil {
-				return ""
-			}
-			return t.AdminKubeconfig()
-		},
+		Kubeconfig: a.adminKubeconfig,
 		Export: func(ctx context.Context, kubeconfig, namespace, image, format, file string) error {
 			images := a.vmImages()
 			if kubeconfig != "" {

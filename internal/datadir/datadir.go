@@ -91,6 +91,10 @@ func (t Tree) CgroupRoot() string {
 	return "/" + t.Instance()
 }
 
+// CgroupRecord is where is noted which controllers were enabled for CgroupRoot.
+// It goes with a reboot, as they do.
+func (t Tree) CgroupRecord() string { return filepath.Join(t.run, "cgroup-controllers.json") }
+
 // AdminKubeconfig is the administrator's kubeconfig, mode 0600.
 func (t Tree) AdminKubeconfig() string { return t.data("admin.kubeconfig") }
 
@@ -164,6 +168,12 @@ func (t Tree) Content() string { return t.data("content") }
 
 // PodLogs is where the kubelet keeps container logs.
 func (t Tree) PodLogs() string { return t.data("logs", "pods") }
+
+// Denied is where traffic that network policies deny is logged, a file for each namespace.
+func (t Tree) Denied() string { return t.data("logs", "denied") }
+
+// PolicyStatus says how network policies are enforced.
+func (t Tree) PolicyStatus() string { return t.rundir("network-policy.json") }
 
 // Audit is the directory of the API server's audit log.
 func (t Tree) Audit() string { return t.data("logs", "audit") }
@@ -287,6 +297,7 @@ func (t Tree) dirs() []dirMode {
 		{t.Logs(), 0o755},
 		{t.PodLogs(), 0o755},
 		{t.Audit(), 0o700},
+		{t.Denied(), 0o700},
 		{t.PKI(), 0o700},
 		{t.Kubeconfigs(), 0o700},
 		{t.Etcd(), 0o700},

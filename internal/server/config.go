@@ -91,6 +91,8 @@ type Network struct {
 	DNSEndpoint netip.Addr // 10.244.0.1
 	DNSPort     int        // 53
 	Domain      string     // cluster.local
+	// LoadBalancers are addresses for load balancers that cannot have the node's own.
+	LoadBalancers netip.Prefix // 10.97.0.0/24
 }
 
 // WithDefaults returns the configuration with every zero field that has a
@@ -151,6 +153,9 @@ func (n Network) withDefaults() Network {
 	if n.DNSPort == 0 {
 		n.DNSPort = 53
 	}
+	if !n.LoadBalancers.IsValid() {
+		n.LoadBalancers = netip.MustParsePrefix("10.97.0.0/24")
+	}
 	if n.Domain == "" {
 		n.Domain = "cluster.local"
 	}
@@ -186,6 +191,9 @@ func (c Config) Validate() error {
 	}
 	if n.PodCIDR.Overlaps(n.ServiceCIDR) {
 		errs = append(errs, fmt.Errorf("PodCIDR %s and ServiceCIDR %s overlap", n.PodCIDR, n.ServiceCIDR))
+	}
+	if n.LoadBalancers.Overlaps(n.ServiceCIDR) || n.LoadBalancers.Overlaps(n.PodCIDR) || n.LoadBalancers.Contains(c.NodeIP) {
+		errs = append(errs, fmt.Errorf("LoadBalancers %s overlaps PodCIDR %s, ServiceCIDR %s or NodeIP %s", n.LoadBalancers, n.PodCIDR, n.ServiceCIDR, c.NodeIP))
 	}
 	if n.NodeMaskSize < n.PodCIDR.Bits() || n.NodeMaskSize > 30 {
 		errs = append(errs, fmt.Errorf("NodeMaskSize %d does not fit PodCIDR %s", n.NodeMaskSize, n.PodCIDR))

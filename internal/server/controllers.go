@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"net"
+	"net/netip"
 	"strconv"
 
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -12,6 +13,8 @@ import (
 	"atoll.dev/atoll/internal/controllers/importrequest"
 	"atoll.dev/atoll/internal/controllers/manager"
 	"atoll.dev/atoll/internal/controllers/resourcepolicy"
+	"atoll.dev/atoll/internal/controllers/supervisornamespace"
+	"atoll.dev/atoll/internal/controllers/supervisornamespace/expand"
 	"atoll.dev/atoll/internal/controllers/virtualmachine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/admission"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/seed"
@@ -19,12 +22,16 @@ import (
 	"atoll.dev/atoll/internal/controllers/vmconsole"
 	"atoll.dev/atoll/internal/controllers/vmgroup"
 	"atoll.dev/atoll/internal/controllers/vmgrouppublish"
+	"atoll.dev/atoll/internal/controllers/vmnetwork"
 	"atoll.dev/atoll/internal/controllers/vmpublish"
 	"atoll.dev/atoll/internal/controllers/vmreplicaset"
 	"atoll.dev/atoll/internal/controllers/vmservice"
 	"atoll.dev/atoll/internal/controllers/vmsnapshot"
 	"atoll.dev/atoll/internal/datadir/pki"
 )
+
+// registryHost is the portable name of the registry.
+const registryHost = "registry.atoll.local"
 
 // controllers are all that run in the manager. Each adds itself.
 func (s *Server) controllers() []manager.Setup {
@@ -33,14 +40,31 @@ func (s *Server) controllers() []manager.Setup {
 		s.virtualMachines,
 		virtualmachineclass.Setup(virtualmachine.ClassInstancesInUse),
 		resourcepolicy.Setup,
-		vmservice.Setup(s.cfg.Ports.Portal),
+		vmservice.Setup(s.cfg.Network.LoadBalancers, s.cfg.Ports.Portal),
 		vmreplicaset.Setup,
+		vmnetwork.Setup,
 		vmgroup.Setup,
 		vmgrouppublish.Setup,
 		vmpublish.Setup,
 		vmsnapshot.Setup,
 		vmconsole.Setup(net.JoinHostPort(s.cfg.NodeIP.String(), strconv.Itoa(s.cfg.Ports.API))),
 		image.Setup, contentlibrary.Setup, importrequest.Setup,
+		supervisornamespace.Setup(s.namespaces()),
+	}
+}
+
+// namespaces is the configuration of the controller of SupervisorNamespaces.
+func (s *Server) namespaces() supervisornamespace.Config {
+	n := s.cfg.Network
+	return supervisornamespace.Config{
+		Kubeconfig: s.files.Kubeconfig(pki.NamespaceController),
+		User:       pki.NamespaceControllerUser,
+		Network: expand.Network{
+			PodCIDR: n.PodCIDR, ServiceCIDR: n.ServiceCIDR,
+			DNS: []netip.Addr{n.DNSServiceIP, n.DNSEndpoint}, DNSPort: n.DNSPort,
+		},
+		EndpointURL:  apiURL(s.cfg.NodeIP.String(), s.cfg.Ports.API),
+		RegistryHost: registryHost,
 	}
 }
 

@@ -3,6 +3,9 @@ package vm
 import (
 	"context"
 	"fmt"
+
+	"atoll.dev/atoll/internal/vm/monitor"
+	"atoll.dev/atoll/internal/vm/qemu"
 )
 
 // MemoryGranule is the unit that AddMemory works in: the guest kernel's memory block.
@@ -42,6 +45,12 @@ func (m *Machine) SetCPUs(ctx context.Context, n int) error {
 	}
 	m.devices.Lock()
 	defer m.devices.Unlock()
-	_, err := m.qmp.PlugCPUs(ctx, n)
+	var err error
+	if m.meta.Accel == TCG {
+		e := monitor.Emulated{BufferMiB: qemu.TranslatedMiB, Limit: m.meta.MaxCPUs, Pause: m.Pause, Resume: m.Resume}
+		_, err = m.qmp.PlugEmulatedCPUs(ctx, e, n)
+	} else {
+		_, err = m.qmp.PlugCPUs(ctx, n)
+	}
 	return err
 }

@@ -161,6 +161,12 @@ func hostAddress(t *testing.T) string {
 	return ""
 }
 
+// listen opens a port at an address of this host that its services may fetch from.
+func listen(t *testing.T) (net.Listener, error) {
+	t.Helper()
+	return net.Listen("tcp", net.JoinHostPort(hostAddress(t), "0"))
+}
+
 // TestInterruptedImport: the agent is killed in the middle of a transfer, which goes on where it was.
 func TestInterruptedImport(t *testing.T) {
 	b, err := os.ReadFile(diskImage(t))
@@ -177,7 +183,7 @@ func TestInterruptedImport(t *testing.T) {
 		w.Header().Set("ETag", `"one"`)
 		http.ServeContent(&slowly{w, &slow, &sent}, r, "disk.qcow2", time.Time{}, bytes.NewReader(b))
 	}))
-	l, err := net.Listen("tcp", net.JoinHostPort(hostAddress(t), "0"))
+	l, err := listen(t)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -860,6 +860,11 @@ func (in *SupervisorNamespaceStatus) DeepCopyInto(out *SupervisorNamespaceStatus
 			(*in)[i].DeepCopyInto(&(*out)[i])
 		}
 	}
+	if in.Effective != nil {
+		in, out := &in.Effective, &out.Effective
+		*out = new(SupervisorNamespaceSpec)
+		(*in).DeepCopyInto(*out)
+	}
 	if in.Usage != nil {
 		in, out := &in.Usage, &out.Usage
 		*out = make([]NamespaceUsage, len(*in))

@@ -28,6 +28,7 @@ import (
 	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/network"
 	"atoll.dev/atoll/internal/network/cniconf"
+	"atoll.dev/atoll/internal/network/policy"
 	"atoll.dev/atoll/internal/storage/csi/export"
 	"atoll.dev/atoll/internal/storage/csi/node"
 )
@@ -199,16 +200,19 @@ func (d *Down) cleanVolumes(context.Context) (string, error) {
 }
 
 // removeCgroups removes the groups the kubelet makes for pods, and the one it
-// makes them in if that is only this instance's.
+// makes them in if that is only this instance's. Controllers that were enabled for
+// that are no longer.
 func (d *Down) removeCgroups(context.Context) (string, error) {
+	withdraw := func() error { return cgroup.Withdraw(d.cfg.Tree.CgroupRecord()) }
 	groups, err := cgroup.Find(podsCgroup(d.cfg.Tree))
 	if err != nil || len(groups) == 0 {
-		return "", err
+		return "", errors.Join(err, withdraw())
 	}
 	var errs []error
 	for _, g := range groups {
 		errs = append(errs, cgroup.Remove(g))
 	}
+	errs = append(errs, withdraw())
 	return "cgroups removed", errors.Join(errs...)
 }
 
@@ -234,7 +238,7 @@ func (d *Down) cleanNetwork(context.Context) (string, error) {
 	return "", network.Cleanup(network.CleanupConfig{
 		Network:   cniconf.Network{StateDir: t.CNIState()},
 		NetnsDirs: t.NetnsDirs(),
-		Tables:    []string{"kube-proxy"},
+		Tables:    []string{"kube-proxy", policy.TableName(cniconf.Network{})},
 		Logger:    d.cfg.Logger,
 	})
 }

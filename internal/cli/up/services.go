@@ -42,6 +42,9 @@ func (u *Up) services() ([]supervise.Service, error) {
 	for _, san := range s.TLSSANs {
 		server = append(slices.Clip(server), "--tls-san="+san)
 	}
+	if s.LoadBalancerRange != "" {
+		server = append(slices.Clip(server), "--load-balancer-range="+s.LoadBalancerRange)
+	}
 	agent := append(slices.Clip(node), "--max-pods="+strconv.Itoa(s.MaxPods))
 	pool := supervise.Service{
 		Name: Pool,

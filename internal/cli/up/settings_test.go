@@ -16,17 +16,18 @@ func TestSettingsValidate(t *testing.T) {
 		t.Fatal(err)
 	}
 	tests := map[string]func(*Settings){
-		"--node-name":   func(s *Settings) { s.NodeName = "Host" },
-		"letters":       func(s *Settings) { s.NodeName = "a..b" },
-		"up to 63":      func(s *Settings) { s.NodeName = strings.Repeat("a", 64) },
-		"--node-ip":     func(s *Settings) { s.NodeIP = "127.0.0.1" },
-		"IPv4":          func(s *Settings) { s.NodeIP = "fd00::1" },
-		"--pool-size":   func(s *Settings) { s.PoolSize = 65 },
-		"--max-pods":    func(s *Settings) { s.MaxPods = 0 },
-		"--portal-port": func(s *Settings) { s.PortalPort = 65536 },
-		"--accelerator": func(s *Settings) { s.Accelerator = "hvf" },
-		"--kernel":      func(s *Settings) { s.Kernel = "boot/vmlinuz" },
-		"--log-format":  func(s *Settings) { s.LogFormat = "xml" },
+		"--node-name":           func(s *Settings) { s.NodeName = "Host" },
+		"letters":               func(s *Settings) { s.NodeName = "a..b" },
+		"up to 63":              func(s *Settings) { s.NodeName = strings.Repeat("a", 64) },
+		"--node-ip":             func(s *Settings) { s.NodeIP = "127.0.0.1" },
+		"IPv4":                  func(s *Settings) { s.NodeIP = "fd00::1" },
+		"--pool-size":           func(s *Settings) { s.PoolSize = 65 },
+		"--max-pods":            func(s *Settings) { s.MaxPods = 0 },
+		"--load-balancer-range": func(s *Settings) { s.LoadBalancerRange = "192.0.2.1/24" },
+		"--accelerator":         func(s *Settings) { s.Accelerator = "hvf" },
+		"--kernel":              func(s *Settings) { s.Kernel = "boot/vmlinuz" },
+		"--log-format":          func(s *Settings) { s.LogFormat = "xml" },
+		"--portal-port":         func(s *Settings) { s.PortalPort = 65536 },
 	}
 	for want, change := range tests {
 		s := good

@@ -8,9 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 
-	gwebsocket "github.com/gorilla/websocket"
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/rest"
@@ -20,6 +18,7 @@ import (
 	streamhttp "k8s.io/streaming/pkg/httpstream"
 
 	subresources "atoll.dev/atoll/api/subresources/v1alpha1"
+	"atoll.dev/atoll/internal/kube/subresources/socket"
 )
 
 // running reads a virtual machine that must be powered on.
@@ -59,58 +58,20 @@ func (s *session) stream(ctx context.Context, name, kind string) (io.ReadWriteCl
 		}
 		return nil, fmt.Errorf("opening the %s of %s: %w", kind, name, err)
 	}
-	return &socket{conn: conn}, nil
+	return console{socket.New(conn, 0)}, nil
 }
 
-// socket is a websocket as a stream of bytes.
-type socket struct {
-	conn *gwebsocket.Conn
-	rest io.Reader
-
-	writing sync.Mutex // guards writes to conn
-}
+// console is a stream whose last words are fit for a terminal.
+type console struct{ *socket.Stream }
 
 // Read implements io.Reader.
-func (s *socket) Read(p []byte) (int, error) {
-	for {
-		if s.rest == nil {
-			kind, r, err := s.conn.NextReader()
-			if ended, ok := errors.AsType[*gwebsocket.CloseError](err); ok {
-				if ended.Code == gwebsocket.CloseNormalClosure || ended.Code == gwebsocket.CloseGoingAway {
-					return 0, io.EOF
-				}
-				return 0, fmt.Errorf("the stream ended: %s", strings.TrimSpace(clean(ended.Text)))
-			}
-			if err != nil {
-				return 0, err
-			}
-			if kind != gwebsocket.BinaryMessage {
-				continue
-			}
-			s.rest = r
-		}
-		n, err := s.rest.Read(p)
-		if errors.Is(err, io.EOF) {
-			s.rest, err = nil, nil
-		}
-		if n > 0 || err != nil {
-			return n, err
-		}
+func (c console) Read(p []byte) (int, error) {
+	n, err := c.Stream.Read(p)
+	if errors.Is(err, socket.ErrEnded) {
+		err = errors.New(strings.TrimSpace(clean(err.Error())))
 	}
+	return n, err
 }
-
-// Write implements io.Writer.
-func (s *socket) Write(p []byte) (int, error) {
-	s.writing.Lock()
-	defer s.writing.Unlock()
-	if err := s.conn.WriteMessage(gwebsocket.BinaryMessage, p); err != nil {
-		return 0, err
-	}
-	return len(p), nil
-}
-
-// Close implements io.Closer.
-func (s *socket) Close() error { return s.conn.Close() }
 
 // forward makes a port of a virtual machine a port of this host, until ctx ends. It returns the port.
 func (s *session) forward(ctx context.Context, name string, port int, errOut io.Writer) (int, error) {

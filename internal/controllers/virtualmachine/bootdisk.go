@@ -8,26 +8,19 @@ import (
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	encryption "atoll.dev/atoll/api/encryption/v1alpha1"
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/controllers/condition"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/claims"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/placement"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/size"
 )
 
-// Annotations of claims.
-const (
-	// ImageAnnotation is the image that the volume is made of, VirtualMachineImage/NAME or
-	// ClusterVirtualMachineImage/NAME.
-	ImageAnnotation = "atoll.dev/image"
-	// slotAnnotation is the place of a boot disk, which must not change when the image does.
-	slotAnnotation = "atoll.dev/disk-place"
-)
+// slotAnnotation of its claim is the place of a boot disk, which must not change when the image does.
+const slotAnnotation = "atoll.dev/disk-place"
 
 // BootClaim is the name of the claim of the boot disk.
 func BootClaim(vm *vmopv1.VirtualMachine) string {
@@ -74,7 +67,7 @@ func (r *Reconciler) bootDisk(ctx context.Context, v *view) error {
 		return err
 	}
 	v.boot = claim
-	v.slot = parseSlot(claim.Annotations[slotAnnotation])
+	v.slot = placement.ParseSlot(claim.Annotations[slotAnnotation])
 	disk := machine.Boot("", strings.TrimPrefix(claim.Name, "disk-"), v.slot)
 	if claim.Spec.VolumeName != "" {
 		pv := &corev1.PersistentVolume{}
@@ -112,10 +105,11 @@ func (r *Reconciler) makeBootClaim(ctx context.Context, v *view) (*corev1.Persis
 		return nil, nil
 	}
 	slot := placement.Boot(v.image)
-	claim := newClaim(vm, BootClaim(vm), capacity)
-	claim.Annotations = map[string]string{ImageAnnotation: v.imageRef, slotAnnotation: slot.String()}
-	if c := vm.Spec.Crypto; c != nil && c.EncryptionClassName != "" {
-		claim.Annotations[encryption.ClaimAnnotation] = c.EncryptionClassName
+	claim := claims.New(vm, BootClaim(vm), capacity)
+	claim.Annotations = map[string]string{slotAnnotation: slot.String()}
+	claims.FromImage(claim, vm, v.imageRef, 0)
+	if added, err := r.addImageDisks(ctx, v); added || err != nil {
+		return nil, err
 	}
 	err := r.Create(ctx, claim)
 	switch {
@@ -132,24 +126,27 @@ func (r *Reconciler) makeBootClaim(ctx context.Context, v *view) (*corev1.Persis
 	return claim, nil
 }
 
-// newClaim is a claim of a block volume that goes with the VirtualMachine.
-func newClaim(vm *vmopv1.VirtualMachine, name string, size resource.Quantity) *corev1.PersistentVolumeClaim {
-	claim := &corev1.PersistentVolumeClaim{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: vm.Namespace, Name: name,
-			Labels:          map[string]string{machinev1.NameLabel: vm.Name, machinev1.UIDLabel: string(vm.UID)},
-			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(vm, vmopv1.GroupVersion.WithKind("VirtualMachine"))},
-		},
-		Spec: corev1.PersistentVolumeClaimSpec{
-			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
-			VolumeMode:  new(corev1.PersistentVolumeBlock),
-			Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: size}},
-		},
+// addImageDisks adds volumes for the disks of the image beyond the first, before the boot disk is made, and tells whether
+// there were some to add.
+func (r *Reconciler) addImageDisks(ctx context.Context, v *view) (bool, error) {
+	more := claims.OfImage(v.vm, v.image)
+	if len(more) == 0 {
+		return false, nil
 	}
-	if vm.Spec.StorageClass != "" {
-		claim.Spec.StorageClassName = &vm.Spec.StorageClass
+	vm := &vmopv1.VirtualMachine{}
+	if err := r.Live.Get(ctx, client.ObjectKeyFromObject(v.vm), vm); err != nil {
+		return false, client.IgnoreNotFound(err)
 	}
-	return claim
+	before := vm.DeepCopy()
+	vm.Spec.Volumes = append(vm.Spec.Volumes, claims.OfImage(vm, v.image)...)
+	v.missing = append(v.missing, "the disks of the image are being added to spec.volumes")
+	v.soon(retryFirst)
+	err := r.Patch(ctx, vm, client.MergeFromWithOptions(before, client.MergeFromWithOptimisticLock{}))
+	if apierrors.IsInvalid(err) || apierrors.IsForbidden(err) {
+		v.lacks(vmopv1.VirtualMachineConditionStorageReady, reasonInvalid, "the %d further disks of the image cannot be added to spec.volumes: %v", len(more), err)
+		return true, nil
+	}
+	return true, err
 }
 
 // growBootDisk asks for more room, which the volume has without a restart.
@@ -181,16 +178,5 @@ func (v *view) bootState(claim *corev1.PersistentVolumeClaim, disk machinev1.Dis
 	}
 	v.sizes(&s, claim)
 	v.attached(&s, disk.Name)
-	return s
-}
-
-// parseSlot reads Slot.String.
-func parseSlot(text string) placement.Slot {
-	var s placement.Slot
-	var typ string
-	if _, err := fmt.Sscanf(text, "%s %d:%d", &typ, &s.Bus, &s.Unit); err != nil {
-		return placement.Boot(nil)
-	}
-	s.Type = vmopv1.VirtualControllerType(typ)
 	return s
 }

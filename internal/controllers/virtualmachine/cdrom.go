@@ -16,6 +16,7 @@ import (
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/controllers/condition"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/attachment"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/claims"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/placement"
 )
@@ -91,8 +92,8 @@ func (r *Reconciler) disc(ctx context.Context, v *view, c *vmopv1.VirtualMachine
 		if len(image.Disks) > 0 && image.Disks[0].Limit != nil {
 			size = *image.Disks[0].Limit
 		}
-		claim = newClaim(vm, name, size)
-		claim.Annotations = map[string]string{ImageAnnotation: c.Image.Kind + "/" + c.Image.Name}
+		claim = claims.New(vm, name, size)
+		claim.Annotations = map[string]string{claims.ImageAnnotation: c.Image.Kind + "/" + c.Image.Name}
 		if err := r.Create(ctx, claim); err != nil {
 			if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) || apierrors.IsAlreadyExists(err) {
 				v.missing = append(v.missing, "the disc of a drive cannot be made")

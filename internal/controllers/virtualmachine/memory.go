@@ -13,6 +13,7 @@ import (
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/attachment"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/claims"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/power"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/running"
@@ -56,7 +57,7 @@ func (r *Reconciler) suspend(ctx context.Context, v *view) error {
 	}
 	if claim == nil {
 		bytes := max(v.state.Memory, v.machine.Memory.Bytes) + memoryExtra
-		claim = newClaim(vm, MemoryClaim(vm), *resource.NewQuantity(bytes, resource.BinarySI))
+		claim = claims.New(vm, MemoryClaim(vm), *resource.NewQuantity(bytes, resource.BinarySI))
 		err := r.Create(ctx, claim)
 		if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) {
 			v.missing = append(v.missing, fmt.Sprintf("its memory cannot be saved: %v", err))

@@ -17,6 +17,7 @@ import (
 	"atoll.dev/atoll/internal/controllers/virtualmachine/fields"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/power"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/size"
 )
 
 const (
@@ -24,6 +25,8 @@ const (
 	hardwareVersion = 21
 	// FieldsCondition names fields of the spec that have no effect.
 	FieldsCondition = "atoll.dev/FieldsWithoutEffect"
+	// MemoryCondition is False when there may be too little memory to boot.
+	MemoryCondition = "atoll.dev/EnoughMemory"
 	// computeSynced is a type of VM Operator without a constant in its API.
 	computeSynced = "VirtualMachineComputeConfigSynced"
 	// readyCondition follows the readiness probe.
@@ -59,6 +62,7 @@ func (r *Reconciler) status(ctx context.Context, v *view) error {
 	v.placementCondition()
 	v.readiness()
 	v.pendingCondition()
+	v.enoughMemory()
 	v.withoutEffect()
 	condition.True(&s.Conditions, vmopv1.VirtualMachineReconcileReady)
 	return nil
@@ -289,6 +293,15 @@ func (v *view) pendingCondition() {
 		}
 	case v.sized:
 		condition.True(list, computeSynced)
+	}
+}
+
+// enoughMemory warns of a machine that is likely not to boot.
+func (v *view) enoughMemory() {
+	if why := size.TooLittle(v.size, v.build(nil).Firmware.Type == machinev1.EFI); v.sized && why != "" {
+		condition.False(&v.vm.Status.Conditions, MemoryCondition, "FirmwareEFI", "%s", why)
+	} else {
+		condition.Remove(&v.vm.Status.Conditions, MemoryCondition)
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/attachment"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/claims"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/placement"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/power"
@@ -88,7 +89,7 @@ func (r *Reconciler) volume(ctx context.Context, v *view, vol *vmopv1.VirtualMac
 		v.await(disk)
 		return err
 	}
-	if owner := metav1.GetControllerOf(claim); owner != nil && owner.Kind == "VirtualMachine" && (owner.UID != v.vm.UID || claim.Annotations[ImageAnnotation] != "" || claim.Name == MemoryClaim(v.vm)) {
+	if owner := metav1.GetControllerOf(claim); owner != nil && owner.Kind == "VirtualMachine" && (owner.UID != v.vm.UID || claim.Annotations[claims.ImageAnnotation] != "" && claims.Number(v.vm, claim.Name) == 0 || claim.Name == MemoryClaim(v.vm)) {
 		return &attachment.Problem{Text: fmt.Sprintf("PersistentVolumeClaim %s is a part of VirtualMachine %s: name a claim of your own", claim.Name, owner.Name)}
 	}
 	state.DiskUUID = machine.DiskUUID(string(claim.UID))
@@ -156,8 +157,13 @@ func (r *Reconciler) volumeClaim(ctx context.Context, v *view, vol *vmopv1.Virtu
 	if instance == nil {
 		return nil, &attachment.Problem{Text: fmt.Sprintf("PersistentVolumeClaim %s does not exist: make it, or remove the volume", name), Waiting: true}
 	}
-	claim = newClaim(v.vm, name, instance.Size)
-	claim.Spec.StorageClassName = &instance.StorageClass
+	claim = claims.New(v.vm, name, instance.Size)
+	if instance.StorageClass != "" {
+		claim.Spec.StorageClassName = &instance.StorageClass
+	}
+	if number := claims.Number(v.vm, name); number > 0 {
+		claims.FromImage(claim, v.vm, v.imageRef, number)
+	}
 	if err := r.Create(ctx, claim); err != nil {
 		if apierrors.IsForbidden(err) || apierrors.IsInvalid(err) {
 			return nil, &attachment.Problem{Text: fmt.Sprintf("PersistentVolumeClaim %s cannot be made: %v", name, err)}

@@ -44,7 +44,7 @@ func Setup(inUse InUse) func(ctrl.Manager) error {
 
 // ofDefault has a namespace looked at whose default class has changed, or is gone.
 func ofDefault(_ context.Context, obj client.Object) []reconcile.Request {
-	if obj.GetLabels()[defaultLabel] == "" {
+	if obj.GetLabels()[DefaultLabel] == "" {
 		return nil
 	}
 	return []reconcile.Request{{NamespacedName: types.NamespacedName{Name: obj.GetNamespace()}}}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
+	"sync"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	corev1 "k8s.io/api/core/v1"
@@ -47,14 +49,20 @@ func refusal(format string, args ...any) error {
 type Reconciler struct {
 	client.Client
 	Events events.EventRecorder
+	// Range are the addresses for Services that cannot have that of a node.
+	Range netip.Prefix
 	// Portal is the port of hosts that people log in at. Who had it could take their passwords.
 	Portal int32
+
+	// ingresses is held while an address is chosen and written.
+	ingresses sync.Mutex
 }
 
-// Setup returns what adds the controller to a manager.
-func Setup(portal int) func(ctrl.Manager) error {
+// Setup adds the controller to a manager, with Reconciler.Range and Portal.
+func Setup(addresses netip.Prefix, portal int) func(ctrl.Manager) error {
 	return func(mgr ctrl.Manager) error {
-		return (&Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachineservice"), Portal: int32(portal)}).setup(mgr)
+		r := &Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachineservice"), Range: addresses, Portal: int32(portal)}
+		return r.setup(mgr)
 	}
 }
 

@@ -2,6 +2,8 @@ package vmservice
 
 import (
 	"context"
+	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -28,7 +30,7 @@ func reconciler(t *testing.T, objects ...client.Object) *Reconciler {
 	}
 	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).
 		WithStatusSubresource(&vmopv1.VirtualMachineService{}, &vmopv1.VirtualMachine{}, &corev1.Service{}).Build()
-	return &Reconciler{Client: c, Events: events.NewFakeRecorder(100), Portal: 443}
+	return &Reconciler{Client: c, Events: events.NewFakeRecorder(100), Portal: 443, Range: netip.MustParsePrefix("10.97.0.0/29")}
 }
 
 func service(kind vmopv1.VirtualMachineServiceType, port int32) *vmopv1.VirtualMachineService {
@@ -186,28 +188,55 @@ func TestLoadBalancer(t *testing.T) {
 	if made := get(t, r.Client, "web", &corev1.Service{}); made.Status.LoadBalancer.Ingress[0].IP != "192.0.2.1" {
 		t.Errorf("Service %+v", made.Status)
 	}
-	// Another service gets no port that is taken, and gets it when it is free.
-	second := service("LoadBalancer", 8443)
-	second.Name, second.UID = "web2", "second"
-	if err := r.Create(t.Context(), second); err != nil {
-		t.Fatal(err)
-	}
-	key := client.ObjectKeyFromObject(second)
-	if _, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: key}); err == nil {
-		t.Error("a taken port is not tried again")
-	}
-	got := &vmopv1.VirtualMachineService{}
-	if err := r.Get(t.Context(), key, got); err != nil || len(got.Status.LoadBalancer.Ingress) != 0 || !strings.Contains(got.Annotations[ProblemAnnotation], "is taken") {
-		t.Errorf("%+v, %q, %v", got.Status, got.Annotations[ProblemAnnotation], err)
+	// Others that want the same port get addresses of their own, as long as there are some, and keep them.
+	for i := range 8 {
+		other := service("LoadBalancer", 8443)
+		other.Name, other.UID = fmt.Sprintf("web%d", i), types.UID(fmt.Sprint(i))
+		if err := r.Create(t.Context(), other); err != nil {
+			t.Fatal(err)
+		}
+		key := client.ObjectKeyFromObject(other)
+		for range 2 {
+			_, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: key})
+			got := &vmopv1.VirtualMachineService{}
+			if err := r.Get(t.Context(), key, got); err != nil {
+				t.Fatal(err)
+			}
+			if i >= 6 {
+				if err == nil || len(got.Status.LoadBalancer.Ingress) != 0 || !strings.Contains(got.Annotations[ProblemAnnotation], "--load-balancer-range") {
+					t.Errorf("%s: %+v, %q, %v", key.Name, got.Status, got.Annotations[ProblemAnnotation], err)
+				}
+				continue
+			}
+			if want := fmt.Sprintf("10.97.0.%d", i+1); err != nil || len(got.Status.LoadBalancer.Ingress) != 1 || got.Status.LoadBalancer.Ingress[0].IP != want {
+				t.Errorf("%s: %+v, %v, want %s", key.Name, got.Status, err, want)
+			}
+		}
 	}
 }
 
 func TestReservedPorts(t *testing.T) {
-	for port, free := range map[int32]bool{22: false, 53: false, 80: true, 443: false, 5432: true, 6443: false, 10250: false, 30000: false, 40000: true} {
+	for port, want := range map[int32]string{
+		22: "10.97.0.1", 53: "10.97.0.1", 80: "192.0.2.1", 443: "10.97.0.1", 5432: "192.0.2.1", 6443: "10.97.0.1", 10250: "10.97.0.1",
+		30000: "10.97.0.1", 40000: "192.0.2.1",
+	} {
 		r := reconciler(t, service("LoadBalancer", port), node("host-1", "192.0.2.1"))
 		s, err := r.run(t)
-		if err != nil || (len(s.Status.LoadBalancer.Ingress) == 1) != free || (s.Annotations[ProblemAnnotation] == "") != free {
+		if err != nil || len(s.Status.LoadBalancer.Ingress) != 1 || s.Status.LoadBalancer.Ingress[0].IP != want || s.Annotations[ProblemAnnotation] != "" {
 			t.Errorf("port %d: %+v, %q, %v", port, s.Status, s.Annotations[ProblemAnnotation], err)
+		}
+	}
+}
+
+// TestWantedAddress: an address of the range can be asked for; another is the node's business.
+func TestWantedAddress(t *testing.T) {
+	for wanted, want := range map[string]string{"10.97.0.5": "10.97.0.5", "203.0.113.4": "192.0.2.1", "nonsense": "192.0.2.1"} {
+		s := service("LoadBalancer", 8443)
+		s.Spec.LoadBalancerIP = wanted
+		r := reconciler(t, s, node("host-1", "192.0.2.1"))
+		got, err := r.run(t)
+		if err != nil || len(got.Status.LoadBalancer.Ingress) != 1 || got.Status.LoadBalancer.Ingress[0].IP != want {
+			t.Errorf("%s: %+v, %v", wanted, got.Status, err)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -55,7 +56,7 @@ func (r *Reconciler) reserved(port int32) string {
 		return ""
 	case port < 1024:
 		return "ports below 1024 but 80 and 443 belong to the host"
-	case port == 2379, port == 2380, port == 6443, port >= 10240 && port <= 10260:
+	case port == 2379, port == 2380, port == 6443, port == 9443, port >= 10240 && port <= 10260:
 		return "it belongs to the cluster itself"
 	case port >= 30000 && port <= 32767:
 		return "it is in the range of node ports"
@@ -63,8 +64,11 @@ func (r *Reconciler) reserved(port int32) string {
 	return ""
 }
 
-// ingress gives a Service of type LoadBalancer the address of a node. An address that something else has given
-// it stays.
+// errTaken marks a port of an address that the Service cannot have.
+var errTaken = errors.New("taken")
+
+// ingress gives a Service of type LoadBalancer the address of a node or, where its ports are taken, one of its own. An
+// address that something else has given it stays.
 func (r *Reconciler) ingress(ctx context.Context, s *vmopv1.VirtualMachineService, made *corev1.Service) error {
 	ours := made.Annotations[ingressAnnotation]
 	if s.Spec.Type != vmopv1.VirtualMachineServiceTypeLoadBalancer {
@@ -73,17 +77,81 @@ func (r *Reconciler) ingress(ctx context.Context, s *vmopv1.VirtualMachineServic
 	if len(made.Status.LoadBalancer.Ingress) > 0 && made.Status.LoadBalancer.Ingress[0].IP != ours {
 		return nil
 	}
-	address, err := r.address(ctx, ours)
-	if err == nil && address != "" {
-		err = r.free(ctx, made, address)
-	}
-	if err == nil && address == "" {
-		err = errors.New("no node has an address that could be the ingress")
-	}
+	r.ingresses.Lock()
+	defer r.ingresses.Unlock()
+	address, err := r.choose(ctx, made, ours)
 	if err != nil {
 		address = ""
 	}
 	return errors.Join(err, r.putIngress(ctx, made, address))
+}
+
+// choose finds the address of the ingress; ours is the one that it had.
+func (r *Reconciler) choose(ctx context.Context, made *corev1.Service, ours string) (string, error) {
+	var all corev1.ServiceList
+	if err := r.List(ctx, &all); err != nil {
+		return "", fmt.Errorf("listing Services: %w", err)
+	}
+	if wanted := made.Spec.LoadBalancerIP; wanted != "" {
+		if a, err := netip.ParseAddr(wanted); err == nil && r.Range.Contains(a) {
+			if by := holder(all.Items, made, wanted); by != "" {
+				return "", fmt.Errorf("spec.loadBalancerIP %s is taken by Service %s; name another of %s, or none", wanted, by, r.Range)
+			}
+			return wanted, nil
+		}
+	}
+	if a, err := netip.ParseAddr(ours); err == nil && r.Range.Contains(a) && holder(all.Items, made, ours) == "" {
+		return ours, nil // an address stays the same for as long as it can
+	}
+	address, err := r.address(ctx, ours)
+	switch {
+	case err != nil:
+		return "", err
+	case address == "":
+		return "", errors.New("no node has an address that could be the ingress")
+	}
+	err = r.free(all.Items, made, address)
+	if err == nil || !errors.Is(err, errTaken) {
+		return address, err
+	}
+	own, found := r.own(all.Items, made)
+	if !found {
+		return "", fmt.Errorf("%w; and the load balancers' addresses %s are all used: start the supervisor with a larger --load-balancer-range", err, r.Range)
+	}
+	return own, nil
+}
+
+// own is an address of the range that no other Service has.
+func (r *Reconciler) own(all []corev1.Service, made *corev1.Service) (string, bool) {
+	if !r.Range.IsValid() {
+		return "", false
+	}
+	used := map[string]bool{}
+	for _, s := range all {
+		if key(s) == key(*made) {
+			continue
+		}
+		for _, i := range s.Status.LoadBalancer.Ingress {
+			used[i.IP] = true
+		}
+		used[s.Annotations[ingressAnnotation]] = true // which is written before
+	}
+	for a := r.Range.Masked().Addr().Next(); r.Range.Contains(a.Next()); a = a.Next() { // without the first and the last
+		if !used[a.String()] {
+			return a.String(), true
+		}
+	}
+	return "", false
+}
+
+// holder is another Service that has the address, and had it before.
+func holder(all []corev1.Service, made *corev1.Service, address string) string {
+	for _, other := range all {
+		if key(other) != key(*made) && has(other, address) && older(other, *made, address) {
+			return key(other)
+		}
+	}
+	return ""
 }
 
 // address is that of a node that is ready: the one that the Service has already if it can stay.
@@ -117,25 +185,19 @@ func ready(n corev1.Node) bool {
 }
 
 // free tells why the address cannot be the Service's ingress: a port of it is taken.
-func (r *Reconciler) free(ctx context.Context, made *corev1.Service, address string) error {
+func (r *Reconciler) free(all []corev1.Service, made *corev1.Service, address string) error {
 	for _, p := range made.Spec.Ports {
 		if why := r.reserved(p.Port); why != "" {
-			return refusal("there is no load balancer yet, and port %d of the node's address cannot be used: %s; use another port, or reach it at node port %d of %s",
-				p.Port, why, p.NodePort, address)
+			return fmt.Errorf("port %d of the node's address is %w: %s", p.Port, errTaken, why)
 		}
 	}
-	var all corev1.ServiceList
-	if err := r.List(ctx, &all); err != nil {
-		return fmt.Errorf("listing Services: %w", err)
-	}
-	for _, other := range all.Items {
+	for _, other := range all {
 		if key(other) == key(*made) || !has(other, address) || !older(other, *made, address) {
 			continue
 		}
 		for _, p := range made.Spec.Ports {
 			if slices.ContainsFunc(other.Spec.Ports, func(o corev1.ServicePort) bool { return o.Port == p.Port && o.Protocol == p.Protocol }) {
-				return fmt.Errorf("there is no load balancer yet, and port %d of the node's address %s is taken by another Service; use another port, or reach it at node port %d",
-					p.Port, address, p.NodePort)
+				return fmt.Errorf("port %d of the node's address %s is %w by Service %s", p.Port, address, errTaken, key(other))
 			}
 		}
 	}

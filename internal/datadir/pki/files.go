@@ -33,9 +33,13 @@ const (
 	// Storage is the storage part of a host's agent.
 	Storage            = "storage"
 	SnapshotController = "snapshot-controller"
+	// NetworkPolicy is the part of a host's agent that enforces network policies.
+	NetworkPolicy = "network-policy"
 	// VMController is the manager of virtual machines, VMWebhook its port for the API server.
 	VMController = "vm-controller"
 	VMWebhook    = "vm-webhook"
+	// NamespaceController is the controller of SupervisorNamespaces.
+	NamespaceController = "namespace-controller"
 	// Identity knows people, IdentityWebhook is its port for the API server.
 	Identity        = "identity"
 	IdentityWebhook = "identity-webhook"
@@ -47,8 +51,11 @@ const (
 const (
 	StorageGroup           = "atoll:storage-agents"
 	SnapshotControllerUser = "atoll:snapshot-controller"
+	NetworkPolicyGroup     = "atoll:network-policy-agents"
 	// VMControllerUser alone makes, changes and deletes the pods of virtual machines.
 	VMControllerUser = "system:atoll:vm-controller"
+	// NamespaceControllerUser makes namespaces and their bounds.
+	NamespaceControllerUser = "system:atoll:namespace-controller"
 )
 
 // IdentityUser is who checks passwords and tokens. It may read their hashes.

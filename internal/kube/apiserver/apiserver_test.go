@@ -15,6 +15,7 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/admission/runtimeclass"
 
 	"atoll.dev/atoll/internal/datadir/pki"
+	"atoll.dev/atoll/internal/kube/admission/namespacebounds"
 	"atoll.dev/atoll/internal/kube/admission/podruntime"
 	"atoll.dev/atoll/internal/testkit/golden"
 )
@@ -77,7 +78,7 @@ func TestMissingKeyIsNotReplaced(t *testing.T) {
 
 func TestAdmissionOrder(t *testing.T) {
 	first := options.NewServerRunOptions()
-	registerAdmission(first)
+	registerAdmission(first, namespacebounds.NewSource())
 	order := first.Admission.GenericAdmission.RecommendedPluginOrder
 	ours := slices.Index(order, podruntime.PluginName)
 	if ours < 0 || order[ours+1] != runtimeclass.PluginName {

@@ -7,20 +7,23 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"atoll.dev/atoll/internal/linux/cgroup"
 )
 
 // makeCgroupRoot makes the group pods live under in every hierarchy. The kubelet
-// wants it to exist.
-func makeCgroupRoot(path string) error {
+// wants it to exist. What that changes of the groups above is noted in record.
+func makeCgroupRoot(path, record string) error {
 	roots, err := cgroup.Roots()
 	if err != nil {
 		return fmt.Errorf("making cgroup %s: %w", path, err)
 	}
+	// Beside hierarchies of version 1 nothing is asked of that of version 2, which has only what they left over.
+	unified := !slices.ContainsFunc(roots, func(root string) bool { return !cgroup.IsUnified(root) })
 	for _, root := range roots {
-		if err := makeGroup(root, path); err != nil {
+		if err := makeGroup(root, path, unified, record); err != nil {
 			return fmt.Errorf("making cgroup %s below %s: %w", path, root, err)
 		}
 	}
@@ -28,11 +31,13 @@ func makeCgroupRoot(path string) error {
 }
 
 // makeGroup makes one group, whose members can use everything their parent can.
-func makeGroup(root, path string) error {
+func makeGroup(root, path string, unified bool, record string) error {
 	parent := root
 	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
-		if err := delegate(parent); err != nil {
-			return err
+		if unified {
+			if err := cgroup.Delegate(parent, record); err != nil {
+				return err
+			}
 		}
 		group := filepath.Join(parent, name)
 		if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -45,24 +50,6 @@ func makeGroup(root, path string) error {
 			}
 		}
 		parent = group
-	}
-	return nil
-}
-
-// delegate lets the children of a version 2 group use all its controllers; other
-// groups are left alone.
-func delegate(group string) error {
-	controllers, err := os.ReadFile(filepath.Join(group, "cgroup.controllers"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	for name := range strings.FieldsSeq(string(controllers)) {
-		if err := os.WriteFile(filepath.Join(group, "cgroup.subtree_control"), []byte("+"+name), 0o644); err != nil {
-			return err
-		}
 	}
 	return nil
 }

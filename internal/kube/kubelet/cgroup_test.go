@@ -15,15 +15,25 @@ func TestMakeGroup(t *testing.T) {
 		}
 	}
 	for range 2 {
-		if err := makeGroup(root, "/a/b"); err != nil {
+		if err := makeGroup(root, "/a/b", false, ""); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if _, err := os.Stat(filepath.Join(root, "a", "b")); err != nil {
 		t.Fatal(err)
 	}
+	if got, err := os.ReadFile(filepath.Join(root, "cgroup.subtree_control")); err != nil || string(got) != "" {
+		t.Errorf("beside version 1: %q, %v", got, err)
+	}
+	record := filepath.Join(t.TempDir(), "record")
+	if err := makeGroup(root, "/a", true, record); err != nil {
+		t.Fatal(err)
+	}
 	if got, err := os.ReadFile(filepath.Join(root, "cgroup.subtree_control")); err != nil || string(got) != "+memory" {
-		t.Fatalf("%q, %v", got, err)
+		t.Errorf("version 2: %q, %v", got, err)
+	}
+	if _, err := os.Stat(record); err != nil {
+		t.Error(err)
 	}
 }
 

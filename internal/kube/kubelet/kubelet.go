@@ -47,6 +47,8 @@ type Config struct {
 	NodeLabels map[string]string
 	MaxPods    int
 	CgroupRoot string
+	// CgroupRecord is a file in which is noted what making CgroupRoot has changed.
+	CgroupRecord string
 
 	Port       int
 	HealthPort int
@@ -64,7 +66,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("configuring kubelet: %w", err)
 	}
 	if cfg.CgroupRoot != "" {
-		if err := makeCgroupRoot(cfg.CgroupRoot); err != nil {
+		if err := makeCgroupRoot(cfg.CgroupRoot, cfg.CgroupRecord); err != nil {
 			return fmt.Errorf("configuring kubelet: %w", err)
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
 
 	gwebsocket "github.com/gorilla/websocket"
@@ -21,6 +20,7 @@ import (
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	subresources "atoll.dev/atoll/api/subresources/v1alpha1"
+	"atoll.dev/atoll/internal/kube/subresources/socket"
 )
 
 const (
@@ -36,47 +36,6 @@ const (
 )
 
 func negotiated() negotiation.EndpointRestrictions { return negotiation.DefaultEndpointRestrictions }
-
-// connection is a client's websocket as a stream.
-type connection struct {
-	ws   *gwebsocket.Conn
-	rest io.Reader
-
-	writing sync.Mutex // guards writes to ws
-}
-
-// Read implements io.Reader: what the client says.
-func (c *connection) Read(p []byte) (int, error) {
-	for {
-		if c.rest == nil {
-			_, r, err := c.ws.NextReader()
-			if err != nil {
-				return 0, io.EOF // the client is gone, one way or the other
-			}
-			c.rest = r
-		}
-		n, err := c.rest.Read(p)
-		if errors.Is(err, io.EOF) {
-			c.rest, err = nil, nil
-		}
-		if n > 0 || err != nil {
-			return n, err
-		}
-	}
-}
-
-// Write implements io.Writer: what the client is told.
-func (c *connection) Write(p []byte) (int, error) {
-	c.writing.Lock()
-	defer c.writing.Unlock()
-	if err := c.ws.SetWriteDeadline(time.Now().Add(writeWithin)); err != nil {
-		return 0, err
-	}
-	if err := c.ws.WriteMessage(gwebsocket.BinaryMessage, p); err != nil {
-		return 0, err
-	}
-	return len(p), nil
-}
 
 // serve makes a websocket of the request and connects it with a stream of a pod.
 func (s *streams) serve(w http.ResponseWriter, r *http.Request, pod *corev1.Pod, kind machinev1.StreamKind) {
@@ -97,7 +56,7 @@ func (s *streams) serve(w http.ResponseWriter, r *http.Request, pod *corev1.Pod,
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	go ping(ctx, ws)
-	err = s.exec(ctx, pod.Namespace, pod.Name, kind, &connection{ws: ws})
+	err = s.exec(ctx, pod.Namespace, pod.Name, kind, socket.New(ws, writeWithin))
 	code, reason := gwebsocket.CloseNormalClosure, ""
 	if err != nil {
 		code, reason = gwebsocket.CloseInternalServerErr, err.Error()
@@ -124,7 +83,7 @@ func ping(ctx context.Context, ws *gwebsocket.Conn) {
 }
 
 // execInPod runs the stream's command in the machine's pod.
-func (s *streams) execInPod(ctx context.Context, namespace, pod string, kind machinev1.StreamKind, conn *connection) error {
+func (s *streams) execInPod(ctx context.Context, namespace, pod string, kind machinev1.StreamKind, conn io.ReadWriter) error {
 	base, _, err := rest.DefaultServerUrlFor(s.config)
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ package subresources
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -57,7 +58,7 @@ type streams struct {
 	// looking bounds how many tickets are looked up at once.
 	looking chan struct{}
 	// exec runs a command in a pod with the streams of a connection; tests replace it.
-	exec func(ctx context.Context, namespace, pod string, kind machinev1.StreamKind, conn *connection) error
+	exec func(ctx context.Context, namespace, pod string, kind machinev1.StreamKind, conn io.ReadWriter) error
 }
 
 // maxLooking is how many tickets are looked up at once. Who asks for more is told to come again.

@@ -53,7 +53,7 @@ func newServer(t *testing.T, objects ...runtime.Object) *server {
 	}
 	s.client = fake.NewClientset(pods...)
 	s.objects = dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{webConsoleRequests(): "VirtualMachineWebConsoleRequestList"}, others...)
-	s.exec = func(_ context.Context, _, pod string, kind machinev1.StreamKind, conn *connection) error {
+	s.exec = func(_ context.Context, _, pod string, kind machinev1.StreamKind, conn io.ReadWriter) error {
 		if _, err := io.WriteString(conn, string(kind)+" of "+pod+"\n"); err != nil {
 			return err
 		}

@@ -1,7 +1,9 @@
 // Package cgroup removes trees of control groups, in all hierarchies a host has
-// mounted (version 1, version 2 or both).
+// mounted (version 1, version 2 or both), and enables controllers for groups of
+// version 2 in a way that can be undone.
 //
-// It does not make groups or set limits. It is called by `atoll down`. What can
+// It does not make groups or set limits. It is called by `atoll down`, and before
+// the kubelet starts. What can
 // go wrong: a process in the tree cannot be killed (in an uninterruptible
 // sleep); the groups above it then stay and are named in the error.
 package cgroup

@@ -106,7 +106,8 @@ func (l *life) command(ctx context.Context, hw Hardware, args []string, terminal
 	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	if err := hw.Agent().Ping(asking); err != nil {
-		return nil, fmt.Errorf("%w: %w", guest.ErrNoAgent, errdefs.ErrUnavailable)
+		// Only the message: containerd would add the word for the class, more than once.
+		return nil, errdefs.ErrUnavailable.WithMessage(guest.ErrNoAgent.Error())
 	}
 	return func(e ends) uint32 { return l.guestExec(e, hw, args) }, nil
 }

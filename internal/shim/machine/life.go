@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,8 @@ const (
 	releaseTimeout = 30 * time.Second
 	// askTimeout bounds how long the guest agent may take to hear that it is to shut down.
 	askTimeout = 3 * time.Second
+	// askAgain is the pause before a guest that has not shut down is asked again.
+	askAgain = 15 * time.Second
 	// defaultStop is how long a guest may take to shut down where nobody says.
 	defaultStop = 5 * time.Minute
 )
@@ -41,6 +44,8 @@ type life struct {
 	gone   chan struct{} // closed when QEMU has ended
 	ended  chan struct{} // closed when everything is given back and the exit is reported
 	reset  chan struct{} // buffered: the guest was restarted
+
+	askAgain time.Duration
 
 	mu        sync.Mutex // guards the fields below, not held over calls
 	hw        Hardware   // nil until it runs
@@ -62,7 +67,7 @@ type life struct {
 func (s *Service) begin(p *process, e ends) {
 	l := &life{
 		s: s, process: p, wake: make(chan struct{}, 1), gone: make(chan struct{}), ended: make(chan struct{}), reset: make(chan struct{}, 1),
-		disks: map[string]*disk{}, nics: map[string]*nic{}, done: map[string]string{},
+		askAgain: askAgain, disks: map[string]*disk{}, nics: map[string]*nic{}, done: map[string]string{},
 	}
 	l.ctx, l.cancel = context.WithCancel(s.background)
 	var starting context.Context
@@ -234,19 +239,23 @@ func (l *life) shutdown(hw Hardware) {
 		l.powerOff()
 		return
 	}
-	l.ask(hw)
-	limit := time.Duration(how.TimeoutSeconds) * time.Second
+	limit := cmp.Or(time.Duration(how.TimeoutSeconds)*time.Second, defaultStop)
+	cut := time.After(limit)
 	if how.Mode == machinev1.Soft {
-		return // whoever deletes the pod decides how long to wait
+		cut = nil // whoever deletes the pod decides how long to wait
 	}
-	if limit == 0 {
-		limit = defaultStop
-	}
-	select {
-	case <-hw.Done():
-	case <-time.After(limit):
-		slog.Warn("the guest does not shut down and is powered off", "sandbox", l.s.ID(), "after", limit)
-		l.powerOff()
+	// A guest that is still booting hears neither its agent nor the button, so it is asked again.
+	for {
+		l.ask(hw)
+		select {
+		case <-hw.Done():
+			return
+		case <-cut:
+			slog.Warn("the guest does not shut down and is powered off", "sandbox", l.s.ID(), "after", limit)
+			l.powerOff()
+			return
+		case <-time.After(l.askAgain):
+		}
 	}
 }
 

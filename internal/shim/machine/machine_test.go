@@ -9,14 +9,18 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	api "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/datadir/attach"
+	"atoll.dev/atoll/internal/shim/machine/guest"
 	"atoll.dev/atoll/internal/vm"
 	"atoll.dev/atoll/internal/vm/hardware"
 )
@@ -128,6 +132,30 @@ func TestNotStarted(t *testing.T) {
 	m.CPU.Count = 0
 	if _, err := newWorld(t).sandbox(m); err == nil || !strings.Contains(err.Error(), "cpu.count") {
 		t.Errorf("a machine without processors: %v", err)
+	}
+}
+
+// TestAskedAgain: a guest that does not hear the power button, since it is still booting, is asked again until it ends.
+func TestAskedAgain(t *testing.T) {
+	for _, mode := range []machinev1.StopMode{machinev1.Soft, machinev1.TrySoft} {
+		m := sample()
+		m.Stop = machinev1.Stop{Mode: mode}
+		p := newWorld(t).start(m)
+		p.running()
+		p.s.life.askAgain = 20 * time.Millisecond
+		if _, err := p.tasks.Kill(t.Context(), &api.KillRequest{ID: "vm", Signal: uint32(unix.SIGTERM)}); err != nil {
+			t.Fatal(err)
+		}
+		for p.called("powerdown") < 3 {
+			if t.Context().Err() != nil {
+				t.Fatal("it is not asked again")
+			}
+			time.Sleep(time.Millisecond)
+		}
+		p.end(vm.ExitShutdown)
+		if status := p.wait(); status != 0 || p.called("poweroff") > 0 || p.s.board.Get().End.Reason != machinev1.EndStopped {
+			t.Errorf("%s: %d, %+v, calls %s", mode, status, p.s.board.Get().End, p.calls)
+		}
 	}
 }
 
@@ -256,7 +284,7 @@ func TestExecWithoutAgent(t *testing.T) {
 		_, err = p.tasks.Exec(t.Context(), &api.ExecProcessRequest{ID: "vm", ExecID: "e" + args[0], Terminal: terminal, Spec: &anypb.Any{Value: process}})
 		return err
 	}
-	if err := exec(false, "ls"); err == nil || !strings.Contains(err.Error(), "qemu-guest-agent") {
+	if err := errgrpc.ToNative(exec(false, "ls")); !errdefs.IsUnavailable(err) || err.Error() != guest.ErrNoAgent.Error() {
 		t.Errorf("without an agent: %v", err)
 	}
 	if err := exec(true, "sh"); err == nil || !strings.Contains(err.Error(), "kubectl attach") {

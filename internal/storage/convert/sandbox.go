@@ -9,13 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"atoll.dev/atoll/internal/linux/jail"
 )
 
 // errMissing: a program is not there.
@@ -78,15 +79,8 @@ func (s sandboxed) run(ctx context.Context) error {
 }
 
 func (s sandboxed) spawn(ctx context.Context, path, root string, null *os.File, stderr io.Writer) error {
-	runtime.LockOSThread() // for good
-	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
-		return fmt.Errorf("making a mount namespace: %w", err)
-	}
 	if err := tree(root, s.Disk); err != nil {
 		return fmt.Errorf("making a sandbox: %w", err)
-	}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("setting no_new_privs: %w", err)
 	}
 	limits := fmt.Sprintf(`ulimit -c 0; ulimit -f 0; ulimit -n %d; ulimit -v %d; exec "$@"`, maxFiles, maxMemory)
 	cmd := &exec.Cmd{
@@ -108,37 +102,16 @@ func (s sandboxed) spawn(ctx context.Context, path, root string, null *os.File, 
 	return cmd.Wait()
 }
 
-// tree makes the file tree of a reader the root of this thread's mount namespace.
+// tree makes the file tree of a reader the root of this thread, which is not used again.
 func tree(root string, disk *os.File) error {
-	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("separating mounts: %w", err)
-	}
-	if err := unix.Mount("root", root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=1m"); err != nil {
-		return fmt.Errorf("mounting the root: %w", err)
-	}
-	binds := []string{"/usr"}
-	for _, d := range []string{"/lib", "/lib64", "/bin"} {
-		if target, err := os.Readlink(d); err == nil {
-			if err := os.Symlink(target, filepath.Join(root, d)); err != nil {
-				return err
-			}
-		} else {
-			binds = append(binds, d)
-		}
-	}
-	for _, d := range binds {
-		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
-			return err
-		}
-		if err := bind(d, filepath.Join(root, d), unix.MS_NOSUID|unix.MS_NODEV); err != nil {
-			return err
-		}
+	if err := jail.Begin(root, 1<<20); err != nil {
+		return err
 	}
 	at := filepath.Join(root, diskPath)
 	if err := os.WriteFile(at, nil, 0o600); err != nil {
 		return err
 	}
-	if err := bind(disk.Name(), at, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC); err != nil {
+	if err := jail.Bind(disk.Name(), at, unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC); err != nil {
 		return err
 	}
 	want, err := disk.Stat()
@@ -148,24 +121,10 @@ func tree(root string, disk *os.File) error {
 	if got, err := os.Stat(at); err != nil || !os.SameFile(want, got) {
 		return fmt.Errorf("%s has been replaced meanwhile", disk.Name())
 	}
-	if err := errors.Join(unix.Mount("", root, "", unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, ""), unix.Chdir(root)); err != nil {
+	if err := unix.Mount("", root, "", unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
 		return err
 	}
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("entering the root: %w", err)
-	}
-	return errors.Join(unix.Unmount(".", unix.MNT_DETACH), unix.Chdir("/"))
-}
-
-// bind shows something at another place, read-only.
-func bind(from, to string, flags uintptr) error {
-	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("binding %s: %w", from, err)
-	}
-	if err := unix.Mount("", to, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|flags, ""); err != nil {
-		return fmt.Errorf("binding %s: %w", from, err)
-	}
-	return nil
+	return jail.Enter(root)
 }
 
 // tail keeps the end of what is written.

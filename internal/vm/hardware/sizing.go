@@ -2,6 +2,7 @@ package hardware
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/vm"
+	"atoll.dev/atoll/internal/vm/monitor"
 	"atoll.dev/atoll/internal/vm/qmp"
 )
 
@@ -64,11 +66,24 @@ func (m *Machine) SetCPUs(ctx context.Context, n int) (int, error) {
 		return m.shape.CPUs, nil
 	}
 	present, err := m.plugCPUs(ctx, n)
+	if errors.Is(err, monitor.ErrTranslations) {
+		err = fmt.Errorf("%w: %w", ErrHotPlug, err)
+	}
 	m.shape.CPUs = max(m.shape.CPUs, present)
 	if err != nil {
 		return m.shape.CPUs, err
 	}
 	return m.shape.CPUs, m.pin(ctx)
+}
+
+// plugCPUs adds vCPUs until there are n.
+func (m *Machine) plugCPUs(ctx context.Context, n int) (int, error) {
+	if m.accel != vm.TCG {
+		return m.qmp.PlugCPUs(ctx, n)
+	}
+	return m.qmp.PlugEmulatedCPUs(ctx, monitor.Emulated{
+		BufferMiB: translated, Limit: sockets(m.machine.CPU) * m.machine.CPU.CoresPerSocket, Pause: m.Pause, Resume: m.Resume,
+	}, n)
 }
 
 // pin gives each vCPU a processor of the host, if the machine is to be pinned.

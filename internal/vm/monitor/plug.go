@@ -28,23 +28,35 @@ func (m *Monitor) PlugMemory(ctx context.Context, slot int, backend map[string]a
 	return err
 }
 
-// PlugCPUs adds vCPUs until there are n and returns how many there are.
-func (m *Monitor) PlugCPUs(ctx context.Context, n int) (present int, err error) {
-	const doing = "adding cpus"
-	var slots []struct {
-		Type  string                     `json:"type"`
-		Props map[string]json.RawMessage `json:"props"`
-		Path  string                     `json:"qom-path"`
-	}
-	if err := m.Do(ctx, doing, qmp.Command{Name: "query-hotpluggable-cpus", Result: &slots}); err != nil {
-		return 0, err
+const addingCPUs = "adding cpus"
+
+// cpuSlot is a place for a vCPU.
+type cpuSlot struct {
+	Type  string                     `json:"type"`
+	Props map[string]json.RawMessage `json:"props"`
+	Path  string                     `json:"qom-path"` // "" when it is empty
+}
+
+// cpuSlots are all places, the highest first, and how many of them have a vCPU.
+func (m *Monitor) cpuSlots(ctx context.Context) (slots []cpuSlot, present int, err error) {
+	if err := m.Do(ctx, addingCPUs, qmp.Command{Name: "query-hotpluggable-cpus", Result: &slots}); err != nil {
+		return nil, 0, err
 	}
 	for _, s := range slots {
 		if s.Path != "" {
 			present++
 		}
 	}
-	// QEMU lists the highest first; fill from the lowest.
+	return slots, present, nil
+}
+
+// PlugCPUs adds vCPUs until there are n and returns how many there are.
+func (m *Monitor) PlugCPUs(ctx context.Context, n int) (present int, err error) {
+	slots, present, err := m.cpuSlots(ctx)
+	if err != nil {
+		return 0, err
+	}
+	// Fill from the lowest.
 	for i := len(slots) - 1; i >= 0 && present < n; i-- {
 		if slots[i].Path != "" {
 			continue
@@ -53,7 +65,7 @@ func (m *Monitor) PlugCPUs(ctx context.Context, n int) (present int, err error) 
 		for k, v := range slots[i].Props {
 			args[k] = v
 		}
-		if err := m.Do(ctx, doing, qmp.Command{Name: "device_add", Args: args}); err != nil {
+		if err := m.Do(ctx, addingCPUs, qmp.Command{Name: "device_add", Args: args}); err != nil {
 			return present, err
 		}
 		present++

@@ -173,8 +173,11 @@ func (c *Config) accelArgs() []string {
 	if c.Accel == "kvm" {
 		return []string{"-accel", "kvm", "-cpu", "host," + NotNested + ",la57=off"}
 	}
-	return []string{"-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max," + NotNested + "," + EmulatedCPU}
+	return []string{"-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", TranslatedMiB), "-cpu", "max," + NotNested + "," + EmulatedCPU}
 }
+
+// TranslatedMiB is how much translated code an emulating QEMU keeps.
+const TranslatedMiB = 128
 
 // Options of a -cpu, see Config.accelArgs.
 const (

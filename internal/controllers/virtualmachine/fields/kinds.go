@@ -73,13 +73,13 @@ func others() []Kind {
 // VirtualMachineService is the table of VirtualMachineService.spec.
 func VirtualMachineService() []Field {
 	return []Field{
-		{Path: "spec.type", Effect: Mapped, Note: "ClusterIP and LoadBalancer; a load balancer is a port on the node's address"},
+		{Path: "spec.type", Effect: Mapped, Note: "ClusterIP and LoadBalancer; a load balancer is a port of the node's address, or of one of its own"},
 		{Path: "spec.ports[].name", Effect: Honoured},
 		{Path: "spec.ports[].protocol", Effect: Honoured},
 		{Path: "spec.ports[].port", Effect: Honoured},
 		{Path: "spec.ports[].targetPort", Effect: Honoured},
 		{Path: "spec.selector", Effect: Honoured},
-		{Path: "spec.loadBalancerIP", Effect: Mapped, Note: "passed to the Service, where nothing reads it yet"},
+		{Path: "spec.loadBalancerIP", Effect: Mapped, Note: "an address of --load-balancer-range; others have no effect"},
 		{Path: "spec.loadBalancerSourceRanges", Effect: Honoured},
 		{Path: "spec.clusterIp", Effect: Honoured},
 		{Path: "spec.externalName", Effect: None, Note: "as with VMware, the type ExternalName is not supported"},

@@ -25,6 +25,17 @@ type Slot struct {
 // String is the slot for people.
 func (s Slot) String() string { return fmt.Sprintf("%s %d:%d", s.Type, s.Bus, s.Unit) }
 
+// ParseSlot reads what String wrote. What is none is the first place.
+func ParseSlot(text string) Slot {
+	var s Slot
+	var typ string
+	if _, err := fmt.Sscanf(text, "%s %d:%d", &typ, &s.Bus, &s.Unit); err != nil {
+		return Boot(nil)
+	}
+	s.Type = vmopv1.VirtualControllerType(typ)
+	return s
+}
+
 // Boot is the place of the boot disk: that of the image's first disk, or the first on SCSI.
 func Boot(image *vmopv1.VirtualMachineImageStatus) Slot {
 	slot := Slot{Type: vmopv1.VirtualControllerTypeSCSI}

@@ -28,6 +28,19 @@ func Boot(vm *vmopv1.VirtualMachine, image *vmopv1.VirtualMachineImageStatus) (s
 	return *wanted, ""
 }
 
+// efiMemory is what boot loaders need under EFI.
+const efiMemory = 256 * mib
+
+// TooLittle says why a machine may have too little memory to boot, or is empty. GRUB does not find memory for a kernel
+// then, and says so only on the screen.
+func TooLittle(s Size, efi bool) string {
+	if !efi || s.Memory >= efiMemory {
+		return ""
+	}
+	return fmt.Sprintf("the machine has %d MiB of memory, and boot loaders such as GRUB need %d MiB with the firmware EFI: if it does not boot, name a larger class in spec.className, or bios in spec.bootOptions.firmware",
+		s.Memory/mib, efiMemory/mib)
+}
+
 // BootCapacity is what the machine asks for, nil for nothing.
 func BootCapacity(vm *vmopv1.VirtualMachine) *resource.Quantity {
 	if vm.Spec.Advanced == nil || vm.Spec.Advanced.BootDiskCapacity == nil || vm.Spec.Advanced.BootDiskCapacity.IsZero() {

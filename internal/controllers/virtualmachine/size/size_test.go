@@ -64,6 +64,17 @@ func TestConfigSpec(t *testing.T) {
 	}
 }
 
+func TestTooLittle(t *testing.T) {
+	for memory, want := range map[int64]bool{192 << 20: true, 256 << 20: false} {
+		if got := TooLittle(Size{Memory: memory}, true); (got != "") != want {
+			t.Errorf("%d: %q", memory, got)
+		}
+		if got := TooLittle(Size{Memory: memory}, false); got != "" {
+			t.Errorf("with a BIOS: %q", got)
+		}
+	}
+}
+
 func TestInvalid(t *testing.T) {
 	for _, c := range []*vmopv1.VirtualMachineClassSpec{
 		class(0, "1Gi", "", "", ""), class(1, "1Mi", "", "", ""), class(1, "1Gi", "", "", "{"), class(5000, "1Gi", "", "", ""),

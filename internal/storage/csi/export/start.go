@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"atoll.dev/atoll/internal/datadir/handover"
+	"atoll.dev/atoll/internal/linux/jail"
 	"atoll.dev/atoll/internal/vm/qmp"
 )
 
@@ -111,10 +111,6 @@ func (s *Set) mountFUSE(name string) (*os.File, error) {
 
 // spawn starts the daemon from a thread that has a file tree of its own. The thread is not used again.
 func (s *Set) spawn(name, root string, dirs []string, ceph *handover.Ceph, files []*os.File) (*os.Process, error) {
-	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
-		return nil, fmt.Errorf("making a mount namespace: %w", err)
-	}
 	if err := makeRoot(root, dirs); err != nil {
 		return nil, err
 	}
@@ -126,11 +122,8 @@ func (s *Set) spawn(name, root string, dirs []string, ceph *handover.Ceph, files
 			return nil, fmt.Errorf("adding the configuration of Ceph: %w", err)
 		}
 	}
-	if err := enter(root); err != nil {
-		return nil, fmt.Errorf("entering the root: %w", err)
-	}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return nil, fmt.Errorf("setting no_new_privs: %w", err)
+	if err := jail.Enter(root); err != nil {
+		return nil, err
 	}
 	return os.StartProcess(s.cfg.Binary, []string{
 		s.argument(name), "--chardev", fmt.Sprintf("socket,id=qmp,fd=%d,server=on,wait=off", fdQMP), "--monitor", "chardev=qmp",
@@ -144,52 +137,19 @@ func (s *Set) spawn(name, root string, dirs []string, ceph *handover.Ceph, files
 	})
 }
 
-// enter makes a directory the root of this thread's mount namespace and lets go of all other mounts, which the
-// namespace would keep alive after they are gone from the host.
-func enter(root string) error {
-	if err := unix.Chdir(root); err != nil {
-		return err
-	}
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return err
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return err
-	}
-	return unix.Chdir("/")
-}
-
 // makeRoot makes the file tree of a daemon in the mount namespace of this thread.
 func makeRoot(root string, dirs []string) error {
-	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
-		return fmt.Errorf("separating mounts: %w", err)
-	}
-	if err := unix.Mount("root", root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755,size=4m"); err != nil {
-		return fmt.Errorf("mounting the root: %w", err)
-	}
-	binds := []string{"/usr"}
-	for _, d := range []string{"/lib", "/lib64", "/bin"} {
-		if target, err := os.Readlink(d); err == nil {
-			if err := os.Symlink(target, filepath.Join(root, d)); err != nil {
-				return err
-			}
-		} else {
-			binds = append(binds, d)
-		}
+	if err := jail.Begin(root, 4<<20); err != nil {
+		return err
 	}
 	slices.Sort(dirs)
-	for i, d := range append(binds, slices.Compact(dirs)...) {
+	for _, d := range slices.Compact(dirs) {
 		to := filepath.Join(root, d)
 		if err := os.MkdirAll(to, 0o755); err != nil {
 			return err
 		}
-		if err := unix.Mount(d, to, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("binding %s: %w", d, err)
-		}
-		if i < len(binds) {
-			if err := unix.Mount("", to, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID, ""); err != nil {
-				return fmt.Errorf("binding %s: %w", d, err)
-			}
+		if err := jail.Bind(d, to, 0); err != nil {
+			return err
 		}
 	}
 	// The daemon wants to see a regular file where it is to export, and the FUSE library takes a name of this

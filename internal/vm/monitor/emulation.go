@@ -1,13 +1,13 @@
-package hardware
+package monitor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"strconv"
 	"time"
 
-	"atoll.dev/atoll/internal/vm"
 	"atoll.dev/atoll/internal/vm/qmp"
 )
 
@@ -17,39 +17,49 @@ import (
 // machine stands still while vCPUs are added, and before that QEMU is made to throw its translations away if there are
 // too many.
 
+// ErrTranslations: vCPUs cannot be added to an emulating QEMU now, since its translations leave no room.
+var ErrTranslations = errors.New("qemu's buffer of translated code is full, and stays so since the guest does too little; try again")
+
 // flushTimeout is how long that may take: as long as a guest needs to run through enough code.
 const flushTimeout = 20 * time.Second
 
 // regionBytes is the least that QEMU makes a region of, if there are enough.
 const regionBytes = 2 << 20
 
-// plugCPUs adds vCPUs until there are n.
-func (m *Machine) plugCPUs(ctx context.Context, n int) (int, error) {
-	if m.accel != vm.TCG {
-		return m.qmp.PlugCPUs(ctx, n)
+// Emulated is a machine under an emulating QEMU.
+type Emulated struct {
+	// BufferMiB is the size of the buffer, tb-size of QEMU; Limit is how many vCPUs there can be, its maxcpus.
+	BufferMiB, Limit int
+	// Pause and Resume have the machine stand still and go on.
+	Pause, Resume func(context.Context) error
+}
+
+// PlugEmulatedCPUs is PlugCPUs for an emulating QEMU. It fails with ErrTranslations rather than risk the machine.
+func (m *Monitor) PlugEmulatedCPUs(ctx context.Context, e Emulated, n int) (present int, err error) {
+	if _, present, err = m.cpuSlots(ctx); err != nil || present >= n {
+		return present, err
 	}
-	present := m.shape.CPUs
 	fits := func() (bool, error) {
 		t, err := m.translations(ctx)
-		return t.fits(sockets(m.machine.CPU)*m.machine.CPU.CoresPerSocket, present, n), err
+		return t.fits(e, present, n), err
 	}
-	if err := m.Pause(ctx); err != nil {
+	if err := e.Pause(ctx); err != nil {
 		return present, err
 	}
 	ok, err := fits()
 	if err == nil && !ok {
-		if err = m.flush(ctx); err == nil {
+		if err = m.flush(ctx, e); err == nil {
 			ok, err = fits()
 		}
 	}
 	switch {
 	case err != nil:
 	case !ok:
-		err = fmt.Errorf("%w: qemu's buffer of translated code is full, and stays so since the guest does too little; try again", ErrHotPlug)
+		err = ErrTranslations
 	default:
-		present, err = m.qmp.PlugCPUs(ctx, n)
+		present, err = m.PlugCPUs(ctx, n)
 	}
-	if resumeErr := m.Resume(context.WithoutCancel(ctx)); err == nil {
+	if resumeErr := e.Resume(context.WithoutCancel(ctx)); err == nil {
 		err = resumeErr
 	}
 	return present, err
@@ -57,12 +67,12 @@ func (m *Machine) plugCPUs(ctx context.Context, n int) (int, error) {
 
 // flush lets a machine that is paused run until QEMU has thrown its translations away. Translating each instruction by
 // itself, and so all of the code again, makes that soon.
-func (m *Machine) flush(ctx context.Context) error {
+func (m *Monitor) flush(ctx context.Context, e Emulated) error {
 	before, err := m.translations(ctx)
 	if err != nil {
 		return err
 	}
-	if err := m.Resume(ctx); err != nil {
+	if err := e.Resume(ctx); err != nil {
 		return err
 	}
 	if err := m.singleStep(ctx, "on"); err != nil {
@@ -82,14 +92,14 @@ func (m *Machine) flush(ctx context.Context) error {
 	if offErr := m.singleStep(ctx, "off"); err == nil {
 		err = offErr
 	}
-	if pauseErr := m.Pause(ctx); err == nil {
+	if pauseErr := e.Pause(ctx); err == nil {
 		err = pauseErr
 	}
 	return err
 }
 
-func (m *Machine) singleStep(ctx context.Context, how string) error {
-	return m.do(ctx, "making qemu translate again", qmp.Command{
+func (m *Monitor) singleStep(ctx context.Context, how string) error {
+	return m.Do(ctx, "making qemu translate again", qmp.Command{
 		Name: "human-monitor-command", Args: map[string]any{"command-line": "singlestep " + how},
 	})
 }
@@ -105,12 +115,12 @@ var (
 	flushCount = regexp.MustCompile(`TB flush count +(\d+)`)
 )
 
-func (m *Machine) translations(ctx context.Context) (translations, error) {
+func (m *Monitor) translations(ctx context.Context) (translations, error) {
 	const doing = "looking at translated code"
 	var answer struct {
 		Text string `json:"human-readable-text"`
 	}
-	if err := m.do(ctx, doing, qmp.Command{Name: "x-query-jit", Result: &answer}); err != nil {
+	if err := m.Do(ctx, doing, qmp.Command{Name: "x-query-jit", Result: &answer}); err != nil {
 		return translations{}, err
 	}
 	size, flushes := codeSize.FindStringSubmatch(answer.Text), flushCount.FindStringSubmatch(answer.Text)
@@ -128,10 +138,10 @@ func (m *Machine) translations(ctx context.Context) (translations, error) {
 	return t, nil
 }
 
-// fits tells whether there are regions for vCPUs up to number n, of at most limit, now that there are present.
-func (t translations) fits(limit, present, n int) bool {
-	regions := int64(min(translated<<20/regionBytes, limit*8))
-	regions = max(regions, int64(limit))
+// fits tells whether there are regions for vCPUs up to number n now that there are present.
+func (t translations) fits(e Emulated, present, n int) bool {
+	regions := int64(min(e.BufferMiB<<20/regionBytes, e.Limit*8))
+	regions = max(regions, int64(e.Limit))
 	if t.size < regions {
 		return false
 	}
