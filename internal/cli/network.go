@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	policyv1 "atoll.dev/atoll/api/policy/v1"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/network/denied"
 	"atoll.dev/atoll/internal/network/policy"
@@ -26,7 +27,7 @@ func (a *app) networkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "network",
 		Short: "See what network policies do on this host",
-		Args:  noArgs,
+		Args:  command.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.networkDeniedCommand(), a.networkCountersCommand())
@@ -46,14 +47,14 @@ is one line with a count, and a namespace that is denied very much is not logged
 ("atoll network counters") are complete.`,
 		Example: `  atoll network denied -n shop
   atoll network denied -f`,
-		Args: noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t, err := a.tree()
 			if err != nil {
 				return err
 			}
 			if namespace != "" && (filepath.Base(namespace) != namespace || namespace == "." || namespace == "..") {
-				return usageError{fmt.Errorf("-n: %q is no name of a namespace", namespace)}
+				return command.UsageError{Err: fmt.Errorf("-n: %q is no name of a namespace", namespace)}
 			}
 			return printDenied(cmd.Context(), a.out, t.Denied(), namespace, lines, follow)
 		},
@@ -151,7 +152,7 @@ func (a *app) networkCountersCommand() *cobra.Command {
 and for each namespace how many packets were denied. It counts this host since the agent has started.`,
 		Example: `  atoll network counters -n shop
   atoll network counters -o json`,
-		Args: noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t, err := a.tree()
 			if err != nil {
@@ -180,7 +181,7 @@ and for each namespace how many packets were denied. It counts this host since t
 		},
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only of this namespace")
-	outputFlag(cmd, &output, "table", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
