@@ -44,7 +44,7 @@ func bootableISO(t *testing.T, text string) string {
 	copy(b[18*sector:], "\xffCD001\x01")
 	copy(catalog, "\x01")
 	catalog[30], catalog[31] = 0x55, 0xaa
-	binary.LittleEndian.PutUint16(catalog[28:], -uint16(0x0001)-0xaa55) // all words add up to 0
+	binary.LittleEndian.PutUint16(catalog[28:], 0x55aa) // all words add up to 0
 	catalog[32] = 0x88
 	binary.LittleEndian.PutUint16(catalog[38:], 4)
 	binary.LittleEndian.PutUint32(catalog[40:], 20)
@@ -92,6 +92,7 @@ spec:
   className: tiny
   imageName: tiny
   storageClass: atoll
+  guestID: otherLinux64Guest
   powerOffMode: Hard
   volumes:
   - {name: nvme, controllerType: NVME, persistentVolumeClaim: {claimName: nvme-of-the-machine-with-the-long-name-indeed}}
@@ -107,6 +108,7 @@ metadata: {name: install}
 spec:
   className: tiny
   storageClass: atoll
+  guestID: otherLinux64Guest
   powerOffMode: Hard
   volumes:
   - name: disk
@@ -117,7 +119,7 @@ spec:
 	n.logs("install", "booted from the disc")
 	contains(t, n.field("vm/install", ".status.hardware.controllers[*].type"), "SATA")
 	n.agent(longName)
-	equal(t, "host name in the guest", n.exec(longName, "uname", "-n"), longName+"\n")
+	eventually(t, "the host name in the guest", func() error { return is(n.exec(longName, "uname", "-n"), longName+"\n") })
 	equal(t, "size of the NVMe disk", n.exec(longName, "cat", "/sys/block/nvme0n1/size"), fmt.Sprintln(64<<20/512))
 	contains(t, n.exec(longName, "sh", "-c", "cd /sys/class/scsi_disk; ls -d *"), ":0:3") // bus 1, unit 3
 	// The tiny guest's kernel has no driver for these; it sees the controllers. IDE is on the chipset's own.
@@ -278,7 +280,7 @@ spec:
 		}
 		return get(t, "http://"+net.JoinHostPort(address, "80")+"/", "hello from vapp")
 	})
-	equal(t, "host name of the prepared one", n.exec("prep", "uname", "-n"), "prepared\n")
+	eventually(t, "the host name of the prepared one", func() error { return is(n.exec("prep", "uname", "-n"), "prepared\n") })
 	user := file("prep", "user-data")
 	contains(t, user, "timezone: Europe/Sofia")
 	contains(t, user, "name: root")
