@@ -139,7 +139,7 @@ func listenPacket(end *labEnd, port int) (c net.PacketConn, err error) {
 // probe sends a datagram and tells whether it came.
 func (l *lab) probe(server net.PacketConn, port int) (bool, error) {
 	err := netns.Do(l.from.netns, func() error {
-		c, err := net.Dial("udp4", fmt.Sprintf("%s:%d", l.to.address, port))
+		c, err := net.Dial("udp4", netip.AddrPortFrom(l.to.address, uint16(port)).String())
 		if err != nil {
 			return err
 		}
