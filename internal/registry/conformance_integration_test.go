@@ -3,7 +3,7 @@
 package registry
 
 import (
-	"encoding/json"
+	"encoding/pem"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,7 +12,8 @@ import (
 )
 
 // TestConformance runs the conformance suite of the OCI distribution specification, which is pinned in
-// tools/conformance, against the registry. It fails when something that has worked fails; what does not is listed.
+// tools/conformance, against the registry: all of version 1.1 but manifests and uploads by sha512, which distribution
+// does not know.
 func TestConformance(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "conformance")
 	build := exec.Command("go", "build", "-o", program, "github.com/opencontainers/distribution-spec/conformance")
@@ -22,48 +23,19 @@ func TestConformance(t *testing.T) {
 	}
 	h := start(t)
 	results := t.TempDir()
-	run := exec.Command(program)
-	run.Dir = results
-	run.Env = append(os.Environ(), "OCI_REGISTRY="+h.host(), "OCI_TLS=insecure", "OCI_REPO1=shop/one", "OCI_REPO2=shop/two",
-		"OCI_USERNAME=olga", "OCI_PASSWORD="+passwords()["olga"], "OCI_RESULTS_DIR="+results, "OCI_VERSION=1.1")
-	out, err := run.CombinedOutput()
-	t.Logf("%v\n%s", err, tail(string(out), 60))
-	junit, err := os.ReadFile(filepath.Join(results, "junit.xml"))
-	if err != nil {
+	ca := filepath.Join(results, "ca.pem")
+	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: h.srv.Certificate().Raw}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	failed := failures(string(junit))
-	known := map[string]bool{}
-	text, err := os.ReadFile(filepath.Join("testdata", "conformance-failures.json"))
-	if err == nil {
-		var list []string
-		if err := json.Unmarshal(text, &list); err != nil {
-			t.Fatal(err)
-		}
-		for _, n := range list {
-			known[n] = true
-		}
+	run := exec.Command(program)
+	run.Dir = results
+	run.Env = append(os.Environ(), "OCI_REGISTRY="+h.host(), "OCI_TLS=enabled", "SSL_CERT_FILE="+ca, "OCI_REPO1=shop/one", "OCI_REPO2=shop/two",
+		"OCI_USERNAME=olga", "OCI_PASSWORD="+passwords()["olga"], "OCI_RESULTS_DIR="+results, "OCI_VERSION=1.1", "OCI_DATA_SHA512=false")
+	out, err := run.CombinedOutput()
+	if err != nil {
+		t.Errorf("%v", err)
 	}
-	for _, f := range failed {
-		if !known[f] {
-			t.Errorf("fails: %s", f)
-		}
-	}
-	t.Logf("%d of %d tests fail", len(failed), strings.Count(string(junit), "<testcase "))
-}
-
-// failures are the names of the test cases of a report that failed.
-func failures(junit string) []string {
-	var out []string
-	for _, c := range strings.Split(junit, "<testcase ")[1:] {
-		if !strings.Contains(c, "<failure") && !strings.Contains(c, "<error") {
-			continue
-		}
-		_, rest, _ := strings.Cut(c, `name="`)
-		name, _, _ := strings.Cut(rest, `"`)
-		out = append(out, name)
-	}
-	return out
+	t.Log(tail(string(out), 65))
 }
 
 func tail(text string, lines int) string {
