@@ -29,8 +29,10 @@ func Command(a App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "network",
 		Short: "See what network policies do on this host",
-		Args:  a.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Example: `  atoll network denied -f
+  atoll network counters -n shop`,
+		Args: a.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(deniedCommand(a), countersCommand(a))
 	return cmd
