@@ -45,12 +45,12 @@ func (l *lab) measure(ctx context.Context) ([]rig.Row, error) {
 		return nil, err
 	}
 	var without, with []float64
-	for range 5 {
+	for range 10 {
 		for state, samples := range map[*policyv1.State]*[]float64{none: &without, many: &with} {
 			if err := l.apply(ctx, state); err != nil {
 				return nil, err
 			}
-			gbits, err := l.throughput(port, 2*time.Second)
+			gbits, err := l.throughput(port, time.Second)
 			if err != nil {
 				return nil, err
 			}

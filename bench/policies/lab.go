@@ -84,7 +84,7 @@ func newLab() (l *lab, err error) {
 		return nil, err
 	}
 	l.state = labState()
-	if l.from, err = l.wire(labAddress(0)); err != nil {
+	if l.from, err = l.wire(labAddress(7)); err != nil {
 		return nil, err
 	}
 	l.to, err = l.wire(labAddress(1))

@@ -346,7 +346,7 @@ func (a *app) robotRotateCommand(h *registryHost) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rotate <name>", Short: "Make a new password; the old one ends at once",
 		Example: `  atoll registry robot rotate ci -n shop`,
-		Args: command.ExactArgs("name"),
+		Args:    command.ExactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.registryClient(h)
 			if err != nil {
@@ -369,7 +369,7 @@ func (a *app) robotDeleteCommand(h *registryHost) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "delete <name>", Aliases: []string{"rm"}, Short: "End a robot account at once",
 		Example: `  atoll registry robot delete ci -n shop`,
-		Args: command.ExactArgs("name"),
+		Args:    command.ExactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.registryClient(h)
 			if err != nil {
