@@ -118,7 +118,7 @@ func layer(pkg string) (name string, level int) {
 			return "command line", 4
 		case "server", "agent", "shim", "pool", "guest":
 			return "role", 3
-		case "kube", "controllers", "console", "vm", "network", "storage", "registry", "image":
+		case "kube", "controllers", "console", "vm", "network", "storage", "registry", "image", "identity":
 			return "domain", 2
 		case "preflight", "assets":
 			return "foundation", 1

@@ -52,6 +52,7 @@ type options struct {
 	volumes                 int
 	atoll, images           string
 	only                    string
+	portalPort              int
 }
 
 // bench is one measure; it may yield several rows.
@@ -67,9 +68,10 @@ func main() {
 	flag.IntVar(&o.n, "n", 30, "repetitions of each start measurement")
 	flag.IntVar(&o.idle, "idle", 300, "idle pods for the memory measurement")
 	flag.IntVar(&o.cycles, "cycles", 200, "create/delete cycles for the leak check")
-	flag.StringVar(&o.only, "only", "", "comma-separated names of measures: cri,cold,kubectl,density,io,tcp,leak,idle,resident,volume-csi,volume-attach,volume-io,volume-leak,vm-start,vm-address,vm-debian,vm-memory,vm-bootdisk,vm-snapshot; volume and vm are all that begin so")
+	flag.StringVar(&o.only, "only", "", "comma-separated names of measures: cri,cold,kubectl,density,io,tcp,policy-engine,policy-api,leak,idle,resident,ns-create,ns-admission,ns-login,ns-registry,volume-csi,volume-attach,volume-io,volume-leak,vm-start,vm-address,vm-debian,vm-memory,vm-bootdisk,vm-snapshot; volume, vm and ns are all that begin so")
+	flag.IntVar(&o.portalPort, "portal-port", 443, "port that people log in at")
 	flag.IntVar(&o.volumes, "volumes", 200, "volumes for volume-leak")
-	flag.StringVar(&o.atoll, "atoll", "bin/atoll", "the binary, for importing images of virtual machines")
+	flag.StringVar(&o.atoll, "atoll", "bin/atoll", "the binary, for ns-login, ns-registry and importing images of virtual machines")
 	flag.StringVar(&o.images, "vm-images", "build/vm", "directory with the images of virtual machines")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -99,9 +101,15 @@ func run(ctx context.Context, o options) error {
 		{"kubectl", kubectlStart},
 		{"io", rootfsIO},
 		{"tcp", guestTCP},
+		{"policy-engine", policyEngine},
+		{"policy-api", policyChanges},
 		{"density", densityBurst},
 		{"leak", withoutKubelet(leakCycles)},
 		{"idle", idleMemory},
+		{"ns-create", namespacesAtOnce},
+		{"ns-admission", podAdmission},
+		{"ns-login", loginTime},
+		{"ns-registry", registryThroughput},
 		{"vm-start", withMachines(machineBurst)},
 		{"vm-address", withMachines(machineAddress)},
 		{"vm-debian", withMachines(machineDebian)},
@@ -207,9 +215,7 @@ func summarize(samples []float64) Value {
 	if len(samples) == 0 {
 		return Value{}
 	}
-	s := slices.Sorted(slices.Values(samples))
-	at := func(q float64) float64 { return s[min(len(s)-1, int(q*float64(len(s))))] }
-	return Value{P50: at(0.5), P95: at(0.95), Min: s[0], Max: s[len(s)-1]}
+	return Value{P50: quantile(samples, 0.5), P95: quantile(samples, 0.95), Min: slices.Min(samples), Max: slices.Max(samples)}
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -19,6 +19,7 @@ import (
 
 const (
 	settleEvery = 15 * time.Second
+	settleLeast = 90 * time.Second // the server gives back what its start took a minute later
 	settleMost  = 4 * time.Minute
 )
 
@@ -26,10 +27,10 @@ const (
 // does not shrink any more, since a start leaves them with more than they need.
 func residentMemory(ctx context.Context, h *host) ([]Row, error) {
 	total, parts, err := h.resident(ctx)
-	for end := time.Now().Add(settleMost); err == nil && time.Now().Before(end); {
+	for begun := time.Now(); err == nil && time.Since(begun) < settleMost; {
 		time.Sleep(settleEvery)
 		before := total
-		if total, parts, err = h.resident(ctx); total > 0.98*before {
+		if total, parts, err = h.resident(ctx); total > 0.98*before && time.Since(begun) > settleLeast {
 			break
 		}
 	}
@@ -43,7 +44,8 @@ func residentMemory(ctx context.Context, h *host) ([]Row, error) {
 	return rows, nil
 }
 
-// resident adds up what the services have in memory now, in MiB.
+// resident adds up what the services have in memory now, in MiB. Pages that several of them share, such as those of
+// the program, count once.
 func (h *host) resident(ctx context.Context) (total float64, parts map[string]float64, err error) {
 	out, err := exec.CommandContext(ctx, "pgrep", "-f", "-a", h.o.dataDir).Output()
 	if err != nil {
@@ -55,15 +57,11 @@ func (h *host) resident(ctx context.Context) (total float64, parts map[string]fl
 		if len(fields) < 3 || !strings.HasPrefix(filepath.Base(fields[1]), "atoll") || strings.Contains(line, "shim-daemon") {
 			continue
 		}
-		mib := rssMiB(fields[0])
+		mib := statusField("/proc/"+fields[0]+"/smaps_rollup", "Pss:") / 1024
 		parts[filepath.Base(fields[1])+" "+fields[2]] += mib
 		total += mib
 	}
 	return total, parts, nil
-}
-
-func rssMiB(pid string) float64 {
-	return statusField("/proc/"+pid+"/status", "VmRSS:") / 1024
 }
 
 // statusField reads a "Name:   123 kB" line.

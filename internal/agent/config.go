@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+
+	"atoll.dev/atoll/internal/network/policy"
 )
 
 // Config says where one agent keeps its files, how it reaches the API server
@@ -30,10 +32,22 @@ type Config struct {
 	// their addresses.
 	MachinesDir string
 	LeaseDir    string
+	// DeniedDir is where traffic that network policies deny is logged; PolicyStatus is the file that says how they are
+	// enforced.
+	DeniedDir    string
+	PolicyStatus string
+	// Policy enforces network policies.
+	Policy *policy.Engine
 	// ContentDir holds the images of virtual machines as they came.
 	ContentDir string
 	// ContainerdSocket is the CRI socket, without a scheme.
 	ContainerdSocket string
+	// RegistriesDir is containerd's directory of registries, CredentialDir that of the kubelet's image credential
+	// providers.
+	RegistriesDir string
+	CredentialDir string
+	// Portal is the address and port of the server's portal, where the registry is; NodeIP and 443 when zero.
+	Portal netip.AddrPort
 
 	// NodeName is the name of the Node object; it must be the name the
 	// credentials were issued for.
@@ -104,6 +118,9 @@ func (c Config) WithDefaults() Config {
 	if c.MaxPods == 0 {
 		c.MaxPods = 500
 	}
+	if c.Portal.Port() == 0 {
+		c.Portal = netip.AddrPortFrom(c.NodeIP, httpsPort)
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
@@ -154,12 +171,19 @@ func (c Config) Validate() error {
 		{"MachinesDir", c.MachinesDir},
 		{"LeaseDir", c.LeaseDir},
 		{"ContentDir", c.ContentDir},
+		{"DeniedDir", c.DeniedDir},
+		{"PolicyStatus", c.PolicyStatus},
 		{"ContainerdSocket", c.ContainerdSocket},
+		{"RegistriesDir", c.RegistriesDir},
+		{"CredentialDir", c.CredentialDir},
 		{"Network.ResolvConf", c.Network.ResolvConf},
 	} {
 		if len(p.path) == 0 || p.path[0] != '/' {
 			errs = append(errs, fmt.Errorf("%s must be an absolute path, got %q", p.name, p.path))
 		}
+	}
+	if c.Policy == nil {
+		errs = append(errs, errors.New("Policy must be set"))
 	}
 	if c.NodeName == "" {
 		errs = append(errs, errors.New("NodeName must be set"))

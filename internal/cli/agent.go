@@ -3,13 +3,16 @@ package cli
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"atoll.dev/atoll/internal/agent"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/up"
 	"atoll.dev/atoll/internal/network"
+	"atoll.dev/atoll/internal/network/policy"
 	"atoll.dev/atoll/internal/pool/wire"
 )
 
@@ -24,25 +27,30 @@ one process on the data directory. "atoll up" does this; there is no need to run
 it by hand.`,
 		Example: `  atoll agent --node-name host1 --node-ip 192.168.1.10`,
 		Hidden:  true,
-		Args:    noArgs,
+		Args:    command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := a.newRole(up.Agent, f.nodeIP)
 			if err != nil {
 				return err
 			}
-			return r.runAgent(cmd.Context(), f.nodeName, maxPods, a.version)
+			return r.runAgent(cmd.Context(), f, maxPods, a.version)
 		},
 	}
 	nodeFlags(cmd, &f)
 	cmd.Flags().IntVar(&maxPods, "max-pods", 500, "pods this node accepts")
+	cmd.Flags().IntVar(&f.portal, "portal-port", up.DefaultPortalPort, "port of the portal, where the registry is")
 	return cmd
 }
 
 // runAgent sets up the pod network, then runs the agent and the network's
 // upkeep until one of them fails or ctx ends.
-func (r role) runAgent(ctx context.Context, nodeName string, maxPods int, version string) error {
+func (r role) runAgent(ctx context.Context, f roleFlags, maxPods int, version string) error {
 	t := r.tree
-	host, err := network.NewHost(network.HostConfig{Network: podNetwork(t), Logger: r.logger})
+	policies, err := policy.New(policy.Config{Network: podNetwork(t), Logger: r.logger})
+	if err != nil {
+		return err
+	}
+	host, err := network.NewHost(network.HostConfig{Network: podNetwork(t), Policies: policies.Prepare, Logger: r.logger})
 	if err != nil {
 		return err
 	}
@@ -59,9 +67,15 @@ func (r role) runAgent(ctx context.Context, nodeName string, maxPods int, versio
 		RunDir:           t.Run(),
 		MachinesDir:      t.Machines(),
 		LeaseDir:         t.CNIState(),
+		DeniedDir:        t.Denied(),
+		PolicyStatus:     t.PolicyStatus(),
+		Policy:           policies,
 		ContentDir:       t.Content(),
 		ContainerdSocket: t.ContainerdSocket(),
-		NodeName:         nodeName,
+		RegistriesDir:    t.Registries(),
+		CredentialDir:    t.Credentials(),
+		Portal:           netip.AddrPortFrom(r.addr, uint16(f.portal)),
+		NodeName:         f.nodeName,
 		NodeIP:           r.addr,
 		NodeLabels:       labels,
 		MaxPods:          maxPods,

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/up"
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/linux/process"
@@ -28,6 +29,7 @@ const (
 
 func (a *app) preflightCommand() *cobra.Command {
 	var output, kernel string
+	var port int
 	cmd := &cobra.Command{
 		Use:   "preflight",
 		Short: "See whether this host can run Atoll",
@@ -37,20 +39,23 @@ cannot run here.`,
 		Example: `  atoll preflight
   atoll preflight -o json
   atoll preflight --kernel /boot/vmlinuz-6.1.0-56-cloud-amd64`,
-		Args: noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t, err := a.tree()
 			if err != nil {
 				return err
 			}
-			var remembered up.Settings
+			remembered := up.Settings{PortalPort: up.DefaultPortalPort}
 			if _, err := up.LoadSettings(t.Settings(), &remembered); err != nil && !errors.Is(err, os.ErrPermission) {
 				return err // who may not read them is told to be root
 			}
 			if kernel, err = chosenKernel(cmd, remembered.Kernel, kernel); err != nil {
 				return err
 			}
-			results, err := runPreflight(cmd.Context(), t, kernel)
+			if !cmd.Flags().Changed("portal-port") {
+				port = remembered.PortalPort
+			}
+			results, err := runPreflight(cmd.Context(), t, up.Settings{Kernel: kernel, PortalPort: port})
 			if err != nil {
 				return err
 			}
@@ -68,7 +73,8 @@ cannot run here.`,
 		},
 	}
 	kernelFlag(cmd, &kernel)
-	outputFlag(cmd, &output, "table", "json", "yaml")
+	cmd.Flags().IntVar(&port, "portal-port", 0, "port that people log in at and push images to (default 443)")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
@@ -86,9 +92,9 @@ func (a *app) printResults(results []preflight.Result) {
 	}
 }
 
-// runPreflight checks the host for a single-host supervisor whose pods run on a kernel, "" for the
-// built-in one.
-func runPreflight(ctx context.Context, t datadir.Tree, kernel string) ([]preflight.Result, error) {
+// runPreflight checks the host for a single-host supervisor with the kernel of pods and the port of the portal that
+// were chosen.
+func runPreflight(ctx context.Context, t datadir.Tree, s up.Settings) ([]preflight.Result, error) {
 	everywhere, loopback := netip.IPv4Unspecified(), netip.MustParseAddr("127.0.0.1")
 	tcp := func(number int, addr netip.Addr, use string) preflight.Port {
 		return preflight.Port{Number: number, Network: "tcp", Address: addr, Use: use}
@@ -98,11 +104,13 @@ func runPreflight(ctx context.Context, t datadir.Tree, kernel string) ([]preflig
 		DataDir: t.Root(),
 		Ports: []preflight.Port{
 			tcp(6443, everywhere, "the API server"),
+			tcp(s.PortalPort, everywhere, "the portal (choose another port with --portal-port)"),
 			tcp(2379, loopback, "etcd"),
 			tcp(2380, loopback, "etcd"),
 			tcp(10257, loopback, "the controller manager"),
 			tcp(10259, loopback, "the scheduler"),
 			tcp(9443, loopback, "the webhooks of virtual machines"),
+			tcp(9444, loopback, "the webhook of users"),
 			tcp(10250, everywhere, "the kubelet"),
 			tcp(10248, loopback, "the kubelet"),
 			tcp(10249, loopback, "the service proxy"),
@@ -119,7 +127,7 @@ func runPreflight(ctx context.Context, t datadir.Tree, kernel string) ([]preflig
 		OurInterface: func(name string) bool {
 			return name == cniconf.DefaultBridge || strings.HasPrefix(name, gateway.Prefix)
 		},
-		PodKernel: func() preflight.Result { return checkPodKernel(kernel) },
+		PodKernel: func() preflight.Result { return checkPodKernel(s.Kernel) },
 	})
 	if err != nil {
 		return nil, err
@@ -128,8 +136,8 @@ func runPreflight(ctx context.Context, t datadir.Tree, kernel string) ([]preflig
 }
 
 // requirePreflight fails with what is wrong and how to fix it.
-func requirePreflight(ctx context.Context, t datadir.Tree, kernel string, note func(preflight.Result)) error {
-	results, err := runPreflight(ctx, t, kernel)
+func requirePreflight(ctx context.Context, t datadir.Tree, s up.Settings, note func(preflight.Result)) error {
+	results, err := runPreflight(ctx, t, s)
 	if err != nil {
 		return err
 	}

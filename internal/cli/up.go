@@ -13,7 +13,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"atoll.dev/atoll/internal/assets"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/detach"
+	"atoll.dev/atoll/internal/cli/people"
 	"atoll.dev/atoll/internal/cli/up"
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/linux/process"
@@ -48,7 +50,7 @@ the same ones.`,
 		Example: `  atoll up --detach
   atoll up --data-dir /srv/atoll --node-ip 192.168.1.10 --pool-size 8
   atoll up --kernel /boot/vmlinuz-6.1.0-56-cloud-amd64`,
-		Args: noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t, err := a.tree()
 			if err != nil {
@@ -61,7 +63,7 @@ the same ones.`,
 			if f.background {
 				return a.upBackground(cmd.Context(), t, settings)
 			}
-			if err := requirePreflight(cmd.Context(), t, settings.Kernel, a.note); err != nil {
+			if err := requirePreflight(cmd.Context(), t, settings, a.note); err != nil {
 				return err
 			}
 			if f.detach {
@@ -81,7 +83,8 @@ the same ones.`,
 	flags.StringVar(&f.settings.NodeIP, "node-ip", "", "IPv4 address of this host (default: that of the default route)")
 	flags.IntVar(&f.settings.PoolSize, "pool-size", 0, "micro-VMs to keep ready, 0 to 64 (default 4)")
 	flags.IntVar(&f.settings.MaxPods, "max-pods", 0, "pods this node accepts, 1 to 1000 (default 500)")
-	flags.StringSliceVar(&f.settings.TLSSANs, "tls-san", nil, "further name or address of the API server; may be repeated")
+	flags.StringSliceVar(&f.settings.TLSSANs, "tls-san", nil, "further name or address of the API server and the portal; may be repeated")
+	flags.IntVar(&f.settings.PortalPort, "portal-port", 0, "port that people log in at and push images to (default 443)")
 	flags.StringVar(&f.settings.LoadBalancerRange, "load-balancer-range", "", "addresses for load balancers whose ports are taken on this host's own address (default 10.97.0.0/24)")
 	flags.StringVar(&f.settings.Accelerator, "accelerator", "", "auto, kvm or tcg (default auto: kvm if it runs the pod kernel)")
 	kernelFlag(cmd, &f.settings.Kernel)
@@ -116,6 +119,9 @@ func (a *app) settings(cmd *cobra.Command, t datadir.Tree, flags up.Settings) (u
 	if set("tls-san") {
 		s.TLSSANs = flags.TLSSANs
 	}
+	if set("portal-port") {
+		s.PortalPort = flags.PortalPort
+	}
 	if set("load-balancer-range") {
 		s.LoadBalancerRange = flags.LoadBalancerRange
 	}
@@ -130,10 +136,10 @@ func (a *app) settings(cmd *cobra.Command, t datadir.Tree, flags up.Settings) (u
 	}
 	a.logFormat = s.LogFormat
 	if err := s.Validate(); err != nil {
-		return s, usageError{err}
+		return s, command.UsageError{Err: err}
 	}
 	if known && s.NodeName != old.NodeName {
-		return s, usageError{fmt.Errorf("--node-name %s: the cluster in %s has the node %s; a node cannot be renamed, use another --data-dir",
+		return s, command.UsageError{Err: fmt.Errorf("--node-name %s: the cluster in %s has the node %s; a node cannot be renamed, use another --data-dir",
 			s.NodeName, t.Root(), old.NodeName)}
 	}
 	return s, nil
@@ -164,6 +170,7 @@ func (a *app) upForeground(ctx context.Context, t datadir.Tree, s up.Settings) e
 		a.printf("%s\n", line)
 		if !ready && strings.HasPrefix(line, "node ") {
 			ready = true
+			people.ShowAdministrator(ctx, t.AdminKubeconfig(), a.out)
 			a.printHowTo(t)
 		}
 	})
@@ -179,7 +186,7 @@ func (a *app) upBackground(ctx context.Context, t datadir.Tree, s up.Settings) e
 	note := func(r preflight.Result) {
 		logger.Info("preflight", "check", r.Name, "level", r.Level, "detail", r.Detail)
 	}
-	if err := requirePreflight(ctx, t, s.Kernel, note); err != nil {
+	if err := requirePreflight(ctx, t, s, note); err != nil {
 		return err
 	}
 	return a.runSupervisor(ctx, t, s, a.errOut, detach.New(t, logger).Watch, nil)
@@ -278,6 +285,7 @@ func (a *app) follow(ctx context.Context, t datadir.Tree, timeout time.Duration)
 			a.printChanges(report, seen)
 			if ready(report) {
 				a.printf("%-12s Ready after %.1f s\n", "node "+report.Node.Name, time.Since(began).Seconds())
+				people.ShowAdministrator(ctx, t.AdminKubeconfig(), a.out)
 				a.printHowTo(t)
 				return nil
 			}
@@ -317,7 +325,7 @@ func ready(r up.Report) bool {
 			return false
 		}
 	}
-	return len(r.Services) > 1 && r.Node.Ready
+	return len(r.Services) > 1 && r.Node.Ready && (r.NetworkPolicy == nil || r.NetworkPolicy.Error == "")
 }
 
 // notReady explains why a start took too long.
@@ -351,9 +359,11 @@ func (a *app) printHowTo(t datadir.Tree) {
 The cluster is ready. Use it with the built-in kubectl, or with any other:
   %[1]s kubectl%[2]s get nodes
   export KUBECONFIG=%[3]s
+People log in with:
+  %[4]s
 Look at it with:  %[1]s status%[2]s
 Stop it with:     %[1]s down%[2]s
-`, exe, option, t.AdminKubeconfig())
+`, exe, option, t.AdminKubeconfig(), exe+" login --server "+up.PortalOf(t)+" --user administrator")
 }
 
 func (a *app) keeperCommand() *cobra.Command {
@@ -363,7 +373,7 @@ func (a *app) keeperCommand() *cobra.Command {
 		Long:    `Is started by "atoll up --detach" on hosts without systemd; there is no need to run it by hand.`,
 		Example: `  atoll keeper --data-dir /var/lib/atoll`,
 		Hidden:  true,
-		Args:    noArgs,
+		Args:    command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t, err := a.tree()
 			if err != nil {

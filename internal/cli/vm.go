@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/vm"
 	"atoll.dev/atoll/internal/cli/vmimage"
 )
@@ -14,16 +15,7 @@ import (
 func (a *app) vmCommand() *cobra.Command {
 	return vm.Command(vm.Config{
 		In: os.Stdin, Out: a.out, ErrOut: a.errOut, Getenv: os.Getenv,
-		Kubeconfig: func() string {
-			t, err := a.tree()
-			if err != nil {
-				return ""
-			}
-			if _, err := os.Stat(t.AdminKubeconfig()); err != nil {
-				return ""
-			}
-			return t.AdminKubeconfig()
-		},
+		Kubeconfig: a.adminKubeconfig,
 		Export: func(ctx context.Context, kubeconfig, namespace, image, format, file string) error {
 			images := a.vmImages()
 			if kubeconfig != "" {
@@ -31,7 +23,7 @@ func (a *app) vmCommand() *cobra.Command {
 			}
 			return images.Export(ctx, vmimage.ExportOptions{Name: image, Namespace: namespace, Format: format, File: file, Disk: -1})
 		},
-		Usage:  func(err error) error { return usageError{err} },
-		Silent: func(err error) error { return silentError{err} },
+		Usage:  func(err error) error { return command.UsageError{Err: err} },
+		Silent: func(err error) error { return command.SilentError{Err: err} },
 	})
 }

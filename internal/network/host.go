@@ -23,6 +23,8 @@ import (
 type HostConfig struct {
 	// Network is the same as the CNI plugin's configuration is written from.
 	Network cniconf.Network
+	// Policies, when set, is called with each check and makes what keeps pods without rules from having traffic.
+	Policies func(context.Context) error
 	// Interval between checks; 30 seconds when zero.
 	Interval time.Duration
 	Logger   *slog.Logger // slog.Default when nil
@@ -59,7 +61,7 @@ func NewHost(c HostConfig) (*Host, error) {
 // until ctx ends. It returns an error when the first set-up fails; later
 // failures are logged and tried again.
 func (h *Host) Run(ctx context.Context, ready func()) error {
-	if err := h.Setup(); err != nil {
+	if err := errors.Join(h.Setup(), h.policies(ctx)); err != nil {
 		return err
 	}
 	ready()
@@ -70,11 +72,18 @@ func (h *Host) Run(ctx context.Context, ready func()) error {
 		case <-ctx.Done():
 			return nil
 		case <-t.C:
-			if err := h.Setup(); err != nil {
+			if err := errors.Join(h.Setup(), h.policies(ctx)); err != nil {
 				h.log.Error("host network check failed", "err", err)
 			}
 		}
 	}
+}
+
+func (h *Host) policies(ctx context.Context) error {
+	if h.conf.Policies == nil {
+		return nil
+	}
+	return h.conf.Policies(ctx)
 }
 
 // Setup makes or repairs everything once. Pods may start when it returned nil.

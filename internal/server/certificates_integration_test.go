@@ -33,6 +33,7 @@ func checkCertificates(t *testing.T, cfg Config) {
 	ports := map[string]int{
 		"API server": cfg.Ports.API, "scheduler": cfg.Ports.Scheduler,
 		"controller manager": cfg.Ports.ControllerManager, "etcd": cfg.Ports.EtcdClient,
+		"portal": cfg.Ports.Portal,
 	}
 	before := map[string]string{}
 	for name, port := range ports {

@@ -33,6 +33,8 @@ type Config struct {
 	DatastorePath string
 	// ContentDir is the library of images of virtual machines.
 	ContentDir string
+	// RegistryDir holds the images of the registry.
+	RegistryDir string
 
 	// NodeName names the host this server runs on. The credentials of the
 	// agent on the same host are issued for it.
@@ -40,10 +42,10 @@ type Config struct {
 	// NodeIP is the address other hosts and pods reach this server at; it is
 	// the endpoint of the Service kubernetes.
 	NodeIP netip.Addr
-	// ExtraSANs are more names or addresses for the API server certificate.
+	// ExtraSANs are more names or addresses for the certificates of the API server and the portal.
 	ExtraSANs []string
 
-	// BindAddress is the listen address of the API server, 0.0.0.0 when unset.
+	// BindAddress is the listen address of the API server and the portal, 0.0.0.0 when unset.
 	BindAddress netip.Addr
 	// Ports are the listening ports; zero fields take their defaults.
 	Ports Ports
@@ -62,8 +64,8 @@ type Config struct {
 	OnReady func() `json:"-"`
 }
 
-// Ports of a server. Only API is reachable from other hosts; the others are
-// bound to 127.0.0.1 and speak TLS with client authentication.
+// Ports of a server. API and Portal are reachable from other hosts; the others
+// are bound to 127.0.0.1 and speak TLS.
 type Ports struct {
 	API               int // 6443
 	EtcdClient        int // 2379
@@ -72,6 +74,10 @@ type Ports struct {
 	ControllerManager int // 10257
 	// Webhook is where the API server reaches the webhooks of virtual machines.
 	Webhook int // 9443
+	// Identity is where the API server asks whose a token is.
+	Identity int // 9444
+	// Portal is where people log in and images are pushed to.
+	Portal int // 443
 	// Kubelet is the port the API server reaches the agents' kubelets at.
 	Kubelet int // 10250
 }
@@ -119,6 +125,8 @@ func (p Ports) withDefaults() Ports {
 		{&p.Scheduler, 10259},
 		{&p.ControllerManager, 10257},
 		{&p.Webhook, 9443},
+		{&p.Identity, 9444},
+		{&p.Portal, 443},
 		{&p.Kubelet, 10250},
 	} {
 		if *d.port == 0 {
@@ -168,6 +176,7 @@ func (c Config) Validate() error {
 		{"AdminKubeconfig", c.AdminKubeconfig},
 		{"DatastorePath", c.DatastorePath},
 		{"ContentDir", c.ContentDir},
+		{"RegistryDir", c.RegistryDir},
 	} {
 		if len(p.path) == 0 || p.path[0] != '/' {
 			errs = append(errs, fmt.Errorf("%s must be an absolute path, got %q", p.name, p.path))

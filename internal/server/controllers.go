@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"net"
+	"net/netip"
 	"strconv"
 
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -11,7 +12,11 @@ import (
 	"atoll.dev/atoll/internal/controllers/image"
 	"atoll.dev/atoll/internal/controllers/importrequest"
 	"atoll.dev/atoll/internal/controllers/manager"
+	"atoll.dev/atoll/internal/controllers/registryaccess"
 	"atoll.dev/atoll/internal/controllers/resourcepolicy"
+	"atoll.dev/atoll/internal/controllers/robotaccount"
+	"atoll.dev/atoll/internal/controllers/supervisornamespace"
+	"atoll.dev/atoll/internal/controllers/supervisornamespace/expand"
 	"atoll.dev/atoll/internal/controllers/virtualmachine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/admission"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/seed"
@@ -27,6 +32,9 @@ import (
 	"atoll.dev/atoll/internal/datadir/pki"
 )
 
+// registryHost is the portable name of the registry.
+const registryHost = "registry.atoll.local"
+
 // controllers are all that run in the manager. Each adds itself.
 func (s *Server) controllers() []manager.Setup {
 	return []manager.Setup{
@@ -34,7 +42,7 @@ func (s *Server) controllers() []manager.Setup {
 		s.virtualMachines,
 		virtualmachineclass.Setup(virtualmachine.ClassInstancesInUse),
 		resourcepolicy.Setup,
-		vmservice.Setup(s.cfg.Network.LoadBalancers),
+		vmservice.Setup(s.cfg.Ports.Portal, s.cfg.Network.LoadBalancers),
 		vmreplicaset.Setup,
 		vmnetwork.Setup,
 		vmgroup.Setup,
@@ -43,6 +51,24 @@ func (s *Server) controllers() []manager.Setup {
 		vmsnapshot.Setup,
 		vmconsole.Setup(net.JoinHostPort(s.cfg.NodeIP.String(), strconv.Itoa(s.cfg.Ports.API))),
 		image.Setup, contentlibrary.Setup, importrequest.Setup,
+		supervisornamespace.Setup(s.namespaces()),
+		robotaccount.Setup(registryHost, s.registryAddress()), registryaccess.Setup,
+	}
+}
+
+// namespaces is the configuration of the controller of SupervisorNamespaces.
+func (s *Server) namespaces() supervisornamespace.Config {
+	n := s.cfg.Network
+	return supervisornamespace.Config{
+		Kubeconfig: s.files.Kubeconfig(pki.NamespaceController),
+		User:       pki.NamespaceControllerUser,
+		Network: expand.Network{
+			PodCIDR: n.PodCIDR, ServiceCIDR: n.ServiceCIDR,
+			DNS: []netip.Addr{n.DNSServiceIP, n.DNSEndpoint}, DNSPort: n.DNSPort,
+		},
+		EndpointURL:  apiURL(s.cfg.NodeIP.String(), s.cfg.Ports.API),
+		RegistryHost: registryHost,
+		Registry:     s.images,
 	}
 }
 

@@ -28,9 +28,10 @@ import (
 
 // Server is one control plane.
 type Server struct {
-	cfg   Config
-	pki   *pki.PKI
-	files pki.Files
+	cfg    Config
+	pki    *pki.PKI
+	files  pki.Files
+	images *imageRegistry
 }
 
 // New checks the configuration and touches nothing.
@@ -98,6 +99,10 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 
 	defer s.launch(fail, "apiserver", s.newAPIServer(statErr == nil).Run)()
+	people, err := s.newIdentity()
+	if err != nil {
+		return err
+	}
 	client := s.adminClient()
 	if err := waitReady(running, client); err != nil {
 		return s.reason(ctx, running)
@@ -110,9 +115,19 @@ func (s *Server) Run(ctx context.Context) error {
 		return s.reason(ctx, running)
 	}
 	defer s.launch(fail, "snapshotController", s.runSnapshotController)()
+	if s.images, err = s.newRegistry(people); err != nil {
+		return err
+	}
 	ready := make(chan struct{})
 	defer s.launch(fail, "controllers", s.controllersRunner(ready))()
 	if !waitFor(running, ready) {
+		return s.reason(ctx, running)
+	}
+	defer s.launch(fail, "registry", s.images.run)()
+	known := make(chan struct{})
+	defer s.launch(fail, "identity", identityRunner(people, known))()
+	defer s.launch(fail, "portal", s.portalRunner(people))()
+	if !waitFor(running, known) {
 		return s.reason(ctx, running)
 	}
 	defer s.launch(fail, "memory", textpages.Run)()
@@ -189,6 +204,7 @@ func (s *Server) newAPIServer(hasData bool) *apiserver.APIServer {
 		ServiceCIDR: s.cfg.Network.ServiceCIDR,
 		Domain:      s.cfg.Network.Domain,
 		ContentDir:  s.cfg.ContentDir,
+		Identity:    s.cfg.Ports.Identity,
 		Logger:      s.cfg.Logger,
 	})
 }

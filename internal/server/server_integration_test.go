@@ -79,14 +79,14 @@ func testConfig(t *testing.T, dir string) Config {
 	if !ip.IsValid() {
 		t.Fatal("this test needs an IPv4 address other than loopback")
 	}
-	ports := freePorts(t, 6)
+	ports := freePorts(t, 8)
 	return Config{
 		PKIDir: filepath.Join(dir, "pki"), KubeconfigDir: filepath.Join(dir, "kubeconfig"), EtcdDir: filepath.Join(dir, "etcd"),
 		StateDir: filepath.Join(dir, "server"), AuditLog: filepath.Join(dir, "audit", "audit.log"), AdminKubeconfig: filepath.Join(dir, "admin.kubeconfig"),
 		DatastorePath: filepath.Join(dir, "datastores", "default"),
 		ContentDir:    filepath.Join(dir, "content"),
 		NodeName:      "n1", NodeIP: ip, Version: "test",
-		Ports: Ports{API: ports[0], EtcdClient: ports[1], EtcdPeer: ports[2], Scheduler: ports[3], ControllerManager: ports[4], Webhook: ports[5]},
+		Ports: Ports{API: ports[0], EtcdClient: ports[1], EtcdPeer: ports[2], Scheduler: ports[3], ControllerManager: ports[4], Webhook: ports[5], Portal: ports[6], Identity: ports[7]},
 	}
 }
 

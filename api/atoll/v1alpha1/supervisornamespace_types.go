@@ -107,10 +107,9 @@ type SupervisorNamespaceSpec struct {
 	PodRuntime NamespacePodRuntime `json:"podRuntime,omitempty"`
 	// +optional
 	Registry NamespaceRegistry `json:"registry,omitempty"`
-	// RestartPriority orders what is started first after a host has failed.
+	// RestartPriority orders what is started first after a host has failed. Empty is Medium.
 	// +optional
-	// +kubebuilder:validation:Enum=Lowest;Low;Medium;High;Highest
-	// +kubebuilder:default=Medium
+	// +kubebuilder:validation:Enum="";Lowest;Low;Medium;High;Highest
 	RestartPriority string `json:"restartPriority,omitempty"`
 }
 
@@ -245,10 +244,9 @@ const (
 // NamespaceNetwork bounds traffic. It expands into NetworkPolicies of the tier administrator.
 type NamespaceNetwork struct {
 	// Isolation: Open, Isolated (only the namespace itself, the cluster's DNS and what is outside of the cluster), or
-	// DenyAll (only the cluster's DNS and what the lists below allow).
+	// DenyAll (only the cluster's DNS and what the lists below allow). Empty is Open.
 	// +optional
-	// +kubebuilder:validation:Enum=Open;Isolated;DenyAll
-	// +kubebuilder:default=Open
+	// +kubebuilder:validation:Enum="";Open;Isolated;DenyAll
 	Isolation string `json:"isolation,omitempty"`
 	// IngressCIDRs and EgressCIDRs bound traffic with addresses outside of the cluster. Nil leaves it to Isolation.
 	// +optional
@@ -282,9 +280,9 @@ const (
 
 // NamespacePodRuntime bounds how pods run.
 type NamespacePodRuntime struct {
+	// Policy is MicroVM or Runc. Empty is MicroVM.
 	// +optional
-	// +kubebuilder:validation:Enum=MicroVM;Runc
-	// +kubebuilder:default=MicroVM
+	// +kubebuilder:validation:Enum="";MicroVM;Runc
 	Policy string `json:"policy,omitempty"`
 	// PrivilegedAllowed allows privileged containers. In a micro-VM they have the kernel of the pod, under runc that of the host.
 	// +optional
@@ -322,6 +320,8 @@ const (
 	NamespaceWithinLimits = "WithinLimits"
 	// NamespaceReservationsMet: the hosts have what is reserved.
 	NamespaceReservationsMet = "ReservationsMet"
+	// NamespacePeopleKnown: all who have access exist, or come from an issuer that does.
+	NamespacePeopleKnown = "PeopleKnown"
 	// NamespaceDeleting says what a deletion waits for.
 	NamespaceDeleting = "Deleting"
 )
@@ -334,6 +334,10 @@ type SupervisorNamespaceStatus struct {
 	// +listType=map
 	// +listMapKey=type
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	// Effective is the spec with what comes from its template and with all defaults: what is enforced. It is written
+	// before anything else is done.
+	// +optional
+	Effective *SupervisorNamespaceSpec `json:"effective,omitempty"`
 	// NamespaceEndpointURL is the API server that the namespace is reached at.
 	// +optional
 	NamespaceEndpointURL string `json:"namespaceEndpointURL,omitempty"`
@@ -452,5 +456,5 @@ type SupervisorNamespaceTemplateStatus struct {
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 	// Namespaces made from it.
 	// +optional
-	Namespaces int32 `json:"namespaces,omitempty"`
+	Namespaces int32 `json:"namespaces"`
 }

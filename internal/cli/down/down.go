@@ -28,6 +28,7 @@ import (
 	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/network"
 	"atoll.dev/atoll/internal/network/cniconf"
+	"atoll.dev/atoll/internal/network/policy"
 	"atoll.dev/atoll/internal/storage/csi/export"
 	"atoll.dev/atoll/internal/storage/csi/node"
 )
@@ -237,7 +238,7 @@ func (d *Down) cleanNetwork(context.Context) (string, error) {
 	return "", network.Cleanup(network.CleanupConfig{
 		Network:   cniconf.Network{StateDir: t.CNIState()},
 		NetnsDirs: t.NetnsDirs(),
-		Tables:    []string{"kube-proxy"},
+		Tables:    []string{"kube-proxy", policy.TableName(cniconf.Network{})},
 		Logger:    d.cfg.Logger,
 	})
 }

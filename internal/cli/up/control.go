@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	policyv1 "atoll.dev/atoll/api/policy/v1"
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/pool/wire"
@@ -31,6 +32,8 @@ type Report struct {
 	// Pool is what the warm pool says about itself, null when it does not
 	// answer.
 	Pool *wire.Status `json:"pool"`
+	// NetworkPolicy is what the agent says about network policies, null when it has not said anything.
+	NetworkPolicy *policyv1.Status `json:"networkPolicy"`
 }
 
 // Service is a child process with what it uses.
@@ -79,7 +82,7 @@ func (u *Up) serveControl(ctx context.Context) error {
 func (u *Up) snapshot(ctx context.Context) Report {
 	r := Report{
 		Version: u.cfg.Version, DataDir: u.cfg.Tree.Root(), PID: os.Getpid(), Started: u.began,
-		Settings: u.cfg.Settings, Pool: askPool(ctx, u.cfg.Tree.PoolSocket()),
+		Settings: u.cfg.Settings, Pool: askPool(ctx, u.cfg.Tree.PoolSocket()), NetworkPolicy: readPolicies(u.cfg.Tree.PolicyStatus()),
 	}
 	r.Node, _ = u.node.Get()
 	self := Service{Status: supervise.Status{
@@ -99,6 +102,20 @@ func (u *Up) snapshot(ctx context.Context) Report {
 	}
 	r.Services = list
 	return r
+}
+
+// readPolicies returns what the agent has written about network policies, without the names of counters, or nil.
+func readPolicies(path string) *policyv1.Status {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	s := new(policyv1.Status)
+	if err := json.Unmarshal(b, s); err != nil {
+		return nil
+	}
+	s.Counters = nil
+	return s
 }
 
 // askPool returns the pool's own status, or nil.

@@ -38,14 +38,14 @@ func (u *Up) services() ([]supervise.Service, error) {
 	}
 	common := []string{"--data-dir=" + t.Root(), "--log-format=" + s.LogFormat}
 	node := []string{"--node-name=" + s.NodeName, "--node-ip=" + addr.String()}
-	server := node
+	server := append(slices.Clip(node), "--portal-port="+strconv.Itoa(s.PortalPort))
 	for _, san := range s.TLSSANs {
 		server = append(slices.Clip(server), "--tls-san="+san)
 	}
 	if s.LoadBalancerRange != "" {
 		server = append(slices.Clip(server), "--load-balancer-range="+s.LoadBalancerRange)
 	}
-	agent := append(slices.Clip(node), "--max-pods="+strconv.Itoa(s.MaxPods))
+	agent := append(slices.Clip(node), "--max-pods="+strconv.Itoa(s.MaxPods), "--portal-port="+strconv.Itoa(s.PortalPort))
 	pool := supervise.Service{
 		Name: Pool,
 		Process: &supervise.Process{

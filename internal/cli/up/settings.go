@@ -14,11 +14,15 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/datadir/atomicfile"
 )
 
 // bridgeName is the bridge pods are connected to; its address is not the host's.
 const bridgeName = "atoll0"
+
+// DefaultPortalPort is that of HTTPS.
+const DefaultPortalPort = 443
 
 // Settings are what the user may choose for a host. They are kept in the data
 // directory, so that a later start without flags uses the same ones.
@@ -33,7 +37,9 @@ type Settings struct {
 	PoolSize int `json:"poolSize"`
 	// MaxPods is how many pods the node accepts.
 	MaxPods int `json:"maxPods"`
-	// TLSSANs are more names or addresses of the API server.
+	// PortalPort is where people log in and push images to.
+	PortalPort int `json:"portalPort"`
+	// TLSSANs are more names or addresses of the API server and the portal.
 	TLSSANs []string `json:"tlsSANs,omitempty"`
 	// LoadBalancerRange are addresses for load balancers of virtual machines, "" for the built-in range.
 	LoadBalancerRange string `json:"loadBalancerRange,omitempty"`
@@ -52,7 +58,7 @@ func Defaults() (Settings, error) {
 		return Settings{}, fmt.Errorf("finding the host's name: %w", err)
 	}
 	return Settings{
-		NodeName: strings.ToLower(name), PoolSize: 4, MaxPods: 500,
+		NodeName: strings.ToLower(name), PoolSize: 4, MaxPods: 500, PortalPort: DefaultPortalPort,
 		Accelerator: "auto", LogFormat: "text",
 	}, nil
 }
@@ -104,6 +110,9 @@ func (s Settings) Validate() error {
 	if s.MaxPods < 1 || s.MaxPods > 1000 {
 		errs = append(errs, fmt.Errorf("--max-pods %d: use 1 to 1000", s.MaxPods))
 	}
+	if s.PortalPort < 1 || s.PortalPort > 65535 {
+		errs = append(errs, fmt.Errorf("--portal-port %d: use 1 to 65535", s.PortalPort))
+	}
 	if p, err := netip.ParsePrefix(s.LoadBalancerRange); s.LoadBalancerRange != "" && (err != nil || !p.Addr().Is4() || p.Bits() > 30 || p != p.Masked()) {
 		errs = append(errs, fmt.Errorf("--load-balancer-range %q: use an IPv4 network of 4 or more addresses, as in 192.0.2.64/28", s.LoadBalancerRange))
 	}
@@ -150,6 +159,22 @@ func (s Settings) Address() (netip.Addr, error) {
 	return netip.Addr{}, errors.New("the host has no IPv4 address but loopback; give it one or name one with --node-ip")
 }
 
+// PortalOf is where people log in at the supervisor of a data directory, as they give it to --server.
+func PortalOf(t datadir.Tree) string {
+	s := Settings{PortalPort: DefaultPortalPort}
+	if _, err := LoadSettings(t.Settings(), &s); err != nil {
+		return "ADDRESS"
+	}
+	addr, err := s.Address()
+	if err != nil {
+		return "ADDRESS"
+	}
+	if s.PortalPort == DefaultPortalPort {
+		return addr.String()
+	}
+	return netip.AddrPortFrom(addr, uint16(s.PortalPort)).String()
+}
+
 // routeSource asks the kernel which address it would use for the world. No
 // packet is sent.
 func routeSource() (netip.Addr, bool) {
@@ -168,6 +193,6 @@ func routeSource() (netip.Addr, bool) {
 // Equal tells whether both are the same choices.
 func (s Settings) Equal(o Settings) bool {
 	return slices.Equal(s.TLSSANs, o.TLSSANs) && s.NodeName == o.NodeName && s.NodeIP == o.NodeIP &&
-		s.LoadBalancerRange == o.LoadBalancerRange && s.PoolSize == o.PoolSize && s.MaxPods == o.MaxPods && s.Accelerator == o.Accelerator &&
+		s.LoadBalancerRange == o.LoadBalancerRange && s.PoolSize == o.PoolSize && s.PortalPort == o.PortalPort && s.MaxPods == o.MaxPods && s.Accelerator == o.Accelerator &&
 		s.Kernel == o.Kernel && s.LogFormat == o.LogFormat
 }

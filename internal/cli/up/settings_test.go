@@ -11,7 +11,7 @@ import (
 )
 
 func TestSettingsValidate(t *testing.T) {
-	good := Settings{NodeName: "host-1.lab", PoolSize: 4, MaxPods: 500, Accelerator: "auto", LogFormat: "text"}
+	good := Settings{NodeName: "host-1.lab", PoolSize: 4, MaxPods: 500, PortalPort: 443, Accelerator: "auto", LogFormat: "text"}
 	if err := good.Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -23,6 +23,7 @@ func TestSettingsValidate(t *testing.T) {
 		"IPv4":                  func(s *Settings) { s.NodeIP = "fd00::1" },
 		"--pool-size":           func(s *Settings) { s.PoolSize = 65 },
 		"--max-pods":            func(s *Settings) { s.MaxPods = 0 },
+		"--portal-port":         func(s *Settings) { s.PortalPort = 65536 },
 		"--load-balancer-range": func(s *Settings) { s.LoadBalancerRange = "192.0.2.1/24" },
 		"--accelerator":         func(s *Settings) { s.Accelerator = "hvf" },
 		"--kernel":              func(s *Settings) { s.Kernel = "boot/vmlinuz" },

@@ -42,7 +42,7 @@ func definedKinds(s *runtime.Scheme) []schema.GroupVersionKind {
 	var out []schema.GroupVersionKind
 	for kind := range s.AllKnownTypes() {
 		stored := kind.GroupVersion() == vmopv1.GroupVersion || kind.GroupVersion() == netop.GroupVersion ||
-			kind.GroupVersion() == imageregistry.GroupVersion()
+			kind.GroupVersion() == imageregistry.GroupVersion() || kind.GroupVersion() == atoll.GroupVersion()
 		if stored && s.IsGroupRegistered(kind.Group) && s.Recognizes(kind.GroupVersion().WithKind(kind.Kind+"List")) {
 			out = append(out, kind)
 		}

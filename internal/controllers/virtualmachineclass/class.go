@@ -26,8 +26,8 @@ const (
 	// ProvideLabel of a namespace with the value ProvideNone keeps default classes out of it.
 	ProvideLabel = "atoll.dev/vm-classes"
 	ProvideNone  = "none"
-	// defaultLabel marks default classes.
-	defaultLabel = "atoll.dev/default-class"
+	// DefaultLabel marks default classes.
+	DefaultLabel = "atoll.dev/default-class"
 	// classAnnotation of an instance is the name of its class.
 	classAnnotation = "atoll.dev/vm-class"
 	active          = "true"
@@ -61,7 +61,7 @@ func Defaults(namespace string) []*vmopv1.VirtualMachineClass {
 		for _, s := range shapes() {
 			memory := *resource.NewQuantity(s.memoryGi<<30, resource.BinarySI)
 			c := &vmopv1.VirtualMachineClass{
-				ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: kind + "-" + s.name, Labels: map[string]string{defaultLabel: "true"}},
+				ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: kind + "-" + s.name, Labels: map[string]string{DefaultLabel: "true"}},
 				Spec: vmopv1.VirtualMachineClassSpec{
 					Hardware:    vmopv1.VirtualMachineClassHardware{Cpus: s.cpus, Memory: memory},
 					Description: fmt.Sprintf("%d processors and %d GiB of memory, processors not reserved", s.cpus, s.memoryGi),

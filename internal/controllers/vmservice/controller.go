@@ -49,6 +49,8 @@ func refusal(format string, args ...any) error {
 type Reconciler struct {
 	client.Client
 	Events events.EventRecorder
+	// Portal is the port of hosts that people log in at. Who had it could take their passwords.
+	Portal int32
 	// Range are the addresses for Services that cannot have that of a node.
 	Range netip.Prefix
 
@@ -56,13 +58,13 @@ type Reconciler struct {
 	ingresses sync.Mutex
 }
 
-// Setup adds the controller to a manager, with the addresses of Reconciler.Range.
-func Setup(addresses netip.Prefix) func(ctrl.Manager) error {
-	return func(mgr ctrl.Manager) error { return setup(mgr, addresses) }
+// Setup adds the controller to a manager, with the port of the portal and the addresses of Reconciler.Range.
+func Setup(portal int, addresses netip.Prefix) func(ctrl.Manager) error {
+	return func(mgr ctrl.Manager) error { return setup(mgr, portal, addresses) }
 }
 
-func setup(mgr ctrl.Manager, addresses netip.Prefix) error {
-	r := &Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachineservice"), Range: addresses}
+func setup(mgr ctrl.Manager, portal int, addresses netip.Prefix) error {
+	r := &Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachineservice"), Portal: int32(portal), Range: addresses}
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("virtualmachineservice").
 		For(&vmopv1.VirtualMachineService{}).

@@ -30,7 +30,7 @@ func reconciler(t *testing.T, objects ...client.Object) *Reconciler {
 	}
 	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).
 		WithStatusSubresource(&vmopv1.VirtualMachineService{}, &vmopv1.VirtualMachine{}, &corev1.Service{}).Build()
-	return &Reconciler{Client: c, Events: events.NewFakeRecorder(100), Range: netip.MustParsePrefix("10.97.0.0/29")}
+	return &Reconciler{Client: c, Events: events.NewFakeRecorder(100), Portal: 443, Range: netip.MustParsePrefix("10.97.0.0/29")}
 }
 
 func service(kind vmopv1.VirtualMachineServiceType, port int32) *vmopv1.VirtualMachineService {

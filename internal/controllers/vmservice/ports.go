@@ -48,8 +48,10 @@ func ports(have []corev1.ServicePort, s *vmopv1.VirtualMachineService) []corev1.
 
 // reserved says why a port of a node's address cannot be given away, or is empty. What the proxy answers on an
 // address of a host never gets to the host's own programs any more.
-func reserved(port int32) string {
+func (r *Reconciler) reserved(port int32) string {
 	switch {
+	case port == r.Portal:
+		return "people log in there"
 	case port == 80:
 		return ""
 	case port < 1024:
@@ -108,7 +110,7 @@ func (r *Reconciler) choose(ctx context.Context, made *corev1.Service, ours stri
 	case address == "":
 		return "", errors.New("no node has an address that could be the ingress")
 	}
-	err = free(all.Items, made, address)
+	err = r.free(all.Items, made, address)
 	if err == nil || !errors.Is(err, errTaken) {
 		return address, err
 	}
@@ -183,9 +185,9 @@ func ready(n corev1.Node) bool {
 }
 
 // free tells why the address cannot be the Service's ingress: a port of it is taken.
-func free(all []corev1.Service, made *corev1.Service, address string) error {
+func (r *Reconciler) free(all []corev1.Service, made *corev1.Service, address string) error {
 	for _, p := range made.Spec.Ports {
-		if why := reserved(p.Port); why != "" {
+		if why := r.reserved(p.Port); why != "" {
 			return fmt.Errorf("port %d of the node's address is %w: %s", p.Port, errTaken, why)
 		}
 	}

@@ -33,18 +33,40 @@ const (
 	// Storage is the storage part of a host's agent.
 	Storage            = "storage"
 	SnapshotController = "snapshot-controller"
+	// NetworkPolicy is the part of a host's agent that enforces network policies.
+	NetworkPolicy = "network-policy"
 	// VMController is the manager of virtual machines, VMWebhook its port for the API server.
 	VMController = "vm-controller"
 	VMWebhook    = "vm-webhook"
+	// Registry is the registry of images, as a client of the API server.
+	Registry = "registry"
+	// NamespaceController is the controller of SupervisorNamespaces.
+	NamespaceController = "namespace-controller"
+	// Identity knows people, IdentityWebhook is its port for the API server.
+	Identity        = "identity"
+	IdentityWebhook = "identity-webhook"
+	// Portal is the listener of people and of the registry.
+	Portal = "portal"
 )
 
 // Who components of ours are to the API server.
 const (
 	StorageGroup           = "atoll:storage-agents"
 	SnapshotControllerUser = "atoll:snapshot-controller"
+	NetworkPolicyGroup     = "atoll:network-policy-agents"
 	// VMControllerUser alone makes, changes and deletes the pods of virtual machines.
 	VMControllerUser = "system:atoll:vm-controller"
+	// RegistryUser asks who may do what with images.
+	RegistryUser = "system:atoll:registry"
+	// NamespaceControllerUser makes namespaces and their bounds.
+	NamespaceControllerUser = "system:atoll:namespace-controller"
 )
+
+// IdentityUser is who checks passwords and tokens. It may read their hashes.
+const IdentityUser = "system:atoll:identity"
+
+// RegistryHost is the name of the registry that is the same on every host: nodes map it to the portal.
+const RegistryHost = "registry.atoll.local"
 
 // Files tells where each certificate, key and kubeconfig is. It does no I/O.
 type Files struct {

@@ -57,7 +57,7 @@ type Config struct {
 	// serve under them.
 	NodeName  string
 	NodeAddrs []netip.Addr
-	// ExtraSANs are more host names or addresses of the API server.
+	// ExtraSANs are more host names or addresses of the API server and the portal.
 	ExtraSANs []string
 	// ServiceIP is the cluster IP of the Service kubernetes.
 	ServiceIP netip.Addr

@@ -66,7 +66,7 @@ func snapshot(t *testing.T, dir string) map[string]string {
 func TestEnsureIsIdempotent(t *testing.T) {
 	now := time.Now()
 	cfg := testConfig(t, &now)
-	if made := ensure(t, cfg); len(made) != 19 {
+	if made := ensure(t, cfg); len(made) != 25 {
 		t.Fatalf("made %d certificates: %v", len(made), made)
 	}
 	root := filepath.Dir(cfg.Dir)
@@ -179,7 +179,7 @@ func TestReissueOnChange(t *testing.T) {
 	ensure(t, cfg)
 
 	cfg.NodeAddrs = append(cfg.NodeAddrs, netip.MustParseAddr("192.0.2.8"))
-	want := []string{APIServer, EtcdServer, EtcdPeer, KubeletServing}
+	want := []string{APIServer, EtcdServer, EtcdPeer, KubeletServing, Portal}
 	if made := ensure(t, cfg); !slices.Equal(made, want) {
 		t.Fatalf("new address: made %v", made)
 	}

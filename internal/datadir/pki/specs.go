@@ -30,6 +30,8 @@ func (p *PKI) specs() []spec {
 	hostNames := append([]string{c.NodeName}, local...)
 	hostAddrs := slices.Concat(loopback, c.NodeAddrs)
 	apiNames, apiAddrs := splitSANs(c.ExtraSANs)
+	portalNames := slices.Concat(hostNames, []string{RegistryHost}, apiNames)
+	portalAddrs := slices.Concat(hostAddrs, apiAddrs)
 	apiNames = slices.Concat(hostNames, []string{
 		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc." + c.Domain,
 	}, apiNames)
@@ -53,8 +55,14 @@ func (p *PKI) specs() []spec {
 		{name: KubeProxy, authority: ClusterCA, user: "system:kube-proxy", client: true},
 		{name: CoreDNS, authority: ClusterCA, user: "system:coredns", client: true},
 		{name: Storage, authority: ClusterCA, user: "atoll:storage-agent:" + c.NodeName, groups: []string{StorageGroup}, client: true},
+		{name: NetworkPolicy, authority: ClusterCA, user: "atoll:network-policy-agent:" + c.NodeName, groups: []string{NetworkPolicyGroup}, client: true},
 		{name: SnapshotController, authority: ClusterCA, user: SnapshotControllerUser, client: true},
 		{name: VMController, authority: ClusterCA, user: VMControllerUser, client: true},
+		{name: Registry, authority: ClusterCA, user: RegistryUser, client: true},
+		{name: NamespaceController, authority: ClusterCA, user: NamespaceControllerUser, client: true},
+		{name: Identity, authority: ClusterCA, user: IdentityUser, client: true},
+		{name: IdentityWebhook, authority: ClusterCA, user: "atoll-identity-webhook", server: true, dns: local, addrs: loopback},
+		{name: Portal, authority: ClusterCA, user: "atoll-portal", server: true, dns: portalNames, addrs: portalAddrs},
 		{name: VMWebhook, authority: ClusterCA, user: "atoll-vm-webhook", server: true, dns: local, addrs: loopback},
 	}
 }

@@ -2,7 +2,7 @@
 //
 // It is the upstream API server with upstream options, given as the flags a
 // kube-apiserver process would get (see flags), plus two things of our own: the
-// admission plugin AtollPodRuntime, and the resource metrics API and the consoles of
+// admission plugins of internal/kube/admission, and the resource metrics API and the consoles of
 // virtual machines, which are served by the same process instead of an aggregated one. The server role calls it.
 //
 // Security: Node and RBAC authorization, NodeRestriction, anonymous requests only
@@ -30,6 +30,7 @@ import (
 
 	"atoll.dev/atoll/internal/datadir/pki"
 	"atoll.dev/atoll/internal/kube/admission/machinepods"
+	"atoll.dev/atoll/internal/kube/admission/namespacebounds"
 	"atoll.dev/atoll/internal/kube/admission/podruntime"
 	"atoll.dev/atoll/internal/kube/imagecontent"
 	"atoll.dev/atoll/internal/kube/metricsapi"
@@ -57,19 +58,29 @@ type Config struct {
 	Domain      string
 	// ContentDir is the library of images of virtual machines.
 	ContentDir string
-	Logger     *slog.Logger
+	// Identity is the port on 127.0.0.1 where tokens of local sessions are known.
+	Identity int
+	Logger   *slog.Logger
 }
 
 // shutdownTimeout is how long connections may stay open when the server stops.
 const shutdownTimeout = 3 * time.Second
 
+// tokenCache is how long the API server takes a token for good without looking again; webhookCache is how long it
+// keeps an answer about the token of a session. Together they are how long a revoked session may go on.
+const (
+	tokenCache   = 2 * time.Second
+	webhookCache = time.Second
+)
+
 // APIServer is one kube-apiserver.
 type APIServer struct {
-	cfg Config
+	cfg    Config
+	bounds *namespacebounds.Source
 }
 
 // New takes a complete configuration.
-func New(cfg Config) *APIServer { return &APIServer{cfg: cfg} }
+func New(cfg Config) *APIServer { return &APIServer{cfg: cfg, bounds: namespacebounds.NewSource()} }
 
 // Run writes the configuration files and serves until ctx ends.
 func (s *APIServer) Run(ctx context.Context) error {
@@ -100,7 +111,9 @@ func (s *APIServer) options(ctx context.Context) (options.CompletedOptions, erro
 	if err := fs.Parse(s.flags()); err != nil {
 		return options.CompletedOptions{}, fmt.Errorf("parsing flags: %w", err)
 	}
-	registerAdmission(opts)
+	// A session that is ended must not go on for long.
+	opts.Authentication.TokenSuccessCacheTTL = tokenCache
+	registerAdmission(opts, s.bounds)
 	if err := opts.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
 		return options.CompletedOptions{}, fmt.Errorf("setting feature gates: %w", err)
 	}
@@ -115,14 +128,16 @@ func (s *APIServer) options(ctx context.Context) (options.CompletedOptions, erro
 }
 
 // registerAdmission puts AtollPodRuntime in front of RuntimeClass, which reads
-// what it decided, and AtollMachinePods before it.
-func registerAdmission(opts *options.ServerRunOptions) {
+// what it decided, and AtollMachinePods and AtollNamespaceBounds before it.
+func registerAdmission(opts *options.ServerRunOptions, bounds *namespacebounds.Source) {
 	generic := opts.Admission.GenericAdmission
 	podruntime.Register(generic.Plugins)
 	machinepods.Register(generic.Plugins)
+	namespacebounds.Register(generic.Plugins, bounds)
 	order := slices.Clone(generic.RecommendedPluginOrder)
 	at := slices.Index(order, runtimeclass.PluginName)
-	generic.RecommendedPluginOrder = slices.Insert(order, max(at, 0), machinepods.PluginName, podruntime.PluginName)
+	generic.RecommendedPluginOrder = slices.Insert(order, max(at, 0), machinepods.PluginName, namespacebounds.PluginName, podruntime.PluginName)
+	generic.Decorators = slices.Insert(slices.Clone(generic.Decorators), 0, namespacebounds.Explain(bounds))
 }
 
 // preparedServer is a chain of API servers that is ready to run.
@@ -161,6 +176,13 @@ func (s *APIServer) build(opts options.CompletedOptions) (preparedServer, error)
 		return nil, err
 	}
 	if err := s.addContent(chain.GenericAPIServer); err != nil {
+		return nil, err
+	}
+	err = chain.GenericAPIServer.AddPostStartHook("atoll-namespace-bounds", func(hook genericapiserver.PostStartHookContext) error {
+		go s.bounds.Run(hook.Context)
+		return nil
+	})
+	if err != nil {
 		return nil, err
 	}
 	// Open watches hold their connections; clients open them anew elsewhere or

@@ -15,6 +15,7 @@ import (
 	"k8s.io/kubernetes/plugin/pkg/admission/runtimeclass"
 
 	"atoll.dev/atoll/internal/datadir/pki"
+	"atoll.dev/atoll/internal/kube/admission/namespacebounds"
 	"atoll.dev/atoll/internal/kube/admission/podruntime"
 	"atoll.dev/atoll/internal/testkit/golden"
 )
@@ -31,6 +32,7 @@ func testServer(dir string) *APIServer {
 		KubeletPort: 10250,
 		ServiceCIDR: netip.MustParsePrefix("10.96.0.0/16"),
 		Domain:      "cluster.local",
+		Identity:    9444,
 	})
 }
 
@@ -76,7 +78,7 @@ func TestMissingKeyIsNotReplaced(t *testing.T) {
 
 func TestAdmissionOrder(t *testing.T) {
 	first := options.NewServerRunOptions()
-	registerAdmission(first)
+	registerAdmission(first, namespacebounds.NewSource())
 	order := first.Admission.GenericAdmission.RecommendedPluginOrder
 	ours := slices.Index(order, podruntime.PluginName)
 	if ours < 0 || order[ours+1] != runtimeclass.PluginName {

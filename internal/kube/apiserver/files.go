@@ -10,11 +10,12 @@ import (
 	"path/filepath"
 
 	"atoll.dev/atoll/internal/datadir/atomicfile"
+	"atoll.dev/atoll/internal/datadir/pki"
 )
 
-// authenticationConfig allows anonymous requests for the health endpoints and the web consoles of virtual machines
+// AuthenticationConfig is what AuthenticationFile has without any issuer. It allows anonymous requests for the health endpoints and the web consoles of virtual machines
 // only, which need a ticket; everything else needs a certificate or a token.
-const authenticationConfig = `apiVersion: apiserver.config.k8s.io/v1
+const AuthenticationConfig = `apiVersion: apiserver.config.k8s.io/v1
 kind: AuthenticationConfiguration
 anonymous:
   enabled: true
@@ -24,6 +25,20 @@ anonymous:
   - path: /healthz
   - path: /vm/web-console/proxy
   - path: /vm/web-console/stream
+`
+
+// webhookConfig says where to ask whose a token is that nobody else knows.
+const webhookConfig = `apiVersion: v1
+kind: Config
+clusters:
+- name: identity
+  cluster:
+    certificate-authority: %q
+    server: https://127.0.0.1:%d/authenticate
+contexts:
+- name: identity
+  context: {cluster: identity}
+current-context: identity
 `
 
 // auditPolicy records who did what, without bodies, and leaves out what the
@@ -99,7 +114,10 @@ func (s *APIServer) writeFiles() error {
 			return err
 		}
 	}
-	if _, err := atomicfile.WriteIfChanged(s.authenticationFile(), []byte(authenticationConfig), 0o600); err != nil {
+	if _, err := atomicfile.WriteIfChanged(s.authenticationFile(), []byte(AuthenticationConfig), 0o600); err != nil {
+		return err
+	}
+	if _, err := atomicfile.WriteIfChanged(s.webhookFile(), []byte(fmt.Sprintf(webhookConfig, s.cfg.Files.CACert(pki.ClusterCA), s.cfg.Identity)), 0o600); err != nil {
 		return err
 	}
 	if _, err := atomicfile.WriteIfChanged(s.auditPolicyFile(), []byte(auditPolicy), 0o600); err != nil {

@@ -26,6 +26,9 @@ func (s *APIServer) flags() []string {
 		// Who may do what.
 		"--client-ca-file=" + f.CACert(pki.ClusterCA),
 		"--authentication-config=" + s.authenticationFile(),
+		"--authentication-token-webhook-config-file=" + s.webhookFile(),
+		"--authentication-token-webhook-version=v1",
+		"--authentication-token-webhook-cache-ttl=" + webhookCache.String(),
 		"--authorization-mode=Node,RBAC",
 		"--enable-admission-plugins=NodeRestriction",
 		"--service-account-issuer=" + issuer,
@@ -64,8 +67,15 @@ func (s *APIServer) flags() []string {
 	}
 }
 
-func (s *APIServer) authenticationFile() string {
-	return filepath.Join(s.cfg.StateDir, "authentication.yaml")
+// AuthenticationFile is what the API server reads issuers from whenever it changes. At each start it has none.
+func AuthenticationFile(stateDir string) string {
+	return filepath.Join(stateDir, "authentication.yaml")
+}
+
+func (s *APIServer) authenticationFile() string { return AuthenticationFile(s.cfg.StateDir) }
+
+func (s *APIServer) webhookFile() string {
+	return filepath.Join(s.cfg.StateDir, "identity-webhook.kubeconfig")
 }
 
 func (s *APIServer) auditPolicyFile() string {

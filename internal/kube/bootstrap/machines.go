@@ -197,6 +197,7 @@ rules:
   - virtualmachinereplicasets
   - virtualmachinereplicasets/scale
   - virtualmachinewebconsolerequests
+  - webconsolerequests
   verbs: [create, update, patch, delete, deletecollection]
 `
 

@@ -76,20 +76,22 @@ func (c *call) dropStale(cfg nat.Config, want []lease.HostPort) bool {
 // podName is the pod's name in the arguments of a Kubernetes runtime, for
 // messages.
 func podName(args string) string {
-	var namespace, name string
-	for pair := range strings.SplitSeq(args, ";") {
-		key, value, _ := strings.Cut(pair, "=")
-		switch key {
-		case "K8S_POD_NAMESPACE":
-			namespace = value
-		case "K8S_POD_NAME":
-			name = value
-		}
-	}
+	namespace, name := podArg(args, "K8S_POD_NAMESPACE"), podArg(args, "K8S_POD_NAME")
 	if namespace == "" || name == "" {
 		return ""
 	}
 	return namespace + "/" + name
+}
+
+// podArg is what the runtime says about a pod under a key.
+func podArg(args, key string) string {
+	found := ""
+	for pair := range strings.SplitSeq(args, ";") {
+		if k, value, _ := strings.Cut(pair, "="); k == key {
+			found = value
+		}
+	}
+	return found
 }
 
 // limits are a pod's rates in bytes per second; 0 is unlimited.

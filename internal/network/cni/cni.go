@@ -92,7 +92,7 @@ func add(args *skel.CmdArgs) error {
 
 	l := &lease.Lease{
 		ContainerID: args.ContainerID, IfName: args.IfName, Netns: args.Netns,
-		Pod: podName(args.Args), HostIf: gateway.HostIf(args.ContainerID, args.IfName), HostPorts: ports,
+		Pod: podName(args.Args), UID: podArg(args.Args, "K8S_POD_UID"), HostIf: gateway.HostIf(args.ContainerID, args.IfName), HostPorts: ports,
 		Key: c.conf.RuntimeConfig.Annotations[machinev1.AddressAnnotation],
 	}
 	if l.MAC, err = machineMAC(c.conf.RuntimeConfig.Annotations[machinev1.Annotation]); err != nil {

@@ -50,6 +50,7 @@ type Lease struct {
 	IfName      string `json:"ifName"`
 	Netns       string `json:"netns"`
 	Pod         string `json:"pod,omitempty"` // "namespace/name", for messages
+	UID         string `json:"uid,omitempty"` // of the pod
 	// HostIf is the host's end of the pod's veth pair.
 	HostIf    string     `json:"hostIf"`
 	Address   netip.Addr `json:"address"`

@@ -12,7 +12,7 @@ import (
 
 // choose returns the class of a pod that names none.
 func choose(pod *core.Pod, namespace string, hostAllowed bool) (string, error) {
-	needs := hostNeeds(pod)
+	needs := HostNeeds(pod)
 	switch {
 	case len(needs) > 0 && !hostAllowed:
 		return "", errNamespace(strings.Join(needs, ", "), namespace)
@@ -25,7 +25,7 @@ func choose(pod *core.Pod, namespace string, hostAllowed bool) (string, error) {
 
 // check says whether a pod may run under the given handler in the namespace.
 func check(pod *core.Pod, namespace, handler string, hostAllowed bool) error {
-	needs := hostNeeds(pod)
+	needs := HostNeeds(pod)
 	if handler != ClassMicroVM {
 		needs = append(needs, privileged(pod)...)
 	}
@@ -49,9 +49,9 @@ func errNamespace(what, namespace string) error {
 		what, namespace, namespace, HostAccessLabel, HostAccessAllowed)
 }
 
-// hostNeeds lists the fields of a pod that cannot work in a micro-VM because
+// HostNeeds lists the fields of a pod that cannot work in a micro-VM because
 // they reach for the host.
-func hostNeeds(pod *core.Pod) []string {
+func HostNeeds(pod *core.Pod) []string {
 	var needs []string
 	spec := field.NewPath("spec")
 	if sc := pod.Spec.SecurityContext; sc != nil {

@@ -87,7 +87,7 @@ func (c cluster) cutOff(t *testing.T, config Config) {
 	before := c.Run("ceph", "osd", "blocklist", "ls")
 	c.Run("rbd", "lock", "add", image, "gone") // by a process that ends at once
 	owners, err := p.owners("image")
-	if err != nil || len(owners) != 1 || strings.Contains(before, owners[0]) {
+	if err != nil || len(owners) != 1 || strings.Contains(before, owners[0].Address) {
 		t.Fatalf("owners %v, %v; cut off before: %s", owners, err, before)
 	}
 	if err := p.fence("image"); err != nil {
@@ -95,11 +95,11 @@ func (c cluster) cutOff(t *testing.T, config Config) {
 	}
 	for line := range strings.Lines(c.Run("ceph", "osd", "blocklist", "ls")) {
 		address, until, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if address == owners[0] && until > time.Now().AddDate(9, 0, 0).Format(time.DateOnly) {
+		if address == owners[0].Address && until > time.Now().AddDate(9, 0, 0).Format(time.DateOnly) {
 			return
 		}
 	}
-	t.Errorf("%s is not cut off for long: %s", owners[0], c.Run("ceph", "osd", "blocklist", "ls"))
+	t.Errorf("%s is not cut off for long: %s", owners[0].Address, c.Run("ceph", "osd", "blocklist", "ls"))
 }
 
 // deadHolder: a lock of a process that was killed is not waited for.

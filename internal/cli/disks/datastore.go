@@ -1,6 +1,7 @@
-package cli
+package disks
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -13,38 +14,24 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	api "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/storage"
+	"atoll.dev/atoll/internal/cli/text"
 )
 
 func (a *app) datastoreCommand() *cobra.Command {
-	return a.group("datastore", "Manage the places where volumes are kept", `  atoll datastore ls
+	return command.Group("datastore", "Manage the places where volumes are kept", `  atoll datastore ls
   atoll datastore create fast --path /mnt/nvme/volumes`,
 		a.datastoreListCommand(), a.datastoreCreateCommand(), a.datastoreRemoveCommand())
 }
 
-// group is a command that only has commands.
-func (a *app) group(use, short, example string, commands ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: use, Short: short, Example: example,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			return unknownCommand(cmd, args[0])
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(commands...)
-	return cmd
-}
-
 // storageClient uses the kubeconfig of the environment, or the administrator's of the data directory.
 func (a *app) storageClient() (*storage.Client, error) {
-	t, err := a.tree()
+	t, err := a.Tree()
 	if err != nil {
 		return nil, err
 	}
-	return storage.NewClient(envOr("KUBECONFIG", t.AdminKubeconfig()))
+	return storage.NewClient(cmp.Or(os.Getenv("KUBECONFIG"), t.AdminKubeconfig()))
 }
 
 func (a *app) datastoreListCommand() *cobra.Command {
@@ -55,7 +42,7 @@ func (a *app) datastoreListCommand() *cobra.Command {
 		Short:   "List datastores, their room and their state",
 		Example: `  atoll datastore ls
   atoll datastore ls -o wide`,
-		Args: noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := a.storageClient()
 			if err != nil {
@@ -66,13 +53,13 @@ func (a *app) datastoreListCommand() *cobra.Command {
 				return err
 			}
 			if output == "json" || output == "yaml" {
-				return a.structured(output, list)
+				return a.Structured(output, list)
 			}
 			a.printDatastores(list, output == "wide")
 			return nil
 		},
 	}
-	outputFlag(cmd, &output, "table", "wide", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "wide", "json", "yaml")
 	return cmd
 }
 
@@ -92,23 +79,23 @@ func (a *app) printDatastores(list []api.Datastore, wide bool) {
 		}
 		s := d.Status
 		row := []string{
-			d.Name, or(s.Type, "-"), state, size(s.Capacity.Value()), size(s.Free.Value()), size(s.Provisioned.Value()),
+			d.Name, cmp.Or(s.Type, "-"), state, text.Size(s.Capacity.Value()), text.Size(s.Free.Value()), text.Size(s.Provisioned.Value()),
 			strconv.Itoa(int(s.VolumeCount)),
 		}
 		if wide {
 			host, place := "-", "-"
 			if dir := d.Spec.Directory; dir != nil {
-				host, place = or(dir.Node, "all"), dir.Path
+				host, place = cmp.Or(dir.Node, "all"), dir.Path
 			} else if rbd := d.Spec.RBD; rbd != nil {
 				host, place = "all", "pool "+rbd.Pool
 			}
-			row = append(row, size(s.Used.Value()), strconv.Itoa(int(s.SnapshotCount)), host, place, or(labelText(d.Labels), "-"))
+			row = append(row, text.Size(s.Used.Value()), strconv.Itoa(int(s.SnapshotCount)), host, place, cmp.Or(labelText(d.Labels), "-"))
 		}
 		rows = append(rows, row)
 	}
-	a.table(rows)
+	a.Table(rows)
 	for _, p := range problems {
-		a.printf("%s\n", p)
+		a.Printf("%s\n", p)
 	}
 }
 
@@ -151,13 +138,13 @@ must be empty or have been a datastore before. It should be on a file system tha
 		Example: `  atoll datastore create fast --path /mnt/nvme/volumes --label tier=gold
   atoll datastore create nas --path /mnt/nas/volumes --shared
   atoll datastore create ceph --pool atoll --user atoll`,
-		Args: exactArgs("name"),
+		Args: command.ExactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if (path == "") == (rbd.Pool == "") || path != "" && !filepath.IsAbs(path) {
-				return usageError{errors.New("give either --path, the absolute path of a directory, or --pool")}
+				return command.UsageError{Err: errors.New("give either --path, the absolute path of a directory, or --pool")}
 			}
 			if warn > refuse {
-				return usageError{fmt.Errorf("--warn %d%% is beyond --refuse %d%%", warn, refuse)}
+				return command.UsageError{Err: fmt.Errorf("--warn %d%% is beyond --refuse %d%%", warn, refuse)}
 			}
 			client, err := a.storageClient()
 			if err != nil {
@@ -167,7 +154,7 @@ must be empty or have been a datastore before. It should be on a file system tha
 			for _, l := range labels {
 				k, v, ok := strings.Cut(l, "=")
 				if !ok {
-					return usageError{fmt.Errorf("--label %q: write name=value", l)}
+					return command.UsageError{Err: fmt.Errorf("--label %q: write name=value", l)}
 				}
 				d.Labels[k] = v
 			}
@@ -185,7 +172,7 @@ must be empty or have been a datastore before. It should be on a file system tha
 			if err := client.Create(cmd.Context(), d); err != nil {
 				return err
 			}
-			a.printf("datastore %s is ready\n", args[0])
+			a.Printf("datastore %s is ready\n", args[0])
 			return nil
 		},
 	}
@@ -206,7 +193,7 @@ must be empty or have been a datastore before. It should be on a file system tha
 
 // nodeName is the name of this host's Node: that of the running supervisor, or else the host name.
 func (a *app) nodeName() (string, error) {
-	t, err := a.tree()
+	t, err := a.Tree()
 	if err != nil {
 		return "", err
 	}
@@ -228,7 +215,7 @@ func (a *app) datastoreRemoveCommand() *cobra.Command {
 		Example: `  atoll datastore rm fast`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usageError{fmt.Errorf("%q wants at least one name", cmd.CommandPath())}
+				return command.UsageError{Err: fmt.Errorf("%q wants at least one name", cmd.CommandPath())}
 			}
 			return nil
 		},
@@ -244,7 +231,7 @@ func (a *app) datastoreRemoveCommand() *cobra.Command {
 					failed = errors.Join(failed, err)
 					continue
 				}
-				a.printf("datastore %s removed\n", name)
+				a.Printf("datastore %s removed\n", name)
 			}
 			return failed
 		},

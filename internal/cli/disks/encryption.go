@@ -1,8 +1,10 @@
-package cli
+package disks
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,24 +13,26 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/util/wait"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/encryption"
 	"atoll.dev/atoll/internal/cli/storage"
+	"atoll.dev/atoll/internal/cli/text"
 	"atoll.dev/atoll/internal/storage/rotation"
 	"atoll.dev/atoll/internal/storage/stores"
 )
 
 func (a *app) encryptionCommand() *cobra.Command {
-	return a.group("encryption", "Look at and change the keys that encrypt volumes", `  atoll encryption ls
+	return command.Group("encryption", "Look at and change the keys that encrypt volumes", `  atoll encryption ls
   atoll encryption rotate team/gold`,
 		a.encryptionListCommand(), a.encryptionRotateCommand())
 }
 
 func (a *app) encryptionClient() (*encryption.Client, error) {
-	t, err := a.tree()
+	t, err := a.Tree()
 	if err != nil {
 		return nil, err
 	}
-	return encryption.NewClient(envOr("KUBECONFIG", t.AdminKubeconfig()))
+	return encryption.NewClient(cmp.Or(os.Getenv("KUBECONFIG"), t.AdminKubeconfig()))
 }
 
 func (a *app) encryptionListCommand() *cobra.Command {
@@ -39,7 +43,7 @@ func (a *app) encryptionListCommand() *cobra.Command {
 		Short:   "List EncryptionClasses, their keys and how many volumes have them",
 		Example: `  atoll encryption ls
   atoll encryption ls -o yaml`,
-		Args: noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			client, err := a.encryptionClient()
 			if err != nil {
@@ -50,7 +54,7 @@ func (a *app) encryptionListCommand() *cobra.Command {
 				return err
 			}
 			if output != "table" {
-				return a.structured(output, list)
+				return a.Structured(output, list)
 			}
 			rows, problems := [][]string{{"CLASS", "PROVIDER", "KEY", "READY", "VOLUMES", "CURRENT", "AGE"}}, []string{}
 			for _, c := range list {
@@ -64,18 +68,18 @@ func (a *app) encryptionListCommand() *cobra.Command {
 					}
 				}
 				rows = append(rows, []string{
-					c.Namespace + "/" + c.Name, or(c.Spec.KeyProvider, "-"), or(or(c.Spec.KeyID, c.Status.KeyID), "-"), state,
-					strconv.Itoa(int(c.Status.Volumes)), strconv.Itoa(int(c.Status.Current)), age(c.CreationTimestamp.Time),
+					c.Namespace + "/" + c.Name, cmp.Or(c.Spec.KeyProvider, "-"), cmp.Or(cmp.Or(c.Spec.KeyID, c.Status.KeyID), "-"), state,
+					strconv.Itoa(int(c.Status.Volumes)), strconv.Itoa(int(c.Status.Current)), text.Age(c.CreationTimestamp.Time),
 				})
 			}
-			a.table(rows)
+			a.Table(rows)
 			for _, p := range problems {
-				a.printf("%s\n", p)
+				a.Printf("%s\n", p)
 			}
 			return nil
 		},
 	}
-	outputFlag(cmd, &output, "table", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
@@ -92,7 +96,7 @@ by itself. A provider is named where a StorageClass names it without an Encrypti
 		Example: `  atoll encryption rotate team/gold
   atoll encryption rotate team/gold --key-id 2027-01
   atoll encryption rotate default`,
-		Args:              exactArgs("namespace/class | provider"),
+		Args:              command.ExactArgs("namespace/class | provider"),
 		ValidArgsFunction: a.completeClasses,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := a.encryptionClient()
@@ -107,7 +111,7 @@ by itself. A provider is named where a StorageClass names it without an Encrypti
 			if key.Made {
 				how = "made"
 			}
-			a.printf("key %q of provider %q was %s\n", key.ID, key.Provider, how)
+			a.Printf("key %q of provider %q was %s\n", key.ID, key.Provider, how)
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
 			done, erase := a.progress(args[0], "volumes")
@@ -115,7 +119,7 @@ by itself. A provider is named where a StorageClass names it without an Encrypti
 			stuck := func(why string) {
 				if why != said {
 					erase()
-					fmt.Fprintln(a.errOut, "waiting: "+why)
+					fmt.Fprintln(a.ErrOut, "waiting: "+why)
 				}
 				said = why
 			}
@@ -127,7 +131,7 @@ by itself. A provider is named where a StorageClass names it without an Encrypti
 			}
 			erase()
 			if err == nil {
-				a.printf("the keys of all volumes and snapshots of %s are wrapped with it; keep a copy of it outside of the cluster\n", of)
+				a.Printf("the keys of all volumes and snapshots of %s are wrapped with it; keep a copy of it outside of the cluster\n", of)
 			}
 			return err
 		},
@@ -139,11 +143,11 @@ by itself. A provider is named where a StorageClass names it without an Encrypti
 
 // progress shows how far something is, on a terminal, until it is cleared.
 func (a *app) progress(name, what string) (told func(done, total int), erase func()) {
-	if !isTerminal(a.errOut) {
+	if !text.IsTerminal(a.ErrOut) {
 		return func(int, int) {}, func() {}
 	}
-	return func(done, total int) { fmt.Fprintf(a.errOut, "\r%s: %d of %d %s", name, done, total, what) },
-		func() { fmt.Fprint(a.errOut, "\r\033[K") }
+	return func(done, total int) { fmt.Fprintf(a.ErrOut, "\r%s: %d of %d %s", name, done, total, what) },
+		func() { fmt.Fprint(a.ErrOut, "\r\033[K") }
 }
 
 // waitForProvider waits for the volumes of this host whose StorageClass names the provider.
@@ -206,11 +210,11 @@ that snapshots or copies share keep their key. To change the key that wraps thos
 		Example: `  atoll volume rotate-key default/pvc-3c3c5c26-5406-4ec3-9cf5-2d4e89931a3c`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usageError{fmt.Errorf("%q wants at least one volume; `atoll volume ls -o wide` lists them", cmd.CommandPath())}
+				return command.UsageError{Err: fmt.Errorf("%q wants at least one volume; `atoll volume ls -o wide` lists them", cmd.CommandPath())}
 			}
 			for _, arg := range args {
 				if _, _, err := stores.Split(arg); err != nil {
-					return usageError{fmt.Errorf("volume %q: write datastore/name as `atoll volume ls` does", arg)}
+					return command.UsageError{Err: fmt.Errorf("volume %q: write datastore/name as `atoll volume ls` does", arg)}
 				}
 			}
 			return nil
@@ -240,9 +244,9 @@ func (a *app) rotateVolumes(ctx context.Context, list []storage.Store, handles [
 			return fmt.Errorf("volume %s: %w", handle, err)
 		}
 		erase()
-		a.printf("volume %s has a new key\n", handle)
+		a.Printf("volume %s has a new key\n", handle)
 		if kept > 0 {
-			a.printf("  %d of its images keep the old one, since snapshots or copies share them\n", kept)
+			a.Printf("  %d of its images keep the old one, since snapshots or copies share them\n", kept)
 		}
 	}
 	return nil

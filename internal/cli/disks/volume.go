@@ -1,6 +1,7 @@
-package cli
+package disks
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +12,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/storage"
+	"atoll.dev/atoll/internal/cli/text"
 	"atoll.dev/atoll/internal/cli/up"
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/storage/datastore"
@@ -19,21 +22,21 @@ import (
 )
 
 func (a *app) volumeCommand() *cobra.Command {
-	return a.group("volume", "Look at the volumes on this host's datastores", `  atoll volume ls
+	return command.Group("volume", "Look at the volumes on this host's datastores", `  atoll volume ls
   atoll volume check default/pvc-3c3c5c26-5406-4ec3-9cf5-2d4e89931a3c`,
 		a.volumeListCommand(), a.checkCommand("check [volume]...", "Verify the images of volumes", `  atoll volume check
   atoll volume check default/pvc-3c3c5c26-5406-4ec3-9cf5-2d4e89931a3c`), a.volumeRotateCommand())
 }
 
 func (a *app) storageCommand() *cobra.Command {
-	return a.group("storage", "Verify what is stored on this host", `  atoll storage check`,
+	return command.Group("storage", "Verify what is stored on this host", `  atoll storage check`,
 		a.checkCommand("check", "Verify every image and chain on every datastore of this host", `  atoll storage check
   atoll storage check -o json`))
 }
 
 // withStores runs f with the datastores of this host.
 func (a *app) withStores(ctx context.Context, names []string, f func([]storage.Store) error) error {
-	t, err := a.tree()
+	t, err := a.Tree()
 	if err != nil {
 		return err
 	}
@@ -45,7 +48,7 @@ func (a *app) withStores(ctx context.Context, names []string, f func([]storage.S
 		_, err = client.List(ctx)
 	}
 	if err != nil {
-		fmt.Fprintf(a.errOut, "The cluster does not answer; looking only below %s (%v)\n", t.Datastores(), err)
+		fmt.Fprintf(a.ErrOut, "The cluster does not answer; looking only below %s (%v)\n", t.Datastores(), err)
 		client = nil
 	}
 	list, err := storage.Open(ctx, client, t.Datastores(), runningNode(t), names...)
@@ -92,19 +95,19 @@ func (a *app) volumeListCommand() *cobra.Command {
 copies is not counted.`,
 		Example: `  atoll volume ls
   atoll volume ls --datastore fast -o wide`,
-		Args: noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withStores(cmd.Context(), names, func(list []storage.Store) error {
 				all, err := volumeEntries(cmd.Context(), list)
 				if err == nil && (output == "json" || output == "yaml") {
-					return a.structured(output, all)
+					return a.Structured(output, all)
 				}
 				a.printVolumes(all, output == "wide")
 				return err
 			})
 		},
 	}
-	outputFlag(cmd, &output, "table", "wide", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "wide", "json", "yaml")
 	cmd.Flags().StringSliceVarP(&names, "datastore", "d", nil, "only this datastore; may be repeated")
 	if err := cmd.RegisterFlagCompletionFunc("datastore", a.completeDatastores); err != nil {
 		panic(err) // the flag is defined above
@@ -128,7 +131,7 @@ func volumeEntries(ctx context.Context, list []storage.Store) ([]volumeEntry, er
 				Encryption: v.Encryption, Layers: v.Layers, State: string(v.State), Created: v.Created,
 			}
 			for _, k := range v.KEKs {
-				e.Keys = append(e.Keys, k.Provider+"/"+or(k.ID, k.Fingerprint))
+				e.Keys = append(e.Keys, k.Provider+"/"+cmp.Or(k.ID, k.Fingerprint))
 			}
 			for _, h := range v.Attachments {
 				e.HeldBy = append(e.HeldBy, h.Holder+" ("+string(h.Mode)+")")
@@ -146,13 +149,13 @@ func (a *app) printVolumes(all []volumeEntry, wide bool) {
 	}
 	rows := [][]string{head}
 	for _, v := range all {
-		row := []string{v.Volume, or(v.Claim, "-"), size(v.Size), size(v.Used), v.State, age(v.Created)}
+		row := []string{v.Volume, cmp.Or(v.Claim, "-"), text.Size(v.Size), text.Size(v.Used), v.State, text.Age(v.Created)}
 		if wide {
-			row = append(row, v.Provisioning, or(v.Encryption, "-"), or(strings.Join(v.Keys, ","), "-"), strconv.Itoa(v.Layers), or(strings.Join(v.HeldBy, ", "), "-"))
+			row = append(row, v.Provisioning, cmp.Or(v.Encryption, "-"), cmp.Or(strings.Join(v.Keys, ","), "-"), strconv.Itoa(v.Layers), cmp.Or(strings.Join(v.HeldBy, ", "), "-"))
 		}
 		rows = append(rows, row)
 	}
-	a.table(rows)
+	a.Table(rows)
 }
 
 // checkResult is what was found on one datastore.
@@ -175,7 +178,7 @@ looked at from outside. The exit code is 1 when something is wrong.`,
 		Example: example,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if !strings.Contains(use, "[") {
-				return noArgs(cmd, args)
+				return command.NoArgs(cmd, args)
 			}
 			return nil
 		},
@@ -186,7 +189,7 @@ looked at from outside. The exit code is 1 when something is wrong.`,
 					results = append(results, a.check(cmd.Context(), s, volumes))
 				}
 				if output == "json" || output == "yaml" {
-					if err := a.structured(output, results); err != nil {
+					if err := a.Structured(output, results); err != nil {
 						return err
 					}
 				} else {
@@ -196,7 +199,7 @@ looked at from outside. The exit code is 1 when something is wrong.`,
 			})
 		},
 	}
-	outputFlag(cmd, &output, "table", "wide", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "wide", "json", "yaml")
 	cmd.Flags().StringSliceVarP(&names, "datastore", "d", nil, "only this datastore; may be repeated")
 	if err := cmd.RegisterFlagCompletionFunc("datastore", a.completeDatastores); err != nil {
 		panic(err) // the flag is defined above
@@ -205,14 +208,14 @@ looked at from outside. The exit code is 1 when something is wrong.`,
 }
 
 func (a *app) check(ctx context.Context, s storage.Store, volumes []string) checkResult {
-	show := isTerminal(a.errOut)
+	show := text.IsTerminal(a.ErrOut)
 	report, err := s.Check(ctx, func(done, total int) {
 		if show {
-			fmt.Fprintf(a.errOut, "\r%s: %d of %d images", s.Name, done, total)
+			fmt.Fprintf(a.ErrOut, "\r%s: %d of %d images", s.Name, done, total)
 		}
 	})
 	if show {
-		fmt.Fprint(a.errOut, "\r\033[K")
+		fmt.Fprint(a.ErrOut, "\r\033[K")
 	}
 	r := checkResult{Datastore: s.Name, Images: report.Images, Problems: []datastore.Problem{}}
 	if err != nil {
@@ -230,20 +233,20 @@ func (a *app) printChecks(results []checkResult) {
 	rows := [][]string{{"DATASTORE", "PROBLEM", "CONCERNS", "PATH", "WHAT"}}
 	for _, r := range results {
 		for _, p := range r.Problems {
-			rows = append(rows, []string{r.Datastore, string(p.Kind), or(strings.Join(append(p.Volumes, p.Snapshots...), ","), "-"), p.Path, p.Text})
+			rows = append(rows, []string{r.Datastore, string(p.Kind), cmp.Or(strings.Join(append(p.Volumes, p.Snapshots...), ","), "-"), p.Path, p.Text})
 		}
 	}
 	if len(rows) > 1 {
-		a.table(rows)
+		a.Table(rows)
 	}
 	for _, r := range results {
 		switch {
 		case r.Error != "":
-			a.printf("%s: %s\n", r.Datastore, r.Error)
+			a.Printf("%s: %s\n", r.Datastore, r.Error)
 		case len(r.Problems) == 0:
-			a.printf("%s: %d images, all in order\n", r.Datastore, r.Images)
+			a.Printf("%s: %d images, all in order\n", r.Datastore, r.Images)
 		default:
-			a.printf("%s: %d images, %d findings\n", r.Datastore, r.Images, len(r.Problems))
+			a.Printf("%s: %d images, %d findings\n", r.Datastore, r.Images, len(r.Problems))
 		}
 	}
 }
@@ -252,11 +255,11 @@ func (a *app) printChecks(results []checkResult) {
 func verdict(results []checkResult) error {
 	for _, r := range results {
 		if r.Error != "" {
-			return silentError{errors.New("a datastore could not be checked")}
+			return command.SilentError{Err: errors.New("a datastore could not be checked")}
 		}
 		for _, p := range r.Problems {
 			if p.Kind != datastore.ProblemUnchecked && p.Kind != datastore.ProblemLeak {
-				return silentError{errors.New("problems were found")}
+				return command.SilentError{Err: errors.New("problems were found")}
 			}
 		}
 	}

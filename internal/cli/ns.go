@@ -1,0 +1,63 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+
+	"github.com/spf13/cobra"
+
+	"atoll.dev/atoll/internal/cli/command"
+	"atoll.dev/atoll/internal/cli/ns"
+)
+
+// nsCommand is `atoll ns`, which has a package of its own.
+func (a *app) nsCommand() *cobra.Command {
+	return ns.Command(ns.Config{
+		In: os.Stdin, Out: a.out, ErrOut: a.errOut, Getenv: os.Getenv,
+		Kubeconfig: a.adminKubeconfig,
+		Edit:       a.edit,
+		Usage:      func(err error) error { return command.UsageError{Err: err} },
+	})
+}
+
+// adminKubeconfig is that of the supervisor on this host, "" where there is none or it may not be read.
+func (a *app) adminKubeconfig() string {
+	t, err := a.tree()
+	if err != nil {
+		return ""
+	}
+	f, err := os.Open(t.AdminKubeconfig())
+	if err != nil {
+		return ""
+	}
+	_ = f.Close()
+	return t.AdminKubeconfig()
+}
+
+// errNoEditor says how to have an editor.
+var errNoEditor = errors.New("no editor: set EDITOR, or change it by flags (see --help)")
+
+// edit opens a file in the editor of who is at the terminal. The variable may hold arguments, as with kubectl.
+func (a *app) edit(ctx context.Context, path string) error {
+	editor := envOr("KUBE_EDITOR", envOr("EDITOR", ""))
+	if editor == "" {
+		for _, name := range []string{"vi", "nano"} {
+			if found, err := exec.LookPath(name); err == nil {
+				editor = found
+				break
+			}
+		}
+	}
+	if editor == "" {
+		return errNoEditor
+	}
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", editor+` "$1"`, "sh", path)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, a.errOut
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("running %s: %w", editor, err)
+	}
+	return nil
+}

@@ -1,0 +1,213 @@
+package identity
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	api "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/identity/directory"
+	"atoll.dev/atoll/internal/identity/password"
+	"atoll.dev/atoll/internal/identity/sessions"
+	"atoll.dev/atoll/internal/identity/token"
+)
+
+// ErrNoSession says that a token is of no session that goes on.
+var ErrNoSession = errors.New("you are not logged in: the token is unknown, expired or revoked")
+
+// accessLife is how long an access token is good for before it must be refreshed. What ends a session ends them, too.
+const accessLife = 10 * time.Minute
+
+// Person is who a token or password belongs to.
+type Person struct {
+	// Name and Groups are those in Kubernetes.
+	Name   string
+	UID    string
+	Groups []string
+	// Session and Expires are set for local sessions only.
+	Session string
+	Expires time.Time
+}
+
+// Tokens are the result of a login.
+type Tokens struct {
+	Person Person
+	// Access is for the API server until Expires.
+	Access  string
+	Expires time.Time
+	// Refresh gets new access tokens until SessionExpires.
+	Refresh        string
+	SessionExpires time.Time
+}
+
+// Login checks a password and begins a session. whole makes an access token that lives as long as the session, for
+// clients that cannot refresh.
+func (s *Service) Login(ctx context.Context, typed, secret string, whole bool) (Tokens, error) {
+	user, rules, err := s.verify(ctx, typed, secret)
+	if err != nil {
+		return Tokens{}, err
+	}
+	now := s.cfg.Now()
+	id := token.NewID()
+	source := ""
+	if addr := sourceOf(ctx); addr.IsValid() {
+		source = addr.String()
+	}
+	one := sessions.Session{
+		ID: token.Digest(id), User: user.Name, UID: user.UID, Generation: user.Spec.SessionGeneration,
+		Created: now, Expires: now.Add(rules.lifetime()), Source: source,
+	}
+	if err := s.sessions.Begin(ctx, one); err != nil {
+		return Tokens{}, err
+	}
+	s.cfg.Logger.Info("logged in", "user", user.Name, "session", one.ID, "source", source, "until", one.Expires.UTC())
+	return s.tokens(ctx, id, one, whole)
+}
+
+// tokens makes the tokens of a session.
+func (s *Service) tokens(ctx context.Context, id string, one sessions.Session, whole bool) (Tokens, error) {
+	groups, err := s.directory.Groups(ctx, one.User)
+	if err != nil {
+		return Tokens{}, err
+	}
+	now := s.cfg.Now()
+	t := Tokens{
+		Person:  Person{Name: api.LocalSubject(one.User), UID: string(one.UID), Groups: groups, Session: one.ID, Expires: one.Expires},
+		Expires: one.Expires, SessionExpires: one.Expires,
+	}
+	if short := now.Add(accessLife); !whole && short.Before(one.Expires) {
+		t.Expires = short
+	}
+	claims := token.Claims{
+		Subject: t.Person.Name, Username: one.User + "@" + api.LocalDomain, Domain: api.LocalDomain,
+		ID: id, Use: token.Access, IssuedAt: now.Unix(), Expires: t.Expires.Unix(),
+	}
+	if t.Access, err = s.signer.Sign(claims); err != nil {
+		return Tokens{}, fmt.Errorf("making a token: %w", err)
+	}
+	claims.Use, claims.Expires = token.Refresh, one.Expires.Unix()
+	if t.Refresh, err = s.signer.Sign(claims); err != nil {
+		return Tokens{}, fmt.Errorf("making a token: %w", err)
+	}
+	return t, nil
+}
+
+// Refresh makes a new access token.
+func (s *Service) Refresh(ctx context.Context, refresh string) (Tokens, error) {
+	if !s.isStarted() {
+		return Tokens{}, ErrNotReady
+	}
+	id, one, err := s.session(ctx, refresh, token.Refresh)
+	if err != nil {
+		return Tokens{}, err
+	}
+	return s.tokens(ctx, id, one, false)
+}
+
+// session is the one a token belongs to, if the user may still use it.
+func (s *Service) session(ctx context.Context, text, use string) (id string, one sessions.Session, err error) {
+	claims, err := s.signer.Verify(text, use, s.cfg.Now())
+	if err != nil {
+		return "", one, ErrNoSession
+	}
+	one, ok := s.sessions.Get(token.Digest(claims.ID))
+	if !ok {
+		return "", one, ErrNoSession
+	}
+	user, err := s.directory.User(ctx, one.User)
+	if err != nil {
+		return "", one, err
+	}
+	if user == nil || user.UID != one.UID || user.Spec.SessionGeneration != one.Generation || user.Spec.Disabled || user.Spec.MustChangePassword {
+		return "", one, ErrNoSession
+	}
+	return claims.ID, one, nil
+}
+
+// Review tells who a local access token belongs to. It talks to nobody.
+func (s *Service) Review(ctx context.Context, text string) (Person, error) {
+	if !s.isStarted() {
+		return Person{}, ErrNotReady
+	}
+	_, one, err := s.session(ctx, text, token.Access)
+	if err != nil {
+		return Person{}, err
+	}
+	groups, err := s.directory.Groups(ctx, one.User)
+	if err != nil {
+		return Person{}, err
+	}
+	return Person{Name: api.LocalSubject(one.User), UID: string(one.UID), Groups: groups, Session: one.ID, Expires: one.Expires}, nil
+}
+
+// Logout ends the session of a token, access or refresh.
+func (s *Service) Logout(ctx context.Context, text string) error {
+	if !s.isStarted() {
+		return ErrNotReady
+	}
+	for _, use := range []string{token.Access, token.Refresh} {
+		if claims, err := s.signer.Verify(text, use, s.cfg.Now()); err == nil {
+			s.cfg.Logger.Info("logged out", "user", claims.Username, "session", token.Digest(claims.ID))
+			return s.sessions.End(ctx, token.Digest(claims.ID))
+		}
+	}
+	return ErrNoSession
+}
+
+// ChangePassword sets another password and ends all sessions of the user.
+func (s *Service) ChangePassword(ctx context.Context, typed, old, wanted string) error {
+	user, rules, err := s.verify(ctx, typed, old)
+	if err != nil && !errors.Is(err, ErrMustChange) {
+		return err
+	}
+	if wanted == old {
+		return PasswordError{errors.New("the new password is the old one; choose another")}
+	}
+	if err := rules.password.Check(user.Name, wanted); err != nil {
+		return PasswordError{err}
+	}
+	hash, err := password.Hash(wanted)
+	if err != nil {
+		return err
+	}
+	if err := StorePassword(ctx, s.client, user, hash, false, s.cfg.Now()); err != nil {
+		return err
+	}
+	s.cfg.Logger.Info("password changed", "user", user.Name)
+	for _, one := range s.sessions.Of(user.Name) {
+		if err := s.sessions.End(ctx, one.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// PasswordError says what is wrong with a new password.
+type PasswordError struct{ error }
+
+// Authenticate tells who somebody is by user name and password, or by a token as the password; then the name is not
+// looked at. It is for services that speak HTTP basic authentication; the source of the attempt is in ctx
+// (WithSource). The name and the groups are those in Kubernetes.
+func (s *Service) Authenticate(ctx context.Context, username, secret string) (name string, groups []string, err error) {
+	if token.Looks(secret) {
+		p, err := s.Bearer(ctx, secret)
+		return p.Name, p.Groups, err
+	}
+	user, _, err := s.verify(ctx, username, secret)
+	if err != nil {
+		return "", nil, err
+	}
+	groups, err = s.directory.Groups(ctx, user.Name)
+	return api.LocalSubject(user.Name), groups, err
+}
+
+// Exists tells whether there is a local user of a name that somebody typed.
+func (s *Service) Exists(ctx context.Context, typed string) (bool, error) {
+	name, ok := directory.LocalName(typed)
+	if !ok || !s.isStarted() {
+		return false, nil
+	}
+	u, err := s.directory.User(ctx, name)
+	return u != nil, err
+}

@@ -1,0 +1,446 @@
+package policy
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/nftables"
+	"sigs.k8s.io/knftables"
+
+	policyv1 "atoll.dev/atoll/api/policy/v1"
+	"atoll.dev/atoll/internal/network/cniconf"
+)
+
+// Config of an engine.
+type Config struct {
+	// Network is the pod network; its bridge gives the table its name.
+	Network cniconf.Network
+	Logger  *slog.Logger // slog.Default when nil
+}
+
+// Engine enforces one State at a time. Its methods may be called from several goroutines.
+type Engine struct {
+	cfg   Config
+	table string
+
+	mu     sync.Mutex // guards the rest and the table
+	nft    knftables.Interface
+	limits []string
+	render *renderer
+	// have is what the table holds, nil when that is not known; mark is the set that says that it was made by this
+	// engine.
+	have *table
+	mark string
+	// state was applied last, before the one before that if connections must still be compared with it.
+	state *policyv1.State
+	gone  map[netip.Addr]bool
+}
+
+// TableName is the name of the table of a pod network.
+func TableName(n cniconf.Network) string {
+	if n.Bridge == "" || n.Bridge == cniconf.DefaultBridge {
+		return "atoll-policy"
+	}
+	return "atoll-policy-" + n.Bridge
+}
+
+// New checks the configuration.
+func New(cfg Config) (*Engine, error) {
+	n, err := cfg.Network.Complete()
+	if err != nil {
+		return nil, fmt.Errorf("network policies: %w", err)
+	}
+	cfg.Network = n
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return &Engine{cfg: cfg, table: TableName(n), render: &renderer{}, gone: map[netip.Addr]bool{}}, nil
+}
+
+// open finds nft and what the kernel can do, once. The lock is held.
+func (e *Engine) open(ctx context.Context) error {
+	if e.nft != nil {
+		return nil
+	}
+	nft, err := knftables.New(knftables.InetFamily, e.table)
+	if err != nil {
+		return fmt.Errorf("opening nftables: %w; install the package nftables, and a kernel with nf_tables", err)
+	}
+	tx := nft.NewTransaction()
+	tx.Add(&knftables.Table{})
+	tx.Add(&knftables.Chain{Name: "probe"})
+	tx.Add(&knftables.Rule{Chain: "probe", Rule: fmt.Sprintf("log group %d", LogGroup)})
+	e.limits = nil
+	e.render.logs = true
+	if err := nft.Check(ctx, tx); err != nil {
+		e.render.logs = false
+		e.limits = append(e.limits, "the kernel has no nfnetlink_log: traffic that is denied is counted (atoll network counters), but not logged")
+	}
+	if _, err := os.Stat("/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_established"); err != nil {
+		e.limits = append(e.limits, "the kernel does not track SCTP connections: answers pass by address only")
+	}
+	for _, l := range e.limits {
+		e.cfg.Logger.Warn("network policies are limited on this host", "limit", l)
+	}
+	e.nft = nft
+	return nil
+}
+
+// Limits says what the kernel of this host cannot do. It is known after the first Prepare or Apply.
+func (e *Engine) Limits() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.limits)
+}
+
+// Prepare makes the table when there is none, so that no pod has traffic before its rules are known. A table that is
+// there is left alone: it goes on enforcing what an earlier process has put into it.
+func (e *Engine) Prepare(ctx context.Context) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	there, err := e.exists("")
+	if err != nil || there {
+		return err
+	}
+	if err := e.open(ctx); err != nil {
+		return err
+	}
+	tx := e.nft.NewTransaction()
+	tx.Create(&knftables.Table{})
+	e.fill(tx, e.render.render(&policyv1.State{}), "")
+	if err := e.nft.Run(ctx, tx); err != nil {
+		if there, _ := e.exists(""); there {
+			return nil // somebody else was faster
+		}
+		return fmt.Errorf("making the table of network policies: %w", err)
+	}
+	e.have = nil
+	return nil
+}
+
+// exists tells whether the table is there, and with a name the set of that name in it.
+func (e *Engine) exists(set string) (bool, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("opening nftables: %w", err)
+	}
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return false, fmt.Errorf("listing nftables tables: %w", err)
+	}
+	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == e.table })
+	if i < 0 || set == "" {
+		return i >= 0, nil
+	}
+	_, err = conn.GetSetByName(tables[i], set)
+	return err == nil, nil
+}
+
+// Damaged tells whether the table is not the one that Apply has made any more. The next Apply makes it anew.
+func (e *Engine) Damaged() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.have == nil {
+		return false
+	}
+	ok, err := e.exists(e.mark)
+	if err == nil && !ok {
+		e.have = nil
+	}
+	return err == nil && !ok
+}
+
+// Apply makes the kernel enforce a state, in one step, writing only what differs from the one before. The first time,
+// and after a failure, it writes all of it, still in one step. It reports whether something may be denied now that
+// was not before; Cut is to be called then.
+func (e *Engine) Apply(ctx context.Context, s *policyv1.State) (narrowed bool, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.open(ctx); err != nil {
+		return false, err
+	}
+	want := e.render.render(s)
+	full := e.have == nil
+	if !full {
+		tx := e.nft.NewTransaction()
+		narrowed = e.change(tx, e.have, want)
+		if tx.NumOperations() == 0 {
+			e.note(s, false)
+			return false, nil
+		}
+		if err := e.nft.Run(ctx, tx); err != nil {
+			e.cfg.Logger.Warn("network policies could not be changed and are written anew", "err", err)
+			e.have, full = nil, true
+		}
+	}
+	if full {
+		narrowed = true
+		mark := "made-" + strings.ToLower(rand.Text()[:10])
+		tx := e.nft.NewTransaction()
+		tx.Add(&knftables.Table{})
+		tx.Delete(&knftables.Table{})
+		tx.Add(&knftables.Table{})
+		e.fill(tx, want, mark)
+		if err := e.nft.Run(ctx, tx); err != nil {
+			return false, fmt.Errorf("writing network policies: %w", err)
+		}
+		e.mark = mark
+	}
+	e.have = want
+	e.note(s, full)
+	return narrowed || len(e.gone) > 0, nil
+}
+
+// note remembers the state and which addresses have changed hands. The lock is held.
+func (e *Engine) note(s *policyv1.State, full bool) {
+	if e.state != nil && !full {
+		for a, old := range e.state.Pods {
+			if now := s.Pods[a]; now == nil || now.Interface != old.Interface {
+				e.gone[a] = true
+			}
+		}
+	}
+	e.state = s
+}
+
+// fill writes a whole table.
+func (e *Engine) fill(tx *knftables.Transaction, want *table, mark string) {
+	e.change(tx, &table{}, want)
+	tx.Add(&knftables.Set{Name: cutSet, Type: pairKind, Timeout: knftables.PtrTo(cutFor)})
+	if mark != "" {
+		tx.Add(&knftables.Set{Name: mark, Type: addressKind})
+	}
+	e.base(tx)
+}
+
+// change writes what differs between two tables: first what is new, then who refers to it, at last what nobody refers
+// to any more. It reports whether anything but additions was among it.
+func (e *Engine) change(tx *knftables.Transaction, have, want *table) (narrowed bool) {
+	for _, name := range missing(want.counters, have.counters) {
+		tx.Add(&knftables.Counter{Name: name, Comment: comment(want.counters[name])})
+	}
+	for _, name := range missing(want.sets, have.sets) {
+		if s := want.sets[name]; s.verdicts {
+			tx.Add(&knftables.Map{Name: name, Type: s.kind + " : verdict"})
+		} else {
+			tx.Add(&knftables.Set{Name: name, Type: s.kind})
+		}
+	}
+	var written []string
+	for _, name := range sorted(want.chains) {
+		old, there := have.chains[name]
+		switch {
+		case !there:
+			tx.Add(&knftables.Chain{Name: name})
+		case slices.Equal(old, want.chains[name]):
+			continue
+		default:
+			tx.Flush(&knftables.Chain{Name: name})
+			narrowed = true
+		}
+		written = append(written, name)
+	}
+	for _, name := range written {
+		for _, rule := range want.chains[name] {
+			tx.Add(&knftables.Rule{Chain: name, Rule: rule})
+		}
+	}
+	for _, name := range sorted(want.sets) {
+		if old := have.sets[name]; old != want.sets[name] {
+			narrowed = elements(tx, name, old, want.sets[name]) || narrowed
+		}
+	}
+	unused := missing(have.chains, want.chains)
+	for _, name := range unused {
+		tx.Flush(&knftables.Chain{Name: name})
+	}
+	for _, name := range unused {
+		tx.Delete(&knftables.Chain{Name: name})
+	}
+	for _, name := range missing(have.sets, want.sets) {
+		tx.Delete(&knftables.Set{Name: name}) // maps among others are never deleted
+	}
+	for _, name := range missing(have.counters, want.counters) {
+		tx.Delete(&knftables.Counter{Name: name})
+	}
+	return narrowed
+}
+
+// elements writes the elements of one set that differ, and reports whether that may deny something: an element of a set
+// has gone, or a pod that was there has come into a map.
+func elements(tx *knftables.Transaction, name string, have, want *set) (narrowed bool) {
+	var old map[string]string
+	if have != nil {
+		old = have.elements
+	}
+	element := func(key, verdict string) *knftables.Element {
+		out := &knftables.Element{Key: strings.Split(key, " . ")}
+		if want.verdicts {
+			out.Map, out.Value = name, []string{verdict}
+		} else {
+			out.Set = name
+		}
+		return out
+	}
+	for _, key := range sorted(old) {
+		verdict, there := want.elements[key]
+		if !there || verdict != old[key] {
+			tx.Delete(element(key, old[key]))
+			narrowed = true
+		}
+	}
+	for _, key := range sorted(want.elements) {
+		verdict, there := old[key]
+		if !there || verdict != want.elements[key] {
+			tx.Add(element(key, want.elements[key]))
+			narrowed = narrowed || want.verdicts
+		}
+	}
+	return narrowed
+}
+
+// base writes the chains at the hooks.
+func (e *Engine) base(tx *knftables.Transaction) {
+	tx.Add(&knftables.Counter{Name: SpoofedCounter, Comment: comment("from pods with an address that is not theirs")})
+	tx.Add(&knftables.Counter{Name: UnknownCounter, Comment: comment("to addresses of no pod, or of one without rules yet")})
+	tx.Add(&knftables.Counter{Name: CutCounter, Comment: comment("of connections that were cut")})
+	for _, c := range e.baseChains() {
+		tx.Add(&knftables.Chain{
+			Name: c.name, Type: knftables.PtrTo(knftables.FilterType), Hook: knftables.PtrTo(c.hook),
+			Priority: knftables.PtrTo(c.priority), Policy: knftables.PtrTo(knftables.AcceptPolicy),
+		})
+		for _, rule := range c.rules {
+			tx.Add(&knftables.Rule{Chain: c.name, Rule: rule})
+		}
+	}
+}
+
+// Counters that are always there.
+const (
+	SpoofedCounter = "denied-spoofed"
+	UnknownCounter = "denied-unknown"
+	CutCounter     = "denied-cut"
+)
+
+type baseChain struct {
+	name     string
+	hook     knftables.BaseChainHook
+	priority knftables.BaseChainPriority
+	rules    []string
+}
+
+func (e *Engine) baseChains() []baseChain {
+	subnet := e.cfg.Network.Subnet.String()
+	const established = "ct state established,related accept"
+	cut := "ct state new tcp flags & (fin | syn | rst | ack) != syn ip saddr . ip daddr @" + cutSet + " counter name " + CutCounter + " drop"
+	decide := func(d direction, tier policyv1.Tier) []string {
+		return []string{
+			established,
+			"ip saddr . ip daddr @" + selfSet + " accept",
+			d.own() + " vmap @" + mapName(d, tier),
+		}
+	}
+	out := []baseChain{
+		{"guard", knftables.PreroutingHook, knftables.RawPriority, []string{
+			`iifname != "` + wirePrefix + `*" accept`,
+			"meta nfproto ipv6 counter name " + SpoofedCounter + " drop",
+			"iifname . ether saddr . ip saddr @" + wiresSet + " accept",
+			"ip saddr " + subnet + " counter name " + SpoofedCounter + " drop",
+		}},
+		{"silence", knftables.OutputHook, knftables.RawPriority, []string{
+			`oifname "` + wirePrefix + `*" meta nfproto ipv6 drop`,
+		}},
+		{"known", knftables.ForwardHook, knftables.FilterPriority + "-1", []string{
+			established, cut,
+			`oifname "` + wirePrefix + `*" ip daddr ` + subnet + " ip daddr != @" + knownSet + " counter name " + UnknownCounter + " drop",
+		}},
+		{"known-input", knftables.InputHook, knftables.FilterPriority + "-1", []string{established, cut}},
+	}
+	priority := 0
+	for _, d := range []direction{egress, ingress} {
+		for _, tier := range tiers() {
+			at := knftables.FilterPriority
+			if priority > 0 {
+				at += knftables.BaseChainPriority(fmt.Sprintf("+%d", priority))
+			}
+			priority++
+			out = append(out, baseChain{mapName(d, tier), knftables.ForwardHook, at, decide(d, tier)})
+			if d == egress {
+				out = append(out, baseChain{"input-" + string(tier), knftables.InputHook, at, decide(d, tier)})
+			}
+		}
+	}
+	return out
+}
+
+// comment is what people read beside an object. nft takes up to 128 bytes.
+func comment(s string) *string {
+	if len(s) > knftables.CommentLengthMax {
+		s = s[:knftables.CommentLengthMax]
+	}
+	return &s
+}
+
+// missing are the keys of a that b does not have, sorted.
+func missing[V any](a, b map[string]V) []string {
+	var out []string
+	for k := range a {
+		if _, ok := b[k]; !ok {
+			out = append(out, k)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// cutFor is how long a connection that was cut cannot be taken up in the middle. A peer that has not sent for so long
+// has given up by itself.
+const cutFor = time.Hour
+
+var errNoTable = errors.New("there is no table of network policies; is atoll running?")
+
+// Counters returns what the table of a pod network has counted, by what it counts: "allowed DIRECTION POLICY" and
+// "denied DIRECTION TIER NAMESPACE" with names as the kernel keeps them (hashed) resolved by names.
+func Counters(ctx context.Context, n cniconf.Network) (map[string]uint64, error) {
+	nft, err := knftables.New(knftables.InetFamily, TableName(n))
+	if err != nil {
+		return nil, fmt.Errorf("opening nftables: %w", err)
+	}
+	list, err := nft.ListCounters(ctx)
+	if knftables.IsNotFound(err) {
+		return nil, errNoTable
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing counters: %w", err)
+	}
+	out := make(map[string]uint64, len(list))
+	for _, c := range list {
+		if c.Packets != nil {
+			out[c.Name] = *c.Packets
+		}
+	}
+	return out, nil
+}
+
+// Labels says what the counters of the state that was applied last count.
+func (e *Engine) Labels() map[string]string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.have == nil {
+		return nil
+	}
+	out := maps.Clone(e.have.counters)
+	return out
+}

@@ -1,0 +1,169 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// boundedNamespace is a SupervisorNamespace that goes with the test, made by `atoll ns create`.
+func boundedNamespace(t *testing.T, name string, flags ...string) *namespace {
+	t.Helper()
+	t.Cleanup(func() {
+		if t.Failed() {
+			out, _ := kubectl(context.Background(), "", "get", "supervisornamespace", name, "-o", "yaml")
+			t.Log(out)
+		}
+		out, err := exec.Command(suite.atoll, "ns", "delete", name, "--with-contents", "--yes", "--data-dir", suite.dataDir).CombinedOutput()
+		if err != nil && !strings.Contains(string(out), "no SupervisorNamespace") {
+			t.Errorf("deleting %s: %v\n%s", name, err, out)
+		}
+	})
+	contains(t, atollOK(t, append([]string{"ns", "create", name}, flags...)...), name+" is ready")
+	n := &namespace{t: t, name: name}
+	eventually(t, "default service account", func() error {
+		_, err := n.try("get", "serviceaccount", "default")
+		return err
+	})
+	return n
+}
+
+// as is kubectl by a person, with nothing but what the access list gives.
+func (n *namespace) as(person, yaml string, args ...string) (string, error) {
+	args = append([]string{"-n", n.name, "--as", "sso:" + person + "@atoll.local", "--as-group", "system:authenticated"}, args...)
+	return kubectl(n.t.Context(), yaml, args...)
+}
+
+// refusedTo applies what must be refused and looks at what the refusal says: the namespace, the limit and who can change it.
+func (n *namespace) refusedTo(person, yaml string, says ...string) {
+	n.t.Helper()
+	out, err := n.as(person, yaml, "create", "-f", "-")
+	if err == nil {
+		n.t.Errorf("accepted, but should have been refused:\n%s", yaml)
+		return
+	}
+	for _, want := range append(says, fmt.Sprintf("namespace %q", n.name), "administrators can change it: atoll ns edit "+n.name, "owners: sso:anna@atoll.local") {
+		if !strings.Contains(out, want) {
+			n.t.Errorf("want %q in:\n%s", want, out)
+		}
+	}
+}
+
+// boundedPod is a pod with more in its spec and in its container.
+func boundedPod(name, image, spec, container string) string {
+	return fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: %s}
+spec:
+  terminationGracePeriodSeconds: 0
+%s
+  containers:
+  - {name: main, image: %s, imagePullPolicy: IfNotPresent, command: [sleep, "100000"]%s}
+`, name, spec, image, container)
+}
+
+// TestNamespaceBounds: an owner meets each limit that quota cannot enforce, and quota itself; every refusal says what
+// the limit is and who can change it, and what is within the limits runs.
+func TestNamespaceBounds(t *testing.T) {
+	t.Parallel()
+	node := strings.TrimSpace(run(t, "", "get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"))
+	n := boundedNamespace(t, "bounds-shop", "--owner", "anna", "--view", "victor", "--cpu-limit", "2", "--memory-limit", "1Gi",
+		"--cpu-limit-default", "100m", "--memory-limit-default", "64Mi", "--cpu-request-default", "10m", "--memory-request-default", "32Mi",
+		"--storage-class", "atoll=2Gi", "--vm-class", "best-effort-small", "--content-library", "namespace:default",
+		"--image", "docker.io/library/*", "--host", node, "--count", "pods=3")
+	const busybox = "docker.io/library/busybox:latest"
+
+	if out, err := n.as("anna", boundedPod("web", busybox, "", ""), "create", "-f", "-"); err != nil {
+		t.Fatalf("a pod within all limits: %v\n%s", err, out)
+	}
+	affinity := n.field("pod/web", ".spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution")
+	contains(t, affinity, "kubernetes.io/hostname")
+	n.ready("web")
+	if out, err := n.as("victor", boundedPod("unseen", busybox, "", ""), "create", "-f", "-"); err == nil || !strings.Contains(out, `User "sso:victor@atoll.local" cannot create`) {
+		t.Errorf("a viewer makes a pod: %v\n%s", err, out)
+	}
+
+	n.refusedTo("anna", boundedPod("a", "registry.example/web", "", ""), "limit spec.images", "only docker.io/library/* may be used", "asked: spec.containers[0].image registry.example/web")
+	n.refusedTo("anna", boundedPod("b", busybox, "", ", securityContext: {privileged: true}"), "limit spec.podRuntime.privilegedAllowed")
+	n.refusedTo("anna", boundedPod("c", busybox, "  hostNetwork: true", ""), "limit spec.podRuntime.policy", "asked: spec.hostNetwork")
+	n.refusedTo("anna", boundedPod("d", busybox, "  runtimeClassName: runc", ""), "limit spec.podRuntime.policy", `asked: spec.runtimeClassName "runc"`)
+	n.refusedTo("anna", boundedPod("e", busybox, "  nodeName: elsewhere", ""), "limit spec.hosts", "asked: spec.nodeName elsewhere")
+	n.refusedTo("anna", boundedPod("f", busybox, "", ", resources: {limits: {cpu: 3, memory: 64Mi}}"), "exceeded quota", "requested: limits.cpu", "used: limits.cpu", "limited: limits.cpu=2")
+	n.refusedTo("anna", claim("g", "other", ""), "limit spec.storageClasses", "only atoll may be used", `asked: spec.storageClassName "other"`)
+	n.refusedTo("anna", strings.Replace(claim("h", "atoll", ""), "storage: 64Mi", "storage: 3Gi", 1), "exceeded quota", "atoll.storageclass.storage.k8s.io/requests.storage")
+	machine := `
+apiVersion: vmoperator.vmware.com/%s
+kind: VirtualMachine
+metadata: {name: box}
+spec: {className: %s, storageClass: %s, image: {kind: ClusterVirtualMachineImage, name: vmi-none}}
+`
+	n.refusedTo("anna", fmt.Sprintf(machine, "v1alpha5", "guaranteed-8xlarge", "atoll"), "limit spec.vmClasses", "asked: spec.className guaranteed-8xlarge")
+	n.refusedTo("anna", fmt.Sprintf(machine, "v1alpha3", "best-effort-small", "other"), "limit spec.storageClasses")
+	n.refusedTo("anna", fmt.Sprintf(machine, "v1alpha5", "best-effort-small", "atoll"), "limit spec.contentSources", "asked: image ClusterVirtualMachineImage/vmi-none of no library")
+
+	// What bounds the namespace is not for those to change who have every right in it.
+	n.kubectl("create", "rolebinding", "all", "--clusterrole", "cluster-admin", "--user", "sso:mallory@atoll.local")
+	if out, err := n.as("mallory", "", "debug", "web", "--image", "registry.example/debug", "--profile", "general", "--quiet", "--attach=false"); err == nil || !strings.Contains(out, "limit spec.images") {
+		t.Errorf("an ephemeral container: %v\n%s", err, out)
+	}
+	for _, args := range [][]string{
+		{"delete", "resourcequota", n.name + "-quota"},
+		{"patch", "resourcequota", n.name + "-quota", "--type=merge", "-p", `{"spec":{"hard":{"limits.cpu":"100"}}}`},
+		{"delete", "rolebinding", "-l", "atoll.dev/supervisor-namespace"},
+		{"label", "namespace", n.name, "--overwrite", "pod-security.kubernetes.io/enforce=privileged"},
+	} {
+		out, err := n.as("mallory", "", args...)
+		if err == nil || !strings.Contains(out, "only administrators change it") || !strings.Contains(out, "atoll ns edit "+n.name) {
+			t.Errorf("kubectl %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	out, err := n.as("anna", `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: mine, labels: {atoll.dev/tier: administrator}}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+`, "create", "-f", "-")
+	if err == nil || !strings.Contains(out, "only administrators make objects with this label") {
+		t.Errorf("a policy of administrators: %v\n%s", err, out)
+	}
+
+	// The administrator shrinks a limit below what is used: nothing is evicted, and it is shown.
+	contains(t, atollOK(t, "ns", "edit", n.name, "--count", "pods=0"), n.name+" is changed")
+	eventually(t, "the namespace to be over its limit", func() error {
+		if out := atollOK(t, "ns", "ls", n.name); !strings.Contains(out, "OverLimit") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	n.ready("web")
+	contains(t, atollOK(t, "ns", "describe", n.name), "Owners:")
+	contains(t, atollOK(t, "ns", "top", n.name), "web")
+	left, err := exec.CommandContext(t.Context(), suite.atoll, "ns", "delete", n.name, "--data-dir", suite.dataDir).CombinedOutput()
+	if err == nil || !strings.Contains(string(left), "is not empty, there are 1 pods in it; --with-contents deletes them too") {
+		t.Errorf("deleting it with a pod in it: %v\n%s", err, left)
+	}
+}
+
+// TestReservedResources: what is reserved for one namespace, others cannot request.
+func TestReservedResources(t *testing.T) {
+	t.Parallel()
+	boundedNamespace(t, "bounds-reserved", "--memory-reservation", "16Mi")
+	plain := newNamespace(t)
+	all := run(t, "", "get", "nodes", "-o", "jsonpath={.items[*].status.allocatable.memory}")
+	first, _, _ := strings.Cut(all, " ")
+	greedy := boundedPod("greedy", "docker.io/library/busybox:latest", "", ", resources: {requests: {memory: "+strings.TrimSpace(first)+"}}")
+	eventually(t, "the reservation to hold", func() error {
+		out, err := kubectl(t.Context(), greedy, "-n", plain.name, "create", "--dry-run=server", "-f", "-")
+		if err == nil || !strings.Contains(out, "limit spec.resources.memoryReservation of other namespaces") || !strings.Contains(out, "administrators can change it") {
+			return fmt.Errorf("error %v: %s", err, out)
+		}
+		return nil
+	})
+	plain.apply(boundedPod("modest", "docker.io/library/busybox:latest", "", ", resources: {requests: {memory: 1Mi}}"))
+	plain.ready("modest")
+}

@@ -1,0 +1,269 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// TestTenantRoles asks the checks that VMware's own tests ask of the roles (View and Edit, in the namespace and in all),
+// and what the roles mean beside virtual machines.
+func TestTenantRoles(t *testing.T) {
+	t.Parallel()
+	n := newTenant(t, "", "")
+	stranger := newActor(t, n.name+"-stranger")
+	administrator := newActor(t, n.name+"-administrator", "administrators")
+	here, all := []string{"-n", n.name}, []string{"-A"}
+	check := func(p *actor, want bool, verb, resource string, where []string) {
+		t.Helper()
+		if got := p.can(verb, resource, where...); got != want {
+			t.Errorf("%s %s %s %s: got %t, want %t", p.name, verb, resource, strings.Join(where, " "), got, want)
+		}
+	}
+	// The list of VM Operator's tests, in the words of kubectl once.
+	eventually(t, "the role to count", func() error {
+		_, err := n.editor.try("", "auth", "can-i", "create", "virtualmachine", "-n", n.name)
+		return err
+	})
+	n.editor.denied([]string{"auth", "can-i", "create", "virtualmachine", "-A"}, "no")
+	const vm = ".vmoperator.vmware.com"
+	read := []string{"virtualmachineclasses" + vm, "virtualmachineimages" + vm, "virtualmachines" + vm, "virtualmachineservices" + vm, "virtualmachinepublishrequests" + vm, "virtualmachinewebconsolerequests" + vm}
+	for _, resource := range read {
+		for _, p := range []*actor{n.viewer, n.editor, n.owner} {
+			check(p, true, "get", resource, here)
+			check(p, false, "get", resource, all)
+		}
+		check(stranger, false, "get", resource, here)
+		check(administrator, true, "get", resource, all)
+	}
+	for _, p := range []*actor{n.viewer, n.editor, n.owner} {
+		check(p, true, "get", "clustervirtualmachineimages"+vm, nil)
+	}
+	for _, resource := range []string{"virtualmachines" + vm, "virtualmachineservices" + vm, "virtualmachinepublishrequests" + vm, "virtualmachinewebconsolerequests" + vm} {
+		for _, p := range []*actor{n.editor, n.owner} {
+			check(p, true, "create", resource, here)
+			check(p, false, "create", resource, all)
+		}
+		check(n.viewer, false, "create", resource, here)
+		check(stranger, false, "create", resource, here)
+		check(administrator, true, "create", resource, all)
+	}
+	// verb, resource, and whether viewer, editor and owner may.
+	for _, c := range []struct {
+		verb, resource        string
+		viewer, editor, owner bool
+	}{
+		{"list", "pods", true, true, true},
+		{"get", "pods/log", true, true, true},
+		{"create", "pods", false, true, true},
+		{"create", "pods/exec", false, true, true},
+		{"get", "secrets", false, true, true},
+		{"create", "deployments.apps", false, true, true},
+		{"delete", "persistentvolumeclaims", false, true, true},
+		{"create", "networkpolicies.networking.k8s.io", false, true, true},
+		{"create", "volumesnapshots.snapshot.storage.k8s.io", false, true, true},
+		{"get", "resourcequotas", true, true, true},
+		{"get", "repositories.registry.atoll.dev", true, true, true},
+		{"update", "repositories.registry.atoll.dev", false, true, true},
+		{"create", "supervisornamespaces.atoll.dev", false, false, true},
+		// Bounds are not theirs to change.
+		{"update", "resourcequotas", false, false, false},
+		{"update", "limitranges", false, false, false},
+		{"create", "virtualmachineclasses" + vm, false, false, false},
+		{"create", "endpointslices.discovery.k8s.io", false, false, false},
+		{"impersonate", "serviceaccounts", false, false, false},
+		{"bind", "roles.rbac.authorization.k8s.io", false, false, false},
+		{"escalate", "roles.rbac.authorization.k8s.io", false, false, false},
+	} {
+		check(n.viewer, c.viewer, c.verb, c.resource, here)
+		check(n.editor, c.editor, c.verb, c.resource, here)
+		check(n.owner, c.owner, c.verb, c.resource, here)
+		check(stranger, c.resource == "supervisornamespaces.atoll.dev" && false, c.verb, c.resource, here)
+	}
+	for _, resource := range []string{"nodes", "persistentvolumes", "namespaces", "users.atoll.dev", "clusterroles.rbac.authorization.k8s.io", "storageclasses.storage.k8s.io"} {
+		for _, p := range []*actor{n.viewer, n.editor, n.owner, stranger} {
+			check(p, false, "delete", resource, nil)
+			check(p, false, "update", resource, nil)
+		}
+	}
+	// And what happens, not only what is said to.
+	n.editor.apply(n.name, sleeper)
+	contains(t, n.viewer.kubectl("-n", n.name, "get", "pods"), "box")
+	n.viewer.denied([]string{"-n", n.name, "delete", "pod", "box"}, "forbidden", "sso:"+n.viewer.name+"@atoll.local")
+	stranger.denied([]string{"-n", n.name, "get", "pods"}, "forbidden", "sso:"+stranger.name+"@atoll.local")
+	n.owner.kubectl("-n", n.name, "wait", "--for=condition=Ready", "pod/box", fmt.Sprintf("--timeout=%s", patience))
+	equal(t, "exec as owner", n.owner.kubectl("-n", n.name, "exec", "box", "--", "hostname"), "box")
+	n.viewer.denied([]string{"-n", n.name, "exec", "box", "--", "hostname"}, "forbidden", "pods/exec")
+	contains(t, administrator.kubectl("get", "pods", "-A"), n.name)
+}
+
+// TestTenantAccess: a role comes and goes with the list, for a user and for a group, within seconds and with the session
+// that there is.
+func TestTenantAccess(t *testing.T) {
+	t.Parallel()
+	n := newTenant(t, "", "")
+	group := n.name + "-team"
+	host(t, "", "group", "create", group)
+	t.Cleanup(func() { _, _ = tryHost(context.Background(), "", "group", "delete", group) })
+	member := newActor(t, n.name+"-member", group)
+	if member.can("get", "pods", "-n", n.name) {
+		t.Fatal("a group that is on no list may read")
+	}
+	may := func(what string, want bool, verb string) {
+		t.Helper()
+		eventually(t, what, func() error {
+			if got := member.can(verb, "pods", "-n", n.name); got != want {
+				return fmt.Errorf("may %s pods: %t", verb, got)
+			}
+			return nil
+		})
+	}
+	patch := func(list string) {
+		t.Helper()
+		run(t, "", "patch", "supervisornamespace", n.name, "--type=json", "-p", `[{"op": "replace", "path": "/spec/accessList", "value": `+list+`}]`)
+	}
+	patch(fmt.Sprintf(`[{"subjectType": "Group", "subject": %q, "role": "Edit"}]`, group))
+	may("the group to edit", true, "create")
+	patch(fmt.Sprintf(`[{"subjectType": "Group", "subject": %q, "role": "View"}]`, group))
+	may("the group to lose the right to edit", false, "create")
+	may("the group to see", true, "get")
+	host(t, "", "group", "remove", group, member.name)
+	may("who has left the group to see nothing", false, "get")
+	host(t, "", "group", "add", group, member.name)
+	may("who has come back to see", true, "get")
+	patch(`[]`)
+	may("who is on no list to see nothing", false, "get")
+	// A role that somebody adds by hand to a binding of the namespace goes again.
+	run(t, "", "patch", "rolebinding", "atoll-view", "-n", n.name, "--type=json", "-p",
+		`[{"op": "add", "path": "/subjects", "value": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "sso:`+member.name+`@atoll.local"}]}]`)
+	may("drift to be put right", false, "get")
+}
+
+const limits = `"resources": {
+	"cpuLimit": "1500m", "memoryLimit": "1200Mi", "cpuLimitDefault": "200m", "cpuRequestDefault": "10m", "memoryLimitDefault": "64Mi", "memoryRequestDefault": "64Mi",
+	"counts": {"podCount": 4, "serviceCount": 1, "configMapCount": 3, "secretCount": 2, "deploymentCount": 1, "statefulSetCount": 0, "jobCount": 1, "virtualMachineCount": 1, "persistentVolumeClaimCount": 2}
+}`
+
+// TestTenantQuota: processors, memory and counts bound pods and virtual machines together.
+func TestTenantQuota(t *testing.T) {
+	t.Parallel()
+	n := tenantMachines(t, limits)
+	sized := func(name, cpu, memory string) string {
+		return strings.Replace(strings.Replace(sleeper, "name: box}", "name: "+name+"}", 1), "name: box, image", fmt.Sprintf("resources: {limits: {cpu: %s, memory: %s}, requests: {cpu: 10m, memory: 64Mi}}, name: box, image", cpu, memory), 1)
+	}
+	n.editor.apply(n.name, sized("one", "500m", "512Mi")) // 64 MiB more for the micro-VM
+	n.editor.apply(n.name, machine("box", "tiny"))        // 192 MiB, and 192 more
+	n.power("box", "PoweredOn")
+	for what, c := range map[string]struct {
+		yaml  string
+		wants []string
+	}{
+		"memory":     {sized("two", "100m", "512Mi"), []string{"limits.memory", "requested", "used", "limited", n.name}},
+		"processors": {sized("two", "1300m", "64Mi"), []string{"limits.cpu=1", "requested", "used", "limited", n.name}},
+		"machines":   {machine("other", "tiny"), []string{"virtualmachines.vmoperator.vmware.com", n.name}},
+		"sets":       {`{"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "s"}, "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "busybox"}]}}}}`, []string{"statefulsets.apps"}},
+	} {
+		t.Log(what)
+		n.editor.refused(n.name, c.yaml, append(c.wants, "administrator")...)
+	}
+	// Services, Secrets and ConfigMaps one after the other until it is enough.
+	for kind, c := range map[string]struct {
+		args  []string
+		count int
+		want  string
+	}{
+		"services":   {[]string{"create", "service", "clusterip", "%s", "--tcp=80"}, 1, "services"},
+		"configmaps": {[]string{"create", "configmap", "%s"}, 3, "configmaps"},
+		"secrets":    {[]string{"create", "secret", "generic", "%s"}, 2, "secrets"},
+	} {
+		allowed := 0
+		for i := range 6 {
+			args := append([]string{"-n", n.name}, c.args...)
+			for j, a := range args {
+				args[j] = strings.Replace(a, "%s", fmt.Sprintf("x%d", i), 1)
+			}
+			out, err := n.editor.try("", args...)
+			if err != nil {
+				n.editor.says(out, c.want, "used", "limited")
+				break
+			}
+			allowed++
+		}
+		if allowed > c.count {
+			t.Errorf("%d %s could be made, the limit is %d", allowed, kind, c.count)
+		}
+	}
+	// What says nothing itself gets the defaults, and a sum that shows.
+	n.editor.apply(n.name, strings.Replace(sleeper, "name: box}", "name: plain}", 1))
+	equal(t, "defaults", n.field("pod/plain", ".spec.containers[0].resources"), `{"limits":{"cpu":"200m","memory":"64Mi"},"requests":{"cpu":"10m","memory":"64Mi"}}`)
+	eventually(t, "the status to count pods and the machine", func() error {
+		s := n.status()
+		for resource, want := range map[string]string{"memory": "1088Mi/1200Mi", "count/pods": "3/4", "count/virtualmachines.vmoperator.vmware.com": "1/1"} {
+			if got := s.used(resource); got != want {
+				return fmt.Errorf("%s: got %q, want %q", resource, got, want)
+			}
+		}
+		if len(s.Status.Top) == 0 {
+			return fmt.Errorf("nothing is in status.top")
+		}
+		return nil
+	})
+	// A running pod does not grow past the limit either, nor does the machine.
+	n.editor.denied([]string{"-n", n.name, "patch", "pod", "one", "--subresource=resize", "-p", `{"spec":{"containers":[{"name":"box","resources":{"limits":{"memory":"1Gi"}}}]}}`}, "limits.memory")
+	contains(t, n.viewer.kubectl("describe", "supervisornamespace", n.name), "1200Mi")
+}
+
+// TestTenantShrinks: a limit below what is used is taken, shown, evicts nothing and lets nothing more in; then it can grow.
+func TestTenantShrinks(t *testing.T) {
+	t.Parallel()
+	n := newTenant(t, "", `"resources": {"memoryLimit": "1Gi", "memoryLimitDefault": "128Mi", "counts": {"podCount": 5}}`)
+	n.editor.apply(n.name, sleeper)
+	n.ready("box")
+	uid := n.field("pod/box", ".metadata.uid")
+	n.is("WithinLimits", "True", "")
+	n.declare(`"resources": {"memoryLimit": "100Mi", "memoryLimitDefault": "128Mi", "counts": {"podCount": 0}}`)
+	n.is("WithinLimits", "False", "memory")
+	n.editor.refused(n.name, strings.Replace(sleeper, "name: box}", "name: other}", 1), "exceeded quota", n.name)
+	equal(t, "the pod", n.field("pod/box", ".metadata.uid")+n.field("pod/box", ".status.phase"), uid+"Running")
+	equal(t, "exec in it", n.editor.kubectl("-n", n.name, "exec", "box", "--", "echo", "alive"), "alive")
+	contains(t, host(t, "", "ns", "describe", n.name), "over")
+	n.declare(`"resources": {"memoryLimit": "1Gi", "memoryLimitDefault": "128Mi", "counts": {"podCount": 5}}`)
+	n.is("WithinLimits", "True", "")
+	n.editor.apply(n.name, strings.Replace(sleeper, "name: box}", "name: other}", 1))
+}
+
+// TestTenantDeletion: it asks for emptiness and says what is in the way; the annotation deletes what is there, and
+// nothing stays.
+func TestTenantDeletion(t *testing.T) {
+	t.Parallel()
+	n := newTenant(t, "", "")
+	n.editor.apply(n.name, sleeper+"---"+claim("data", "atoll", ""))
+	n.ready("box")
+	run(t, "", "delete", "supervisornamespace", n.name, "--wait=false")
+	n.is("Deleting", "True", "pod")
+	contains(t, n.status().condition("Deleting").Message, "box")
+	contains(t, n.status().condition("Deleting").Message, "atoll.dev/delete-contents")
+	equal(t, "the pod meanwhile", n.field("pod/box", ".status.phase"), "Running")
+	run(t, "", "annotate", "supervisornamespace", n.name, "atoll.dev/delete-contents=true")
+	eventually(t, "everything to be gone", func() error {
+		for _, object := range []string{"supervisornamespace", "namespace"} {
+			if out, err := kubectl(t.Context(), "", "get", object, n.name); err == nil || !strings.Contains(out, "NotFound") {
+				return fmt.Errorf("%s: %w %s", object, err, out)
+			}
+		}
+		return nil
+	})
+}
+
+// machine is a virtual machine of the tiny image.
+func machine(name, class string) string {
+	return fmt.Sprintf(`
+apiVersion: vmoperator.vmware.com/v1alpha5
+kind: VirtualMachine
+metadata: {name: %s}
+spec: {className: %s, imageName: tiny, storageClass: atoll}
+`, name, class)
+}
