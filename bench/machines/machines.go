@@ -103,7 +103,12 @@ func (m *Machines) boot(ctx context.Context, vm *vmopv1.VirtualMachine) error {
 	if err := m.Create(ctx, vm); err != nil {
 		return fmt.Errorf("making machine %s: %w", vm.Name, err)
 	}
-	_, err := m.state(ctx, vm.Name, "its guest agent answers", func(st machinev1.State) bool { return st.Guest != nil && st.Guest.Agent })
+	return m.up(ctx, vm.Name)
+}
+
+// up waits for the first answer of a machine's guest agent.
+func (m *machines) up(ctx context.Context, name string) error {
+	_, err := m.state(ctx, name, "its guest agent answers", func(st machinev1.State) bool { return st.Guest != nil && st.Guest.Agent })
 	return err
 }
 

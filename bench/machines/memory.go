@@ -17,11 +17,8 @@ import (
 	"atoll.dev/atoll/bench/rig"
 )
 
-const (
-	idleMachines = 8
-	// machineIdles is how long a guest is left alone before it counts as idle.
-	machineIdles = 30 * time.Second
-)
+// machineIdles is how long a guest is left alone before it counts as idle.
+const machineIdles = 30 * time.Second
 
 // Memory measures what an idle machine takes of the host beyond the memory of its guest.
 func Memory(ctx context.Context, m *Machines) ([]rig.Row, error) {
@@ -45,16 +42,21 @@ func (m *Machines) idleMemory(ctx context.Context, kind, class string, efi bool)
 	available := func() float64 { return rig.StatusField("/proc/meminfo", "MemAvailable:") / 1024 }
 	before := available()
 	var names []string
-	for i := range idleMachines {
+	for i := range max(2, m.Options.N/4) {
 		vm := m.machine(fmt.Sprintf("idle-%s-%d", class, i), tinyImage, class)
 		if efi {
 			vm.Spec.BootOptions = &vmopv1.VirtualMachineBootOptions{Firmware: vmopv1.VirtualMachineBootOptionsFirmwareTypeEFI}
 			vm.Spec.Crypto = &vmopv1.VirtualMachineCryptoSpec{}
 		}
-		if err := m.boot(ctx, vm); err != nil {
-			return nil, err
+		if err := m.Create(ctx, vm); err != nil {
+			return nil, fmt.Errorf("making machine %s: %w", vm.Name, err)
 		}
 		names = append(names, vm.Name)
+	}
+	for _, name := range names {
+		if err := m.up(ctx, name); err != nil {
+			return nil, err
+		}
 	}
 	time.Sleep(machineIdles)
 	taken := before - available()
