@@ -107,7 +107,7 @@ func (m *Machines) boot(ctx context.Context, vm *vmopv1.VirtualMachine) error {
 }
 
 // up waits for the first answer of a machine's guest agent.
-func (m *machines) up(ctx context.Context, name string) error {
+func (m *Machines) up(ctx context.Context, name string) error {
 	_, err := m.state(ctx, name, "its guest agent answers", func(st machinev1.State) bool { return st.Guest != nil && st.Guest.Agent })
 	return err
 }
