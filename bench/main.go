@@ -22,29 +22,16 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"atoll.dev/atoll/bench/machine"
+	"atoll.dev/atoll/bench/report"
 	"atoll.dev/atoll/internal/datadir"
 )
 
-// Row is one line of the table: values of the same measure for each runtime, or for Atoll and something else.
-type Row struct {
-	Measure string  `json:"measure"`
-	Unit    string  `json:"unit"`
-	N       int     `json:"n,omitempty"`
-	Atoll   Value   `json:"atoll"`
-	Runc    *Value  `json:"runc,omitempty"`
-	Other   *Value  `json:"other,omitempty"` // of Against, where that is not runc
-	Against string  `json:"against,omitempty"`
-	Ratio   float64 `json:"ratio,omitempty"` // atoll median / the other median
-	Note    string  `json:"note,omitempty"`
-}
+// Row is one line of the table.
+type Row = report.Row
 
-// Value is a median with its spread, in the row's unit.
-type Value struct {
-	P50 float64 `json:"p50"`
-	P95 float64 `json:"p95,omitempty"`
-	Min float64 `json:"min,omitempty"`
-	Max float64 `json:"max,omitempty"`
-}
+// Value is a median with its spread.
+type Value = report.Value
 
 type options struct {
 	dataDir, runDir, output string
@@ -110,12 +97,12 @@ func run(ctx context.Context, o options) error {
 		{"ns-admission", podAdmission},
 		{"ns-login", loginTime},
 		{"ns-registry", registryThroughput},
-		{"vm-start", withMachines(machineBurst)},
-		{"vm-address", withMachines(machineAddress)},
-		{"vm-debian", withMachines(machineDebian)},
-		{"vm-memory", withMachines(machineMemory)},
-		{"vm-bootdisk", withVolumes(withMachines(bootDisks))},
-		{"vm-snapshot", withMachines(machineSnapshot)},
+		{"vm-start", withMachines(machine.Burst)},
+		{"vm-address", withMachines(machine.Address)},
+		{"vm-debian", withMachines(machine.Debian)},
+		{"vm-memory", withMachines(machine.Memory)},
+		{"vm-bootdisk", withVolumes(withMachines(machine.BootDisks))},
+		{"vm-snapshot", withMachines(machine.Snapshot)},
 		{"volume-csi", withVolumes(volumeCSI)},
 		{"volume-attach", withVolumes(volumeAttach)},
 		{"volume-io", withVolumes(volumeIO)},
@@ -140,6 +127,15 @@ func run(ctx context.Context, o options) error {
 	}
 	table(rows)
 	return errors.Join(append(errs, save(o.output, rows))...)
+}
+
+// withMachines measures virtual machines.
+func withMachines(run func(context.Context, *machine.Host) ([]Row, error)) func(context.Context, *host) ([]Row, error) {
+	return func(ctx context.Context, h *host) ([]Row, error) {
+		return machine.With(ctx, machine.Config{
+			Rest: h.rest, Namespace: benchNamespace, Class: benchClass, DataDir: h.o.dataDir, Atoll: h.o.atoll, Images: h.o.images, N: h.o.n,
+		}, run)
+	}
 }
 
 // selected tells whether a measure is wanted: all are, or those named, or those whose first word is named.
@@ -193,29 +189,12 @@ func save(dir string, rows []Row) error {
 
 // compare makes a row of two samples; runc may be nil.
 func compare(measure, unit string, atoll, runc []float64) Row {
-	row := Row{Measure: measure, Unit: unit, N: len(atoll), Atoll: summarize(atoll)}
-	if len(runc) > 0 {
-		v := summarize(runc)
-		row.Runc = &v
-		if v.P50 > 0 {
-			row.Ratio = row.Atoll.P50 / v.P50
-		}
-	}
-	return row
+	return report.Compare(measure, unit, atoll, runc)
 }
 
 // versus makes a row of two samples of which the other is not runc.
 func versus(measure, unit string, atoll []float64, against string, other []float64) Row {
-	row := compare(measure, unit, atoll, other)
-	row.Runc, row.Other, row.Against = nil, row.Runc, against
-	return row
+	return report.Versus(measure, unit, atoll, against, other)
 }
 
-func summarize(samples []float64) Value {
-	if len(samples) == 0 {
-		return Value{}
-	}
-	return Value{P50: quantile(samples, 0.5), P95: quantile(samples, 0.95), Min: slices.Min(samples), Max: slices.Max(samples)}
-}
-
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+func milliseconds(d time.Duration) float64 { return report.Milliseconds(d) }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"maps"
@@ -9,12 +8,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"atoll.dev/atoll/bench/report"
 )
 
 const (
@@ -65,20 +65,7 @@ func (h *host) resident(ctx context.Context) (total float64, parts map[string]fl
 }
 
 // statusField reads a "Name:   123 kB" line.
-func statusField(path, name string) float64 {
-	f, err := os.Open(path)
-	if err != nil {
-		return 0
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if rest, ok := strings.CutPrefix(lines.Text(), name); ok {
-			v, _ := strconv.ParseFloat(strings.Fields(rest)[0], 64)
-			return v
-		}
-	}
-	return 0
-}
+func statusField(path, name string) float64 { return report.StatusField(path, name) }
 
 // idleMemory runs many idle pods at once and takes the slope of the host's available memory.
 func idleMemory(ctx context.Context, h *host) ([]Row, error) {

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/bench/report"
 )
 
 const (
@@ -269,11 +270,4 @@ func (h *host) serviceAccounts(ctx context.Context, namespaces ...string) error 
 	return nil
 }
 
-// quantile is the sample that a share of all is not above.
-func quantile(samples []float64, share float64) float64 {
-	if len(samples) == 0 {
-		return 0
-	}
-	sorted := slices.Sorted(slices.Values(samples))
-	return sorted[min(int(share*float64(len(sorted))), len(sorted)-1)]
-}
+func quantile(samples []float64, q float64) float64 { return report.Quantile(samples, q) }

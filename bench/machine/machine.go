@@ -1,4 +1,9 @@
-package main
+// Package machine measures virtual machines for the bench: how soon they run, what they take of the host, and how long
+// they stand still.
+//
+// Package main of the bench calls With with one of the measures. It needs a running supervisor and the disks that make
+// vm-images builds. What can go wrong: a machine does not get as far as is wanted within bootWithin.
+package machine
 
 import (
 	"context"
@@ -15,9 +20,12 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
+	"atoll.dev/atoll/bench/report"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/claims"
 )
 
@@ -31,53 +39,62 @@ const (
 	vmStorage   = "atoll" // the class that is always there
 )
 
-// machines makes virtual machines.
-type machines struct {
-	*host
+// Config is what there is to measure.
+type Config struct {
+	Rest *rest.Config
+	// Namespace to work in, and a storage class whose volumes are made at once.
+	Namespace, Class string
+	DataDir          string
+	Atoll            string // the binary
+	Images           string // directory with the disks
+	N                int    // repetitions
+}
+
+// Host is the supervisor under measurement.
+type Host struct {
+	Config
 	client.WithWatch
 }
 
-// withMachines measures with the classes and the tiny image there, and takes all of it away afterwards.
-func withMachines(run func(context.Context, *machines) ([]Row, error)) func(context.Context, *host) ([]Row, error) {
-	return func(ctx context.Context, h *host) (rows []Row, err error) {
-		scheme := runtime.NewScheme()
-		if err := errors.Join(vmopv1.AddToScheme(scheme), corev1.AddToScheme(scheme)); err != nil {
-			return nil, err
-		}
-		c, err := client.NewWithWatch(h.rest, client.Options{Scheme: scheme})
-		if err != nil {
-			return nil, err
-		}
-		m := &machines{host: h, WithWatch: c}
-		defer func() {
-			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Minute)
-			defer cancel()
-			err = errors.Join(err, m.deleteAll(end))
-		}()
-		for name, memory := range map[string]string{tinyClass: "192Mi", efiClass: "512Mi", gibClass: "1Gi"} {
-			class := &vmopv1.VirtualMachineClass{ObjectMeta: metav1.ObjectMeta{Namespace: benchNamespace, Name: name}}
-			class.Spec.Hardware = vmopv1.VirtualMachineClassHardware{Cpus: 1, Memory: resource.MustParse(memory)}
-			if err := m.Create(ctx, class); err != nil && !apierrors.IsAlreadyExists(err) {
-				return nil, fmt.Errorf("making class %s: %w", name, err)
-			}
-		}
-		if err := m.importImage(ctx, tinyImage, filepath.Join(h.o.images, tinyImage+".qcow2")); err != nil {
-			return nil, err
-		}
-		// The first one waits until the image is in the datastore.
-		if err := m.boot(ctx, m.machine("warm-up", tinyImage, tinyClass)); err != nil {
-			return nil, err
-		}
-		if err := m.remove(ctx, "warm-up"); err != nil {
-			return nil, err
-		}
-		return run(ctx, m)
+// With measures with the classes and the tiny image there, and takes all machines away afterwards.
+func With(ctx context.Context, cfg Config, run func(context.Context, *Host) ([]report.Row, error)) (rows []report.Row, err error) {
+	scheme := runtime.NewScheme()
+	if err := errors.Join(vmopv1.AddToScheme(scheme), corev1.AddToScheme(scheme)); err != nil {
+		return nil, err
 	}
+	c, err := client.NewWithWatch(cfg.Rest, client.Options{Scheme: scheme})
+	if err != nil {
+		return nil, err
+	}
+	m := &Host{Config: cfg, WithWatch: c}
+	defer func() {
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Minute)
+		defer cancel()
+		err = errors.Join(err, m.deleteAll(end))
+	}()
+	for name, memory := range map[string]string{tinyClass: "192Mi", efiClass: "512Mi", gibClass: "1Gi"} {
+		class := &vmopv1.VirtualMachineClass{ObjectMeta: metav1.ObjectMeta{Namespace: m.Namespace, Name: name}}
+		class.Spec.Hardware = vmopv1.VirtualMachineClassHardware{Cpus: 1, Memory: resource.MustParse(memory)}
+		if err := m.Create(ctx, class); err != nil && !apierrors.IsAlreadyExists(err) {
+			return nil, fmt.Errorf("making class %s: %w", name, err)
+		}
+	}
+	if err := m.importImage(ctx, tinyImage, filepath.Join(m.Images, tinyImage+".qcow2")); err != nil {
+		return nil, err
+	}
+	// The first one waits until the image is in the datastore.
+	if err := m.boot(ctx, m.machine("warm-up", tinyImage, tinyClass)); err != nil {
+		return nil, err
+	}
+	if err := m.remove(ctx, "warm-up"); err != nil {
+		return nil, err
+	}
+	return run(ctx, m)
 }
 
 // importImage brings an image in with the command that people use.
-func (m *machines) importImage(ctx context.Context, name, path string) error {
-	out, err := exec.CommandContext(ctx, m.o.atoll, "image", "import", path, "--name", name, "-n", benchNamespace, "--data-dir", m.o.dataDir).CombinedOutput()
+func (m *Host) importImage(ctx context.Context, name, path string) error {
+	out, err := exec.CommandContext(ctx, m.Atoll, "image", "import", path, "--name", name, "-n", m.Namespace, "--data-dir", m.DataDir).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("importing %s: %w: %s", path, err, out)
 	}
@@ -85,15 +102,15 @@ func (m *machines) importImage(ctx context.Context, name, path string) error {
 }
 
 // machine is a virtual machine that is not made yet.
-func (m *machines) machine(name, image, class string) *vmopv1.VirtualMachine {
-	vm := &vmopv1.VirtualMachine{ObjectMeta: metav1.ObjectMeta{Namespace: benchNamespace, Name: name}}
+func (m *Host) machine(name, image, class string) *vmopv1.VirtualMachine {
+	vm := &vmopv1.VirtualMachine{ObjectMeta: metav1.ObjectMeta{Namespace: m.Namespace, Name: name}}
 	vm.Spec.ImageName, vm.Spec.ClassName, vm.Spec.StorageClass = image, class, vmStorage
 	vm.Spec.PowerOffMode = vmopv1.VirtualMachinePowerOpModeHard
 	return vm
 }
 
 // boot makes a machine and waits for the first answer of its guest agent.
-func (m *machines) boot(ctx context.Context, vm *vmopv1.VirtualMachine) error {
+func (m *Host) boot(ctx context.Context, vm *vmopv1.VirtualMachine) error {
 	if err := m.Create(ctx, vm); err != nil {
 		return fmt.Errorf("making machine %s: %w", vm.Name, err)
 	}
@@ -101,7 +118,7 @@ func (m *machines) boot(ctx context.Context, vm *vmopv1.VirtualMachine) error {
 }
 
 // up waits for the first answer of a machine's guest agent.
-func (m *machines) up(ctx context.Context, name string) error {
+func (m *Host) up(ctx context.Context, name string) error {
 	_, err := m.state(ctx, name, "its guest agent answers", func(st machinev1.State) bool { return st.Guest != nil && st.Guest.Agent })
 	return err
 }
@@ -110,11 +127,11 @@ func (m *machines) up(ctx context.Context, name string) error {
 const bootWithin = 20 * time.Minute
 
 // state waits until the host says that a machine is as wanted.
-func (m *machines) state(ctx context.Context, name, what string, wanted func(machinev1.State) bool) (machinev1.State, error) {
+func (m *Host) state(ctx context.Context, name, what string, wanted func(machinev1.State) bool) (machinev1.State, error) {
 	ctx, cancel := context.WithTimeout(ctx, bootWithin)
 	defer cancel()
 	var st machinev1.State
-	watch, err := m.Watch(ctx, &corev1.PodList{}, client.InNamespace(benchNamespace), client.MatchingFields{"metadata.name": name})
+	watch, err := m.Watch(ctx, &corev1.PodList{}, client.InNamespace(m.Namespace), client.MatchingFields{"metadata.name": name})
 	if err != nil {
 		return st, err
 	}
@@ -144,7 +161,7 @@ func stateOf(pod *corev1.Pod) machinev1.State {
 }
 
 // remove deletes a machine and waits until it is gone.
-func (m *machines) remove(ctx context.Context, name string) error {
+func (m *Host) remove(ctx context.Context, name string) error {
 	vm := m.machine(name, "", "")
 	if err := m.Delete(ctx, vm); client.IgnoreNotFound(err) != nil {
 		return err
@@ -156,22 +173,22 @@ func (m *machines) remove(ctx context.Context, name string) error {
 }
 
 // deleteAll deletes all machines of the bench and waits until they are gone.
-func (m *machines) deleteAll(ctx context.Context) error {
+func (m *Host) deleteAll(ctx context.Context) error {
 	for _, kind := range []client.Object{&vmopv1.VirtualMachineSnapshot{}, &vmopv1.VirtualMachine{}} {
-		if err := m.DeleteAllOf(ctx, kind, client.InNamespace(benchNamespace)); err != nil {
+		if err := m.DeleteAllOf(ctx, kind, client.InNamespace(m.Namespace)); err != nil {
 			return fmt.Errorf("deleting machines: %w", err)
 		}
 	}
 	return until(ctx, "all machines are gone", func() (bool, error) {
 		var list vmopv1.VirtualMachineList
-		err := m.List(ctx, &list, client.InNamespace(benchNamespace))
+		err := m.List(ctx, &list, client.InNamespace(m.Namespace))
 		return err == nil && len(list.Items) == 0, err
 	})
 }
 
-// bootDisks measures the copy of an image of 10 GiB, of which 1 GiB is data, beside that of one of a few MiB.
-func bootDisks(ctx context.Context, m *machines) ([]Row, error) {
-	large := filepath.Join(m.o.dataDir, "bench-10g.qcow2")
+// BootDisks measures the copy of an image of 10 GiB, of which 1 GiB is data, beside that of one of a few MiB.
+func BootDisks(ctx context.Context, m *Host) ([]report.Row, error) {
+	large := filepath.Join(m.DataDir, "bench-10g.qcow2")
 	defer func() { _ = exec.Command("rm", "-f", large).Run() }()
 	for _, command := range [][]string{
 		{"qemu-img", "create", "-q", "-f", "qcow2", large, "10G"},
@@ -188,28 +205,28 @@ func bootDisks(ctx context.Context, m *machines) ([]Row, error) {
 	imported := time.Since(begin)
 	took := map[string][]float64{}
 	var first time.Duration
-	for i := range m.o.n + 1 {
+	for i := range m.N + 1 {
 		for image, size := range map[string]string{"large": "10Gi", tinyImage: "1Gi"} {
 			d, err := m.copyImage(ctx, fmt.Sprintf("copy-%s-%d", image, i), image, size)
 			switch {
 			case err != nil:
 				return nil, err
 			case i > 0:
-				took[image] = append(took[image], milliseconds(d))
+				took[image] = append(took[image], report.Milliseconds(d))
 			case image == "large":
 				first = d
 			}
 		}
 	}
-	row := versus("boot disk from an image of 10 GiB, claim made to bound", "ms", took["large"], "tiny image", took[tinyImage])
+	row := report.Versus("boot disk from an image of 10 GiB, claim made to bound", "ms", took["large"], "tiny image", took[tinyImage])
 	row.Note = fmt.Sprintf("the bar is 1000; import %.1f s, first copy (converts) %.1f s", imported.Seconds(), first.Seconds())
-	return []Row{row}, nil
+	return []report.Row{row}, nil
 }
 
 // copyImage makes the claim of a boot disk and waits until it is bound.
-func (m *machines) copyImage(ctx context.Context, name, display, size string) (time.Duration, error) {
+func (m *Host) copyImage(ctx context.Context, name, display, size string) (time.Duration, error) {
 	var images vmopv1.VirtualMachineImageList
-	if err := m.List(ctx, &images, client.InNamespace(benchNamespace)); err != nil {
+	if err := m.List(ctx, &images, client.InNamespace(m.Namespace)); err != nil {
 		return 0, err
 	}
 	image := ""
@@ -221,13 +238,13 @@ func (m *machines) copyImage(ctx context.Context, name, display, size string) (t
 	vm := m.machine(name, "", "")
 	claim := claims.New(vm, name, resource.MustParse(size))
 	claim.OwnerReferences, claim.Labels = nil, nil
-	claim.Spec.StorageClassName = new(benchClass) // which does not wait for a pod
+	claim.Spec.StorageClassName = new(m.Class) // which does not wait for a pod
 	claims.FromImage(claim, vm, "VirtualMachineImage/"+image, 0)
 	begin := time.Now()
 	if err := m.Create(ctx, claim); err != nil {
 		return 0, fmt.Errorf("making claim %s: %w", name, err)
 	}
-	watch, err := m.Watch(ctx, &corev1.PersistentVolumeClaimList{}, client.InNamespace(benchNamespace), client.MatchingFields{"metadata.name": name})
+	watch, err := m.Watch(ctx, &corev1.PersistentVolumeClaimList{}, client.InNamespace(m.Namespace), client.MatchingFields{"metadata.name": name})
 	if err != nil {
 		return 0, err
 	}
@@ -244,4 +261,18 @@ func (m *machines) copyImage(ctx context.Context, name, display, size string) (t
 			return 0, fmt.Errorf("claim %s is not bound within ten minutes", name)
 		}
 	}
+}
+
+// until waits for five minutes at most.
+func until(ctx context.Context, what string, done func() (bool, error)) error {
+	var last error
+	err := wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, 5*time.Minute, true, func(context.Context) (bool, error) {
+		var ok bool
+		ok, last = done()
+		return ok && last == nil, nil
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("waiting until %s: %w", what, err), last)
+	}
+	return nil
 }

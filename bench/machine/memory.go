@@ -1,4 +1,4 @@
-package main
+package machine
 
 import (
 	"bufio"
@@ -18,14 +18,15 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
+	"atoll.dev/atoll/bench/report"
 )
 
 // machineIdles is how long a guest is left alone before it counts as idle.
 const machineIdles = 30 * time.Second
 
-// machineMemory measures what an idle machine takes of the host beyond the memory of its guest.
-func machineMemory(ctx context.Context, m *machines) ([]Row, error) {
-	var rows []Row
+// Memory measures what an idle machine takes of the host beyond the memory of its guest.
+func Memory(ctx context.Context, m *Host) ([]report.Row, error) {
+	var rows []report.Row
 	for _, kind := range []struct {
 		name, class string
 		efi         bool
@@ -41,11 +42,11 @@ func machineMemory(ctx context.Context, m *machines) ([]Row, error) {
 
 // idleMemory has several machines idle at once. The slope of the host's available memory, without what the guests use
 // of theirs, is all of it; the parts are what the processes themselves hold.
-func (m *machines) idleMemory(ctx context.Context, kind, class string, efi bool) ([]Row, error) {
-	available := func() float64 { return statusField("/proc/meminfo", "MemAvailable:") / 1024 }
+func (m *Host) idleMemory(ctx context.Context, kind, class string, efi bool) ([]report.Row, error) {
+	available := func() float64 { return report.StatusField("/proc/meminfo", "MemAvailable:") / 1024 }
 	before := available()
 	var names []string
-	for i := range max(2, m.o.n/4) {
+	for i := range max(2, m.N/4) {
 		vm := m.machine(fmt.Sprintf("idle-%s-%d", class, i), tinyImage, class)
 		if efi {
 			vm.Spec.BootOptions = &vmopv1.VirtualMachineBootOptions{Firmware: vmopv1.VirtualMachineBootOptionsFirmwareTypeEFI}
@@ -75,15 +76,15 @@ func (m *machines) idleMemory(ctx context.Context, kind, class string, efi bool)
 			parts[part] = append(parts[part], mib)
 		}
 	}
-	all := Row{
+	all := report.Row{
 		Measure: "host memory per idle VM beyond its guest's, " + kind, Unit: "MiB", N: len(names),
-		Atoll: Value{P50: (taken - guests) / float64(len(names))},
+		Atoll: report.Value{P50: (taken - guests) / float64(len(names))},
 		Note:  fmt.Sprintf("slope of MemAvailable; the bar is 60; a guest uses %.0f MiB of its own", guests/float64(len(names))),
 	}
-	rows := []Row{all}
+	rows := []report.Row{all}
 	for _, part := range []string{"qemu", "page tables", "shim", "swtpm"} {
 		if samples := parts[part]; len(samples) > 0 {
-			rows = append(rows, compare("  "+part, "MiB", samples, nil))
+			rows = append(rows, report.Compare("  "+part, "MiB", samples, nil))
 		}
 	}
 	for _, name := range names {
@@ -96,7 +97,7 @@ func (m *machines) idleMemory(ctx context.Context, kind, class string, efi bool)
 
 // parts are what the processes of a machine hold, in MiB: proportional sizes, of QEMU without the guest's memory, which
 // is "guest".
-func (m *machines) parts(ctx context.Context, name string) (map[string]float64, error) {
+func (m *Host) parts(ctx context.Context, name string) (map[string]float64, error) {
 	vm := m.machine(name, "", "")
 	if err := m.Get(ctx, client.ObjectKeyFromObject(vm), vm); err != nil {
 		return nil, err
@@ -111,12 +112,12 @@ func (m *machines) parts(ctx context.Context, name string) (map[string]float64, 
 		return nil, err
 	}
 	status := "/proc/" + qemu + "/status"
-	shim := strconv.FormatFloat(statusField(status, "PPid:"), 'f', 0, 64)
+	shim := strconv.FormatFloat(report.StatusField(status, "PPid:"), 'f', 0, 64)
 	held, _, err := proportional(shim, 0)
 	if err != nil {
 		return nil, err
 	}
-	out := map[string]float64{"qemu": beyond, "guest": guest, "shim": held, "page tables": statusField(status, "VmPTE:") / 1024}
+	out := map[string]float64{"qemu": beyond, "guest": guest, "shim": held, "page tables": report.StatusField(status, "VmPTE:") / 1024}
 	if vm.Spec.Crypto != nil {
 		tpm, err := child(shim, "swtpm")
 		if err != nil {
@@ -142,7 +143,7 @@ func processWith(name, word string) (string, error) {
 func child(parent, name string) (string, error) {
 	return find(func(pid string) bool {
 		comm, _ := os.ReadFile("/proc/" + pid + "/comm")
-		return strings.TrimSpace(string(comm)) == name && strconv.FormatFloat(statusField("/proc/"+pid+"/status", "PPid:"), 'f', 0, 64) == parent
+		return strings.TrimSpace(string(comm)) == name && strconv.FormatFloat(report.StatusField("/proc/"+pid+"/status", "PPid:"), 'f', 0, 64) == parent
 	})
 }
 
@@ -191,8 +192,8 @@ func proportional(pid string, without int64) (size, others float64, err error) {
 	return size, others, nil
 }
 
-// machineSnapshot snapshots an idle machine of 1 GiB with its memory, and measures how long its guest does not answer.
-func machineSnapshot(ctx context.Context, m *machines) ([]Row, error) {
+// Snapshot snapshots an idle machine of 1 GiB with its memory, and measures how long its guest does not answer.
+func Snapshot(ctx context.Context, m *Host) ([]report.Row, error) {
 	const name = "pause"
 	if err := m.boot(ctx, m.machine(name, tinyImage, gibClass)); err != nil {
 		return nil, err
@@ -219,20 +220,20 @@ func machineSnapshot(ctx context.Context, m *machines) ([]Row, error) {
 		if err != nil {
 			return nil, err
 		}
-		gaps, pauses, took = append(gaps, gap), append(pauses, pause), append(took, milliseconds(time.Since(begin)))
+		gaps, pauses, took = append(gaps, gap), append(pauses, pause), append(took, report.Milliseconds(time.Since(begin)))
 	}
-	seen := compare("snapshot with RAM of an idle 1 GiB VM, longest time without an answer", "ms", gaps, nil)
+	seen := report.Compare("snapshot with RAM of an idle 1 GiB VM, longest time without an answer", "ms", gaps, nil)
 	seen.Note = fmt.Sprintf("the bar is 1000; without a snapshot the longest is %.0f", slices.Max(quiet))
-	return []Row{
+	return []report.Row{
 		seen,
-		compare("  the machine stood still", "ms", pauses, nil),
-		compare("  created to ready", "ms", took, nil),
+		report.Compare("  the machine stood still", "ms", pauses, nil),
+		report.Compare("  created to ready", "ms", took, nil),
 	}, nil
 }
 
 // snapshot takes one and returns for how many milliseconds the machine stood still.
-func (m *machines) snapshot(ctx context.Context, name string, i int) (float64, error) {
-	snap := &vmopv1.VirtualMachineSnapshot{ObjectMeta: metav1.ObjectMeta{Namespace: benchNamespace, Name: fmt.Sprintf("%s-%d", name, i)}}
+func (m *Host) snapshot(ctx context.Context, name string, i int) (float64, error) {
+	snap := &vmopv1.VirtualMachineSnapshot{ObjectMeta: metav1.ObjectMeta{Namespace: m.Namespace, Name: fmt.Sprintf("%s-%d", name, i)}}
 	snap.Spec.VMName, snap.Spec.Memory = name, true
 	// What was done is forgotten as soon as it is known, so it must be waited for from the beginning.
 	type result struct {
@@ -296,7 +297,7 @@ func longestGap(ctx context.Context, address string, do func() error) (float64, 
 	for {
 		select {
 		case err := <-done:
-			return milliseconds(longest), err
+			return report.Milliseconds(longest), err
 		case <-time.After(5 * time.Millisecond):
 		}
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/hostname", nil)
