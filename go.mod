@@ -20,8 +20,8 @@ require (
 	github.com/distribution/distribution/v3 v3.1.2
 	github.com/distribution/reference v0.6.0
 	github.com/erofs/go-erofs v0.3.1
-	github.com/go-jose/go-jose/v4 v4.1.4
 	github.com/fsnotify/fsnotify v1.10.1
+	github.com/go-jose/go-jose/v4 v4.1.4
 	github.com/go-logr/logr v1.4.4
 	github.com/google/go-containerregistry v0.20.1
 	github.com/google/nftables v0.3.0

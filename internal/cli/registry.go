@@ -345,7 +345,8 @@ func (a *app) robotRotateCommand(h *registryHost) *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
 		Use: "rotate <name>", Short: "Make a new password; the old one ends at once",
-		Args: command.ExactArgs("name"),
+		Example: `  atoll registry robot rotate ci -n shop`,
+		Args:    command.ExactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.registryClient(h)
 			if err != nil {
@@ -367,7 +368,8 @@ func (a *app) robotDeleteCommand(h *registryHost) *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
 		Use: "delete <name>", Aliases: []string{"rm"}, Short: "End a robot account at once",
-		Args: command.ExactArgs("name"),
+		Example: `  atoll registry robot delete ci -n shop`,
+		Args:    command.ExactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.registryClient(h)
 			if err != nil {

@@ -108,7 +108,7 @@ spec: {className: %s, storageClass: %s, image: {kind: ClusterVirtualMachineImage
 
 	// What bounds the namespace is not for those to change who have every right in it.
 	n.kubectl("create", "rolebinding", "all", "--clusterrole", "cluster-admin", "--user", "sso:mallory@atoll.local")
-	if out, err := n.as("mallory", "", "debug", "web", "--image", "registry.example/debug", "--profile", "general", "--quiet", "--attach=false"); err == nil || !strings.Contains(out, "limit spec.images") {
+	if out, err := n.as("mallory", "", "debug", "web", "--image", "registry.example/debug", "--profile", "baseline", "--quiet", "--attach=false"); err == nil || !strings.Contains(out, "limit spec.images") {
 		t.Errorf("an ephemeral container: %v\n%s", err, out)
 	}
 	for _, args := range [][]string{

@@ -351,6 +351,19 @@ func TestDeletion(t *testing.T) {
 	}
 }
 
+func TestDeletionLeavesWhatIsNotOurs(t *testing.T) {
+	images := &registry{bytes: 7}
+	r := newReconciler(t, shop(full()), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
+	r.Registry = images
+	if err := r.Delete(t.Context(), look(t, r)); err != nil {
+		t.Fatal(err)
+	}
+	if sn := look(t, r); sn.Name != "" || len(images.gone) > 0 {
+		t.Errorf("%+v, removed projects %v", sn, images.gone)
+	}
+	get(t, r, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
+}
+
 func TestStuckDeletion(t *testing.T) {
 	r := newReconciler(t, shop(full()))
 	sn := look(t, r)

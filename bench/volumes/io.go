@@ -1,4 +1,4 @@
-package main
+package volumes
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"atoll.dev/atoll/bench/rig"
 	"atoll.dev/atoll/internal/vm/qmp"
 )
 
@@ -48,18 +49,18 @@ func ioJobs() []ioJob {
 	}
 }
 
-// volumeIO runs fio on a block volume in a micro-VM, and compares it with the same image opened on the host, by QEMU
+// IO runs fio on a block volume in a micro-VM, and compares it with the same image opened on the host, by QEMU
 // with the same cache and depth, in two ways. Of the storage daemon that opens volumes for pods of the host the same
 // fio asks by NBD over the loopback: all is as in the guest, but for the copies that NBD makes, which slow down large
 // requests. And qemu-img bench uses the image without anything in between, which is as fast as it can get; it knows no
 // random requests, and makes long steps instead; nor does it know keys.
-func volumeIO(ctx context.Context, h *host) ([]Row, error) {
-	var rows []Row
+func IO(ctx context.Context, h *rig.Host) ([]rig.Row, error) {
+	var rows []rig.Row
 	for _, kind := range []struct {
 		name, class string
 		image       bool
-	}{{"thin", benchClass, true}, {"encrypted", encryptedClass, false}} {
-		got, err := h.compareIO(ctx, kind.name, kind.class, kind.image)
+	}{{"thin", rig.VolumeClass, true}, {"encrypted", rig.EncryptedClass, false}} {
+		got, err := compareIO(ctx, h, kind.name, kind.class, kind.image)
 		rows = append(rows, got...)
 		if err != nil {
 			return rows, err
@@ -68,38 +69,38 @@ func volumeIO(ctx context.Context, h *host) ([]Row, error) {
 	return rows, nil
 }
 
-func (h *host) compareIO(ctx context.Context, name, class string, withImage bool) ([]Row, error) {
+func compareIO(ctx context.Context, h *rig.Host, name, class string, withImage bool) ([]rig.Row, error) {
 	claim := "io-" + name
-	if err := errors.Join(h.claim(ctx, claim, class, ioParts*ioBytes>>20, true), h.bound(ctx)); err != nil {
+	if err := errors.Join(h.Claim(ctx, claim, class, ioParts*ioBytes>>20, true), h.Bound(ctx)); err != nil {
 		return nil, err
 	}
-	guest, err := h.ioIn(ctx, claim, "atoll", func(string) (string, error) { return claim, nil },
+	guest, err := ioIn(ctx, h, claim, "atoll", func(string) (string, error) { return claim, nil },
 		[]string{"--ioengine=libaio", "--filename=" + devicePath}, 0)
 	if err != nil {
 		return nil, err
 	}
-	nbd, err := h.ioIn(ctx, claim, "runc", func(volume string) (string, error) { return h.serveNBD(ctx, volume) },
+	nbd, err := ioIn(ctx, h, claim, "runc", func(volume string) (string, error) { return serveNBD(ctx, h, volume) },
 		[]string{"--ioengine=nbd", "--uri=nbd://127.0.0.1:" + ioPort + "/volume"}, ioBytes)
 	if err != nil {
 		return nil, err
 	}
 	var image [][]float64
 	if withImage {
-		volume, err := h.handleOf(ctx, claim)
+		volume, err := handleOf(ctx, h, claim)
 		if err != nil {
 			return nil, err
 		}
-		if image, err = h.imageIO(ctx, volume); err != nil {
+		if image, err = imageIO(ctx, h, volume); err != nil {
 			return nil, err
 		}
 	}
 	jobs := append([]ioJob{{measure: "first sequential write"}}, ioJobs()...)
-	var rows []Row
+	var rows []rig.Row
 	for i, job := range jobs {
 		measure := name + " volume, " + job.measure
-		rows = append(rows, versus(measure, "MiB/s", guest[i], "fio on the host, NBD", nbd[i]))
+		rows = append(rows, rig.Versus(measure, "MiB/s", guest[i], "fio on the host, NBD", nbd[i]))
 		if withImage {
-			rows = append(rows, versus(measure, "MiB/s", guest[i], "qemu-img bench", image[i]))
+			rows = append(rows, rig.Versus(measure, "MiB/s", guest[i], "qemu-img bench", image[i]))
 		}
 	}
 	return rows, nil
@@ -107,12 +108,12 @@ func (h *host) compareIO(ctx context.Context, name, class string, withImage bool
 
 // ioIn runs fio on a volume that a pod of a runtime has, in the pod whose name in returns, which may be another. It
 // uses the part at the offset; the first result is of blocks that were never written before.
-func (h *host) ioIn(ctx context.Context, claim, runtime string, in func(volume string) (string, error), engine []string, offset int64) ([][]float64, error) {
+func ioIn(ctx context.Context, h *rig.Host, claim, runtime string, in func(volume string) (string, error), engine []string, offset int64) ([][]float64, error) {
 	pod := withClaim(volumePod(claim, runtime), claim, true)
-	if _, err := h.start(ctx, pod); err != nil {
+	if _, err := h.Start(ctx, pod); err != nil {
 		return nil, err
 	}
-	volume, err := h.handleOf(ctx, claim)
+	volume, err := handleOf(ctx, h, claim)
 	if err != nil {
 		return nil, err
 	}
@@ -122,11 +123,11 @@ func (h *host) ioIn(ctx context.Context, claim, runtime string, in func(volume s
 	}
 	fio := func(job ioJob) (float64, error) {
 		all := append([]string{"fio", "--name=job", "--output-format=json", "--direct=1", fmt.Sprintf("--size=%d", ioBytes), fmt.Sprintf("--offset=%d", offset)}, engine...)
-		out, err := h.exec(ctx, name, append(all, job.args...)...)
+		out, err := h.Exec(ctx, name, append(all, job.args...)...)
 		if err != nil {
 			return 0, err
 		}
-		return fioBandwidth(out, job.read)
+		return rig.FioBandwidth(out, job.read)
 	}
 	first, err := fio(ioJob{args: []string{"--rw=write", "--bs=1M", "--iodepth=4", "--end_fsync=1"}})
 	if err != nil {
@@ -144,16 +145,16 @@ func (h *host) ioIn(ctx context.Context, claim, runtime string, in func(volume s
 		}
 		results = append(results, samples)
 	}
-	return results, errors.Join(h.deletePods(ctx), h.detached(ctx))
+	return results, errors.Join(h.DeletePods(ctx), h.Detached(ctx))
 }
 
 // handleOf is what the driver calls the volume of a claim.
-func (h *host) handleOf(ctx context.Context, claim string) (string, error) {
-	c, err := h.kube.CoreV1().PersistentVolumeClaims(benchNamespace).Get(ctx, claim, metav1.GetOptions{})
+func handleOf(ctx context.Context, h *rig.Host, claim string) (string, error) {
+	c, err := h.Kube.CoreV1().PersistentVolumeClaims(rig.Namespace).Get(ctx, claim, metav1.GetOptions{})
 	if err != nil {
 		return "", err
 	}
-	v, err := h.kube.CoreV1().PersistentVolumes().Get(ctx, c.Spec.VolumeName, metav1.GetOptions{})
+	v, err := h.Kube.CoreV1().PersistentVolumes().Get(ctx, c.Spec.VolumeName, metav1.GetOptions{})
 	if err != nil {
 		return "", err
 	}
@@ -165,9 +166,9 @@ func (h *host) handleOf(ctx context.Context, claim string) (string, error) {
 
 // serveNBD has the storage daemon that a pod of the host has a volume from show it by NBD instead, and starts a pod
 // that can reach that.
-func (h *host) serveNBD(ctx context.Context, volume string) (string, error) {
+func serveNBD(ctx context.Context, h *rig.Host, volume string) (string, error) {
 	sum := sha256.Sum256([]byte(volume))
-	socket := filepath.Join(h.o.runDir, "exports", hex.EncodeToString(sum[:])[:24], "qmp.sock")
+	socket := filepath.Join(h.Options.RunDir, "exports", hex.EncodeToString(sum[:])[:24], "qmp.sock")
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
 		return "", fmt.Errorf("reaching the storage daemon: %w", err)
@@ -206,6 +207,6 @@ func (h *host) serveNBD(ctx context.Context, volume string) (string, error) {
 	}
 	pod := volumePod("nbd-client", "runc")
 	pod.Spec.HostNetwork = true
-	_, err = h.start(ctx, pod)
+	_, err = h.Start(ctx, pod)
 	return pod.Name, err
 }

@@ -1,4 +1,4 @@
-package main
+package rig
 
 import "testing"
 
@@ -15,7 +15,7 @@ func TestVerdict(t *testing.T) {
 			"LEAK: loops +3; available memory +0 MiB; mounts +1; netns +1; ", "left on the host: loops +3, mounts +1, netns +1",
 		},
 	} {
-		row, err := verdict(Row{Measure: "cycles"}, before, c.after)
+		row, err := Verdict(Row{Measure: "cycles"}, before, c.after)
 		got := ""
 		if err != nil {
 			got = err.Error()

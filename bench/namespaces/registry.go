@@ -1,4 +1,4 @@
-package main
+package namespaces
 
 import (
 	"context"
@@ -22,6 +22,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/bench/rig"
 )
 
 // rounds is how often the image is pushed, pulled and copied.
@@ -70,37 +71,37 @@ func copyFile(to string, from io.Reader) (err error) {
 	return f.Sync()
 }
 
-// registryThroughput pushes and pulls an image of 1 GiB as the owner of a namespace, and copies the same file beside the
+// RegistryThroughput pushes and pulls an image of 1 GiB as the owner of a namespace, and copies the same file beside the
 // registry. A round is a new image, so that nothing is there already.
-func registryThroughput(ctx context.Context, h *host) (rows []Row, err error) {
-	p, err := h.newPerson(ctx)
+func RegistryThroughput(ctx context.Context, h *rig.Host) (rows []rig.Row, err error) {
+	p, err := newPerson(ctx, h)
 	if err != nil {
 		return nil, err
 	}
-	c, err := h.objects()
+	c, err := objects(h)
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp(h.o.dataDir, "bench-registry-")
+	dir, err := os.MkdirTemp(h.Options.DataDir, "bench-registry-")
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		end := context.WithoutCancel(ctx)
-		err = errors.Join(err, removeNamespaces(end, c), h.removePerson(end), os.RemoveAll(dir))
+		err = errors.Join(err, removeNamespaces(end, c), removePerson(end, h), os.RemoveAll(dir))
 	}()
 	b := bounded(namespacePrefix + "images")
 	b.Spec.AccessList = []atoll.NamespaceAccess{{SubjectType: "User", Subject: p.name, Domain: atoll.LocalDomain, Role: atoll.RoleOwner}}
 	if err := readyNamespace(ctx, c, b); err != nil {
 		return nil, err
 	}
-	address, transport, err := h.portal(ctx)
+	address, transport, err := portal(ctx, h)
 	if err != nil {
 		return nil, err
 	}
 	var push, pull, copied []float64
 	for i := range rounds {
-		layer, err := newLayer(filepath.Join(dir, "layer"), gib)
+		layer, err := newLayer(filepath.Join(dir, "layer"), rig.GiB)
 		if err != nil {
 			return nil, err
 		}
@@ -114,10 +115,10 @@ func registryThroughput(ctx context.Context, h *host) (rows []Row, err error) {
 		}
 		push, pull, copied = append(push, gibPerSecond(t.push)), append(pull, gibPerSecond(t.pull)), append(copied, gibPerSecond(t.copied))
 	}
-	pushed := versus("push of a 1 GiB image", "GiB/s", push, "copy of the file", copied)
-	pulled := versus("pull of a 1 GiB image into a file", "GiB/s", pull, "copy of the file", copied)
+	pushed := rig.Versus("push of a 1 GiB image", "GiB/s", push, "copy of the file", copied)
+	pulled := rig.Versus("pull of a 1 GiB image into a file", "GiB/s", pull, "copy of the file", copied)
 	pushed.Note, pulled.Note = "as the owner of a namespace, with TLS", "as the owner of a namespace, with TLS"
-	return []Row{pushed, pulled}, nil
+	return []rig.Row{pushed, pulled}, nil
 }
 
 func gibPerSecond(d time.Duration) float64 { return 1 / d.Seconds() }

@@ -1,4 +1,4 @@
-package main
+package policies
 
 import (
 	"context"
@@ -22,9 +22,9 @@ import (
 	"atoll.dev/atoll/internal/network/policy"
 )
 
-// policyLab is a host in a network namespace of its own, with the two pods between which traffic is measured; the
+// lab is a host in a network namespace of its own, with the two pods between which traffic is measured; the
 // others exist for the policies only.
-type policyLab struct {
+type lab struct {
 	dir, host string
 	network   cniconf.Network
 	engine    *policy.Engine
@@ -45,12 +45,12 @@ const (
 	labGroups = 100
 )
 
-func newPolicyLab() (l *policyLab, err error) {
+func newLab() (l *lab, err error) {
 	dir, err := os.MkdirTemp("", "atoll-bench-")
 	if err != nil {
 		return nil, err
 	}
-	l = &policyLab{dir: dir, host: filepath.Join(dir, "host"), network: cniconf.Network{
+	l = &lab{dir: dir, host: filepath.Join(dir, "host"), network: cniconf.Network{
 		Subnet: netip.MustParsePrefix("10.244.0.0/22"), Gateway: netip.MustParseAddr("10.244.0.1"),
 		ClusterCIDR: netip.MustParsePrefix("10.244.0.0/16"), StateDir: filepath.Join(dir, "state"),
 	}}
@@ -84,16 +84,16 @@ func newPolicyLab() (l *policyLab, err error) {
 		return nil, err
 	}
 	l.state = labState()
-	if l.from, err = l.wire(labAddress(0)); err != nil {
+	if l.from, err = l.wire(labAddress(7)); err != nil {
 		return nil, err
 	}
 	l.to, err = l.wire(labAddress(1))
 	return l, err
 }
 
-func (l *policyLab) do(fn func() error) error { return netns.Do(l.host, fn) }
+func (l *lab) do(fn func() error) error { return netns.Do(l.host, fn) }
 
-func (l *policyLab) close() error {
+func (l *lab) close() error {
 	var errs []error
 	for _, p := range []*labEnd{l.from, l.to} {
 		if p != nil {
@@ -155,7 +155,7 @@ func labPolicy(i int, port uint16) *policyv1.Policy {
 }
 
 // wire makes the interface of a pod.
-func (l *policyLab) wire(a netip.Addr) (*labEnd, error) {
+func (l *lab) wire(a netip.Addr) (*labEnd, error) {
 	end := &labEnd{netns: filepath.Join(l.dir, a.String()), address: a}
 	if err := netns.Create(end.netns); err != nil {
 		return nil, err
@@ -203,7 +203,7 @@ func (l *policyLab) wire(a netip.Addr) (*labEnd, error) {
 }
 
 // apply enforces a state, as the agent does.
-func (l *policyLab) apply(ctx context.Context, s *policyv1.State) error {
+func (l *lab) apply(ctx context.Context, s *policyv1.State) error {
 	l.state = s
 	return l.do(func() error {
 		_, err := l.engine.Apply(ctx, s)
@@ -212,7 +212,7 @@ func (l *policyLab) apply(ctx context.Context, s *policyv1.State) error {
 }
 
 // throughput is what one TCP connection between the two pods carries, in Gbit/s.
-func (l *policyLab) throughput(port int, during time.Duration) (float64, error) {
+func (l *lab) throughput(port int, during time.Duration) (float64, error) {
 	var server net.Listener
 	err := netns.Do(l.to.netns, func() (err error) {
 		server, err = net.Listen("tcp4", fmt.Sprintf("%s:%d", l.to.address, port))

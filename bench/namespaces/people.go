@@ -1,4 +1,4 @@
-package main
+package namespaces
 
 import (
 	"bytes"
@@ -19,6 +19,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
+
+	"atoll.dev/atoll/bench/rig"
 )
 
 // benchUser is the local user that logs in.
@@ -28,10 +30,10 @@ const benchUser = "bench-ns-user"
 type person struct{ name, password string }
 
 // newPerson makes the user with `atoll user`, which anybody would use. The password goes through a pipe.
-func (h *host) newPerson(ctx context.Context) (person, error) {
+func newPerson(ctx context.Context, h *rig.Host) (person, error) {
 	p := person{name: benchUser, password: rand.Text()}
-	_ = h.removePerson(ctx) // of a bench that was killed
-	cmd := exec.CommandContext(ctx, h.o.atoll, "user", "create", p.name, "--password-stdin", "--must-change=false", "--data-dir", h.o.dataDir)
+	_ = removePerson(ctx, h) // of a bench that was killed
+	cmd := exec.CommandContext(ctx, h.Options.Atoll, "user", "create", p.name, "--password-stdin", "--must-change=false", "--data-dir", h.Options.DataDir)
 	cmd.Stdin = strings.NewReader(p.password)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return p, fmt.Errorf("making user %s: %w: %s", p.name, err, bytes.TrimSpace(out))
@@ -39,8 +41,8 @@ func (h *host) newPerson(ctx context.Context) (person, error) {
 	return p, nil
 }
 
-func (h *host) removePerson(ctx context.Context) error {
-	out, err := exec.CommandContext(ctx, h.o.atoll, "user", "delete", benchUser, "--data-dir", h.o.dataDir).CombinedOutput()
+func removePerson(ctx context.Context, h *rig.Host) error {
+	out, err := exec.CommandContext(ctx, h.Options.Atoll, "user", "delete", benchUser, "--data-dir", h.Options.DataDir).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("deleting user %s: %w: %s", benchUser, err, bytes.TrimSpace(out))
 	}
@@ -48,8 +50,8 @@ func (h *host) removePerson(ctx context.Context) error {
 }
 
 // portal is HOST:PORT where people log in and images are pushed to, and a transport that trusts it.
-func (h *host) portal(ctx context.Context) (string, *http.Transport, error) {
-	nodes, err := h.kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+func portal(ctx context.Context, h *rig.Host) (string, *http.Transport, error) {
+	nodes, err := h.Kube.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return "", nil, err
 	}
@@ -61,7 +63,7 @@ func (h *host) portal(ctx context.Context) (string, *http.Transport, error) {
 			}
 		}
 	}
-	config := rest.CopyConfig(h.rest)
+	config := rest.CopyConfig(h.REST)
 	if err := rest.LoadTLSFiles(config); err != nil {
 		return "", nil, err
 	}
@@ -70,34 +72,34 @@ func (h *host) portal(ctx context.Context) (string, *http.Transport, error) {
 		return "", nil, errors.New("no node has an address, or the kubeconfig no authority")
 	}
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}}
-	return net.JoinHostPort(address, strconv.Itoa(h.o.portalPort)), transport, nil
+	return net.JoinHostPort(address, strconv.Itoa(h.Options.PortalPort)), transport, nil
 }
 
-// loginTime logs in as kubectl's plug-in for vSphere does, with a new connection each time.
-func loginTime(ctx context.Context, h *host) (rows []Row, err error) {
-	p, err := h.newPerson(ctx)
+// LoginTime logs in as kubectl's plug-in for vSphere does, with a new connection each time.
+func LoginTime(ctx context.Context, h *rig.Host) (rows []rig.Row, err error) {
+	p, err := newPerson(ctx, h)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, h.removePerson(context.WithoutCancel(ctx))) }()
-	address, transport, err := h.portal(ctx)
+	defer func() { err = errors.Join(err, removePerson(context.WithoutCancel(ctx), h)) }()
+	address, transport, err := portal(ctx, h)
 	if err != nil {
 		return nil, err
 	}
 	var took []float64
-	for i := range h.o.n + 1 {
+	for i := range h.Options.N + 1 {
 		begin := time.Now()
 		if err := login(ctx, address, transport, p); err != nil {
 			return nil, err
 		}
 		if i > 0 {
-			took = append(took, milliseconds(time.Since(begin)))
+			took = append(took, rig.Milliseconds(time.Since(begin)))
 		}
 		transport.CloseIdleConnections()
 	}
-	row := compare("login with a password", "ms", took, nil)
+	row := rig.Compare("login with a password", "ms", took, nil)
 	row.Note = "the bar is 1000"
-	return []Row{row}, nil
+	return []rig.Row{row}, nil
 }
 
 func login(ctx context.Context, address string, transport http.RoundTripper, p person) error {

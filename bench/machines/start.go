@@ -1,4 +1,4 @@
-package machine
+package machines
 
 import (
 	"bufio"
@@ -16,7 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
-	"atoll.dev/atoll/bench/report"
+	"atoll.dev/atoll/bench/rig"
 )
 
 const (
@@ -25,8 +25,8 @@ const (
 )
 
 // Burst makes 20 machines at 10 a second and measures until the host says that their QEMU runs.
-func Burst(ctx context.Context, m *Host) ([]report.Row, error) {
-	watch, err := m.Watch(ctx, &corev1.PodList{}, client.InNamespace(m.Namespace), client.HasLabels{machinev1.NameLabel})
+func Burst(ctx context.Context, m *Machines) ([]rig.Row, error) {
+	watch, err := m.Watch(ctx, &corev1.PodList{}, client.InNamespace(rig.Namespace), client.HasLabels{machinev1.NameLabel})
 	if err != nil {
 		return nil, err
 	}
@@ -65,17 +65,17 @@ func Burst(ctx context.Context, m *Host) ([]report.Row, error) {
 	at := <-made
 	var took []float64
 	for name, end := range running {
-		took = append(took, report.Milliseconds(end.Sub(at[name])))
+		took = append(took, rig.Milliseconds(end.Sub(at[name])))
 	}
-	row := report.Compare("20 VMs at 10/s, created to QEMU running", "ms", took, nil)
+	row := rig.Compare("20 VMs at 10/s, created to QEMU running", "ms", took, nil)
 	row.Note = "the bar is p95 <= 3000"
-	return []report.Row{row}, nil
+	return []rig.Row{row}, nil
 }
 
 // Address measures how long a tiny machine takes to its address, and to the first answer of its web server.
-func Address(ctx context.Context, m *Host) ([]report.Row, error) {
+func Address(ctx context.Context, m *Machines) ([]rig.Row, error) {
 	var addresses, answers []float64
-	for i := range max(3, m.N/6) {
+	for i := range max(3, m.Options.N/6) {
 		vm := m.machine(fmt.Sprintf("address-%d", i), tinyImage, tinyClass)
 		begin := time.Now()
 		if err := m.Create(ctx, vm); err != nil {
@@ -85,26 +85,26 @@ func Address(ctx context.Context, m *Host) ([]report.Row, error) {
 		if err != nil {
 			return nil, err
 		}
-		addresses = append(addresses, report.Milliseconds(time.Since(begin)))
+		addresses = append(addresses, rig.Milliseconds(time.Since(begin)))
 		if err := answers80(ctx, address); err != nil {
 			return nil, err
 		}
-		answers = append(answers, report.Milliseconds(time.Since(begin)))
+		answers = append(answers, rig.Milliseconds(time.Since(begin)))
 		if err := m.remove(ctx, vm.Name); err != nil {
 			return nil, err
 		}
 	}
-	return []report.Row{
-		report.Compare("tiny VM, created to address in status", "ms", addresses, nil),
-		report.Compare("tiny VM, created to its web server's answer", "ms", answers, nil),
+	return []rig.Row{
+		rig.Compare("tiny VM, created to address in status", "ms", addresses, nil),
+		rig.Compare("tiny VM, created to its web server's answer", "ms", answers, nil),
 	}, nil
 }
 
 // address waits until a machine's status has one.
-func (m *Host) address(ctx context.Context, vm *vmopv1.VirtualMachine) (string, error) {
+func (m *Machines) address(ctx context.Context, vm *vmopv1.VirtualMachine) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, bootWithin)
 	defer cancel()
-	watch, err := m.Watch(ctx, &vmopv1.VirtualMachineList{}, client.InNamespace(m.Namespace), client.MatchingFields{"metadata.name": vm.Name})
+	watch, err := m.Watch(ctx, &vmopv1.VirtualMachineList{}, client.InNamespace(rig.Namespace), client.MatchingFields{"metadata.name": vm.Name})
 	if err != nil {
 		return "", err
 	}
@@ -140,8 +140,8 @@ func answers80(ctx context.Context, address string) error {
 }
 
 // Debian measures how long a Debian with cloud-init takes until sshd greets.
-func Debian(ctx context.Context, m *Host) ([]report.Row, error) {
-	if err := m.importImage(ctx, debianImage, m.Images+"/"+debianImage+".qcow2"); err != nil {
+func Debian(ctx context.Context, m *Machines) ([]rig.Row, error) {
+	if err := m.importImage(ctx, debianImage, m.Options.Images+"/"+debianImage+".qcow2"); err != nil {
 		return nil, fmt.Errorf("%w (make vm-images builds it)", err)
 	}
 	var took []float64
@@ -168,9 +168,9 @@ func Debian(ctx context.Context, m *Host) ([]report.Row, error) {
 			return nil, err
 		}
 	}
-	row := report.Compare("Debian VM with cloud-init, created to sshd's greeting", "s", took, nil)
+	row := rig.Compare("Debian VM with cloud-init, created to sshd's greeting", "s", took, nil)
 	row.Note = "one processor, 1 GiB"
-	return []report.Row{row}, nil
+	return []rig.Row{row}, nil
 }
 
 // greets waits until an SSH server says its first line.

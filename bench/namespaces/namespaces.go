@@ -1,4 +1,10 @@
-package main
+// Package namespaces measures what people meet in namespaces: making many at once, the admission of pods with every bound
+// set, logging in, and pushing to and pulling from the registry.
+//
+// The bench calls each exported function as one part. Namespaces and the user are named bench-ns-, and whatever is named
+// so is removed afterwards, whoever made it. Logging in and the registry need the portal at the port of the options; the
+// user is made with the binary of the options.
+package namespaces
 
 import (
 	"context"
@@ -18,7 +24,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
-	"atoll.dev/atoll/bench/report"
+	"atoll.dev/atoll/bench/rig"
 )
 
 const (
@@ -33,12 +39,12 @@ const (
 )
 
 // objects is a client of the kinds of atoll.dev.
-func (h *host) objects() (client.Client, error) {
+func objects(h *rig.Host) (client.Client, error) {
 	scheme := runtime.NewScheme()
 	if err := errors.Join(atoll.AddToScheme(scheme), corev1.AddToScheme(scheme)); err != nil {
 		return nil, err
 	}
-	return client.New(h.rest, client.Options{Scheme: scheme})
+	return client.New(h.REST, client.Options{Scheme: scheme})
 }
 
 // bounded is a namespace with everything bounded that costs something.
@@ -61,13 +67,13 @@ func bounded(name string) *atoll.SupervisorNamespace {
 	return b
 }
 
-// namespacesAtOnce makes many SupervisorNamespaces together, waits until all are ready, and removes them.
-func namespacesAtOnce(ctx context.Context, h *host) (rows []Row, err error) {
-	c, err := h.objects()
+// AtOnce makes many SupervisorNamespaces together, waits until all are ready, and removes them.
+func AtOnce(ctx context.Context, h *rig.Host) (rows []rig.Row, err error) {
+	c, err := objects(h)
 	if err != nil {
 		return nil, err
 	}
-	before, err := h.serverMiB(ctx)
+	before, err := serverMiB(ctx, h)
 	if err != nil {
 		return nil, err
 	}
@@ -85,25 +91,25 @@ func namespacesAtOnce(ctx context.Context, h *host) (rows []Row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	loaded, err := h.serverMiB(ctx)
+	loaded, err := serverMiB(ctx, h)
 	if err != nil {
 		return nil, err
 	}
-	ready := versus(fmt.Sprintf("%d SupervisorNamespaces at once, until each is Ready", namespaceCount), "s", took, "create accepted", []float64{accepted.Seconds()})
+	ready := rig.Versus(fmt.Sprintf("%d SupervisorNamespaces at once, until each is Ready", namespaceCount), "s", took, "create accepted", []float64{accepted.Seconds()})
 	ready.Note = fmt.Sprintf("all after %.0f s, the bar is 60", slices.Max(took))
-	memory := Row{Measure: fmt.Sprintf("server's memory for %d SupervisorNamespaces", namespaceCount), Unit: "MiB", Atoll: Value{P50: loaded - before}}
+	memory := rig.Row{Measure: fmt.Sprintf("server's memory for %d SupervisorNamespaces", namespaceCount), Unit: "MiB", Atoll: rig.Value{P50: loaded - before}}
 	memory.Note = fmt.Sprintf("%.0f before, %.0f after; %.0f KiB each", before, loaded, (loaded-before)*1024/namespaceCount)
 	begin = time.Now()
 	if err := removeNamespaces(ctx, c); err != nil {
-		return []Row{ready, memory}, err
+		return []rig.Row{ready, memory}, err
 	}
-	gone := Row{Measure: fmt.Sprintf("%d SupervisorNamespaces deleted, until all are gone", namespaceCount), Unit: "s", Atoll: Value{P50: time.Since(begin).Seconds()}}
-	return []Row{ready, memory, gone}, nil
+	gone := rig.Row{Measure: fmt.Sprintf("%d SupervisorNamespaces deleted, until all are gone", namespaceCount), Unit: "s", Atoll: rig.Value{P50: time.Since(begin).Seconds()}}
+	return []rig.Row{ready, memory, gone}, nil
 }
 
 // serverMiB is what the server has in memory.
-func (h *host) serverMiB(ctx context.Context) (float64, error) {
-	_, parts, err := h.resident(ctx)
+func serverMiB(ctx context.Context, h *rig.Host) (float64, error) {
+	_, parts, err := h.Resident(ctx)
 	return parts["atoll server"], err
 }
 
@@ -213,54 +219,54 @@ func readyNamespace(ctx context.Context, c client.Client, b *atoll.SupervisorNam
 	})
 }
 
-// podAdmission creates pods dry, in turn in a namespace with every bound and in a plain one. What differs is the quota,
+// PodAdmission creates pods dry, in turn in a namespace with every bound and in a plain one. What differs is the quota,
 // the defaults and AtollNamespaceBounds.
-func podAdmission(ctx context.Context, h *host) (rows []Row, err error) {
-	c, err := h.objects()
+func PodAdmission(ctx context.Context, h *rig.Host) (rows []rig.Row, err error) {
+	c, err := objects(h)
 	if err != nil {
 		return nil, err
 	}
 	bound, plain := bounded(namespacePrefix+"pods"), namespacePrefix+"plain"
 	defer func() {
 		end := context.WithoutCancel(ctx)
-		err = errors.Join(err, removeNamespaces(end, c), client.IgnoreNotFound(h.kube.CoreV1().Namespaces().Delete(end, plain, metav1.DeleteOptions{})))
+		err = errors.Join(err, removeNamespaces(end, c), client.IgnoreNotFound(h.Kube.CoreV1().Namespaces().Delete(end, plain, metav1.DeleteOptions{})))
 	}()
 	if err := readyNamespace(ctx, c, bound); err != nil {
 		return nil, err
 	}
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: plain}}
-	if _, err := h.kube.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+	if _, err := h.Kube.CoreV1().Namespaces().Create(ctx, ns, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 		return nil, fmt.Errorf("making namespace %s: %w", plain, err)
 	}
-	if err := h.serviceAccounts(ctx, bound.Name, plain); err != nil {
+	if err := serviceAccounts(ctx, h, bound.Name, plain); err != nil {
 		return nil, err
 	}
 	took := map[string][]float64{}
 	for i := range admissions + 20 {
 		for _, name := range []string{bound.Name, plain} {
-			pod := benchPod(fmt.Sprintf("dry-%d", i), "atoll")
+			pod := rig.Pod(fmt.Sprintf("dry-%d", i), "atoll")
 			pod.Namespace = name
 			begin := time.Now()
-			_, err := h.kube.CoreV1().Pods(name).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			_, err := h.Kube.CoreV1().Pods(name).Create(ctx, pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
 			if err != nil {
 				return nil, fmt.Errorf("creating a pod dry in %s: %w", name, err)
 			}
 			if i >= 20 { // those before warm it up
-				took[name] = append(took[name], milliseconds(time.Since(begin)))
+				took[name] = append(took[name], rig.Milliseconds(time.Since(begin)))
 			}
 		}
 	}
-	row := versus("pod created dry, every bound", "ms", took[bound.Name], "plain namespace", took[plain])
-	b50, p50, b99, p99 := quantile(took[bound.Name], .5), quantile(took[plain], .5), quantile(took[bound.Name], .99), quantile(took[plain], .99)
+	row := rig.Versus("pod created dry, every bound", "ms", took[bound.Name], "plain namespace", took[plain])
+	b50, p50, b99, p99 := rig.Quantile(took[bound.Name], .5), rig.Quantile(took[plain], .5), rig.Quantile(took[bound.Name], .99), rig.Quantile(took[plain], .99)
 	row.Note = fmt.Sprintf("adds %.2f at p50, %.2f at p99 (%.2f against %.2f), the bar is 5", b50-p50, b99-p99, b99, p99)
-	return []Row{row}, nil
+	return []rig.Row{row}, nil
 }
 
 // serviceAccounts waits for those that pods have when they name none.
-func (h *host) serviceAccounts(ctx context.Context, namespaces ...string) error {
+func serviceAccounts(ctx context.Context, h *rig.Host, namespaces ...string) error {
 	for _, ns := range namespaces {
 		err := wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-			_, err := h.kube.CoreV1().ServiceAccounts(ns).Get(ctx, "default", metav1.GetOptions{})
+			_, err := h.Kube.CoreV1().ServiceAccounts(ns).Get(ctx, "default", metav1.GetOptions{})
 			return err == nil, client.IgnoreNotFound(err)
 		})
 		if err != nil {
@@ -269,5 +275,3 @@ func (h *host) serviceAccounts(ctx context.Context, namespaces ...string) error 
 	}
 	return nil
 }
-
-func quantile(samples []float64, q float64) float64 { return report.Quantile(samples, q) }

@@ -1,14 +1,15 @@
-// Package report is how a measure of the bench is written down: rows of medians with their spread.
+// Package rig is what all parts of the bench share: its options, the supervisor under measurement, pods and claims that
+// are made and taken away again, what a host has before and after, and the rows that come out.
 //
-// It measures nothing itself. Package main of the bench and bench/machine make rows. Nothing can go wrong here.
-package report
+// It measures nothing itself and prints nothing: the packages beside it are the parts, and main, which runs them, makes
+// the one Host. It works in a namespace of its own, which New makes and Close deletes; but the host's state is that of
+// the whole machine, so what else goes on there shows in the results. All that it waits for may take minutes only. A bench
+// that is killed leaves behind what it has made, and inside WithoutKubelet an agent that stands still.
+package rig
 
 import (
-	"bufio"
-	"os"
+	"context"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -32,6 +33,26 @@ type Value struct {
 	Min float64 `json:"min,omitempty"`
 	Max float64 `json:"max,omitempty"`
 }
+
+// Options are what the flags of the bench say.
+type Options struct {
+	DataDir, RunDir string // of the running supervisor
+	Output          string // directory for the results
+	N               int    // repetitions of each start
+	Idle            int    // pods at once for idle memory
+	Cycles          int    // pods made and deleted for a leak
+	Volumes         int    // volumes made and deleted for a leak
+	Atoll           string // the binary
+	Images          string // directory with images of virtual machines
+	Only            string // names of parts, by commas; all if empty
+	PortalPort      int    // where people log in
+}
+
+// Part is one part of the bench; it may yield several rows, and with an error those that it has so far.
+type Part func(context.Context, *Host) ([]Row, error)
+
+// GiB is how many bytes that is.
+const GiB = 1 << 30
 
 // Compare makes a row of two samples; runc may be nil.
 func Compare(measure, unit string, atoll, runc []float64) Row {
@@ -60,9 +81,6 @@ func summarize(samples []float64) Value {
 	return Value{P50: Quantile(samples, 0.5), P95: Quantile(samples, 0.95), Min: slices.Min(samples), Max: slices.Max(samples)}
 }
 
-// Milliseconds of a duration.
-func Milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-
 // Quantile is the sample that a share of all is not above.
 func Quantile(samples []float64, share float64) float64 {
 	if len(samples) == 0 {
@@ -72,18 +90,5 @@ func Quantile(samples []float64, share float64) float64 {
 	return sorted[min(int(share*float64(len(sorted))), len(sorted)-1)]
 }
 
-// StatusField reads a line "Name:   123 kB" of a file of proc(5).
-func StatusField(path, name string) float64 {
-	f, err := os.Open(path)
-	if err != nil {
-		return 0
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		if rest, ok := strings.CutPrefix(lines.Text(), name); ok {
-			v, _ := strconv.ParseFloat(strings.Fields(rest)[0], 64)
-			return v
-		}
-	}
-	return 0
-}
+// Milliseconds is a duration as a sample.
+func Milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

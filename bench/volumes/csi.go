@@ -1,4 +1,4 @@
-package main
+package volumes
 
 import (
 	"context"
@@ -12,9 +12,9 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
-)
 
-const gib = 1 << 30
+	"atoll.dev/atoll/bench/rig"
+)
 
 // driver is the CSI driver, called as the sidecars do.
 type driver struct {
@@ -26,9 +26,9 @@ type driver struct {
 // times of one operation each, in milliseconds.
 type csiTimes struct{ create, snapshot, restore, clone, remove []float64 }
 
-// volumeCSI makes, snapshots and copies thin volumes of several sizes.
-func volumeCSI(ctx context.Context, h *host) ([]Row, error) {
-	socket := filepath.Join(h.o.dataDir, "kubelet", "plugins", driverName, "csi.sock")
+// CSI makes, snapshots and copies thin volumes of several sizes.
+func CSI(ctx context.Context, h *rig.Host) ([]rig.Row, error) {
+	socket := filepath.Join(h.Options.DataDir, "kubelet", "plugins", rig.DriverName, "csi.sock")
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the CSI driver: %w", err)
@@ -36,19 +36,19 @@ func volumeCSI(ctx context.Context, h *host) ([]Row, error) {
 	defer conn.Close()
 	d := &driver{ControllerClient: csi.NewControllerClient(conn)}
 	times := map[int64]*csiTimes{1: {}, 10: {}, 100: {}}
-	for i := range h.o.n + 1 {
+	for i := range h.Options.N + 1 {
 		for _, size := range []int64{1, 10, 100} {
 			into := times[size]
 			if i == 0 { // warms up
 				into = &csiTimes{}
 			}
-			err := d.cycle(ctx, fmt.Sprintf("bench-%d-%d-%d", os.Getpid(), size, i), size*gib, into)
+			err := d.cycle(ctx, fmt.Sprintf("bench-%d-%d-%d", os.Getpid(), size, i), size*rig.GiB, into)
 			if err != nil {
 				return nil, err
 			}
 		}
 	}
-	var rows []Row
+	var rows []rig.Row
 	for _, op := range []struct {
 		name string
 		of   func(*csiTimes) []float64
@@ -59,9 +59,9 @@ func volumeCSI(ctx context.Context, h *host) ([]Row, error) {
 		{"clone", func(t *csiTimes) []float64 { return t.clone }},
 		{"delete", func(t *csiTimes) []float64 { return t.remove }},
 	} {
-		bar := compare("CSI "+op.name+", 10 GiB thin", "ms", op.of(times[10]), nil)
+		bar := rig.Compare("CSI "+op.name+", 10 GiB thin", "ms", op.of(times[10]), nil)
 		bar.Note = "the bar is 200"
-		rows = append(rows, bar, versus("CSI "+op.name+", 100 GiB thin", "ms", op.of(times[100]), "1 GiB", op.of(times[1])))
+		rows = append(rows, bar, rig.Versus("CSI "+op.name+", 100 GiB thin", "ms", op.of(times[100]), "1 GiB", op.of(times[1])))
 	}
 	return rows, nil
 }
@@ -73,7 +73,7 @@ func (d *driver) cycle(ctx context.Context, name string, bytes int64, t *csiTime
 		for _, remove := range slices.Backward(d.made) {
 			begin := time.Now()
 			err = errors.Join(err, remove(end))
-			t.remove = append(t.remove, milliseconds(time.Since(begin)))
+			t.remove = append(t.remove, rig.Milliseconds(time.Since(begin)))
 		}
 		d.made = nil
 	}()
@@ -86,7 +86,7 @@ func (d *driver) cycle(ctx context.Context, name string, bytes int64, t *csiTime
 	if err != nil {
 		return fmt.Errorf("taking a snapshot of %s: %w", volume, err)
 	}
-	t.snapshot = append(t.snapshot, milliseconds(time.Since(begin)))
+	t.snapshot = append(t.snapshot, rig.Milliseconds(time.Since(begin)))
 	snapshot := s.GetSnapshot().GetSnapshotId()
 	d.made = append(d.made, func(ctx context.Context) error {
 		_, err := d.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: snapshot})
@@ -113,7 +113,7 @@ func (d *driver) create(ctx context.Context, name string, bytes int64, from *csi
 	if err != nil {
 		return "", fmt.Errorf("making volume %s: %w", name, err)
 	}
-	*took = append(*took, milliseconds(time.Since(begin)))
+	*took = append(*took, rig.Milliseconds(time.Since(begin)))
 	id := v.GetVolume().GetVolumeId()
 	d.made = append(d.made, func(ctx context.Context) error {
 		_, err := d.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: id})

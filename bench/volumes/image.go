@@ -1,4 +1,4 @@
-package main
+package volumes
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"strconv"
 
+	"atoll.dev/atoll/bench/rig"
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/storage/datastore"
@@ -18,12 +19,12 @@ import (
 
 // imageIO runs qemu-img bench on a volume in clear that nobody has. The first result is of the last part, which was never
 // written before; the others are of the whole volume.
-func (h *host) imageIO(ctx context.Context, volume string) (_ [][]float64, err error) {
+func imageIO(ctx context.Context, h *rig.Host, volume string) (_ [][]float64, err error) {
 	store, id, err := stores.Split(volume)
 	if err != nil {
 		return nil, err
 	}
-	tree, err := datadir.New(h.o.dataDir)
+	tree, err := datadir.New(h.Options.DataDir)
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,4 @@
-package main
+package rig
 
 import (
 	"context"
@@ -13,49 +13,18 @@ import (
 )
 
 const (
-	// sampleTime is the time between two looks at the host.
-	sampleTime = 5 * time.Second
-	// restLimit bounds the wait for a host that does not change, clearTime that for what clears up by itself:
-	// the kubelet does within two minutes.
+	// SampleTime is the time between two looks at the host.
+	SampleTime = 5 * time.Second
+	// ClearTime bounds the wait for what clears up by itself: the kubelet does within two minutes.
+	ClearTime = 2 * time.Minute
+	// restLimit bounds the wait for a host that does not change.
 	restLimit = 10 * time.Minute
-	clearTime = 2 * time.Minute
 	// memory is what hostState calls the memory, which is reported, but says nothing about a leak.
 	memory = "memory MiB"
 )
 
-// leakCycles creates and deletes pods one after another and compares the host before and after.
-func leakCycles(ctx context.Context, h *host) ([]Row, error) {
-	cycle := func() error {
-		s, _, err := h.startCRI(ctx, "atoll")
-		if err == nil {
-			h.stopCRI(s)
-		}
-		return err
-	}
-	for range 5 {
-		if err := cycle(); err != nil {
-			return nil, err
-		}
-	}
-	before, err := h.stateAtRest(ctx, 3*sampleTime) // the kubelet stands still
-	if err != nil {
-		return nil, err
-	}
-	for i := range h.o.cycles {
-		if err := cycle(); err != nil {
-			return nil, fmt.Errorf("cycle %d: %w", i, err)
-		}
-	}
-	after, err := h.stateCleared(ctx, before)
-	if err != nil {
-		return nil, err
-	}
-	row, err := verdict(Row{Measure: "create/delete cycles", Unit: "cycles", Atoll: Value{P50: float64(h.o.cycles)}}, before, after)
-	return []Row{row}, err
-}
-
 // hostState counts what a leaking pod would leave behind.
-func hostState(h *host) map[string]int {
+func hostState(h *Host) map[string]int {
 	count := func(script string) int {
 		out, _ := exec.Command("sh", "-c", script).Output()
 		n, _ := strconv.Atoi(strings.TrimSpace(string(out)))
@@ -64,30 +33,30 @@ func hostState(h *host) map[string]int {
 	return map[string]int{
 		"processes": count("ps -e --no-headers | grep -c -E 'qemu|atoll|runc' || true"),
 		"links":     count("ip -o link | wc -l"),
-		"loops":     count("cat /sys/block/loop*/loop/backing_file 2>/dev/null | grep -c -e " + h.o.dataDir + " -e " + h.o.runDir + " || true"),
+		"loops":     count("cat /sys/block/loop*/loop/backing_file 2>/dev/null | grep -c -e " + h.Options.DataDir + " -e " + h.Options.RunDir + " || true"),
 		"mounts":    count("wc -l < /proc/self/mounts"),
-		"netns":     count("find /run/netns /var/run/netns " + h.o.runDir + " -path '*netns/*' 2>/dev/null | sort -u | wc -l"),
+		"netns":     count("find /run/netns /var/run/netns " + h.Options.RunDir + " -path '*netns/*' 2>/dev/null | sort -u | wc -l"),
 		"cgroups":   count("find /sys/fs/cgroup -type d -path '*kubepods*' | wc -l"),
-		"files":     count("find " + h.o.dataDir + " " + h.o.runDir + " -type f -not -path '*/logs/*' -not -path '*/etcd/*' 2>/dev/null | wc -l"),
+		"files":     count("find " + h.Options.DataDir + " " + h.Options.RunDir + " -type f -not -path '*/logs/*' -not -path '*/etcd/*' 2>/dev/null | wc -l"),
 		"nft rules": count("nft list ruleset 2>/dev/null | grep -c ' counter\\| dnat\\| masquerade' || true"),
-		memory:      int(statusField("/proc/meminfo", "MemAvailable:") / 1024),
+		memory:      int(StatusField("/proc/meminfo", "MemAvailable:") / 1024),
 	}
 }
 
-// stateAtRest waits until the pool is full and the host is as it was some time ago, so that what still goes away
+// StateAtRest waits until the pool is full and the host is as it was some time ago, so that what still goes away
 // is not taken for what belongs there.
-func (h *host) stateAtRest(ctx context.Context, quiet time.Duration) (map[string]int, error) {
-	if err := h.fullPool(ctx); err != nil {
+func (h *Host) StateAtRest(ctx context.Context, quiet time.Duration) (map[string]int, error) {
+	if err := h.FullPool(ctx); err != nil {
 		return nil, err
 	}
 	states := []map[string]int{hostState(h)}
 	for begin := time.Now(); ; {
-		if err := sleep(ctx, sampleTime); err != nil {
+		if err := sleep(ctx, SampleTime); err != nil {
 			return nil, err
 		}
 		now := hostState(h)
 		states = append(states, now)
-		if atRest(states, int(quiet/sampleTime)) {
+		if atRest(states, int(quiet/SampleTime)) {
 			return now, nil
 		}
 		if time.Since(begin) > restLimit {
@@ -103,17 +72,17 @@ func atRest(states []map[string]int, looks int) bool {
 	return i >= 0 && same(states[i], states[len(states)-1])
 }
 
-// stateCleared waits until the pool is full and nothing is left, or for as long as things may take to go away.
-func (h *host) stateCleared(ctx context.Context, before map[string]int) (map[string]int, error) {
-	if err := h.fullPool(ctx); err != nil {
+// StateCleared waits until the pool is full and nothing is left, or for as long as things may take to go away.
+func (h *Host) StateCleared(ctx context.Context, before map[string]int) (map[string]int, error) {
+	if err := h.FullPool(ctx); err != nil {
 		return nil, err
 	}
 	for begin := time.Now(); ; {
 		after := hostState(h)
-		if left(before, after) == "" || time.Since(begin) > clearTime {
+		if left(before, after) == "" || time.Since(begin) > ClearTime {
 			return after, nil
 		}
-		if err := sleep(ctx, sampleTime); err != nil {
+		if err := sleep(ctx, SampleTime); err != nil {
 			return nil, err
 		}
 	}
@@ -128,8 +97,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// verdict says in a row whether something was left on the host; what was is an error, too.
-func verdict(row Row, before, after map[string]int) (Row, error) {
+// Verdict says in a row whether something was left on the host; what was is an error, too.
+func Verdict(row Row, before, after map[string]int) (Row, error) {
 	row.Note = "nothing left; " + changes(before, after)
 	if what := left(before, after); what != "" {
 		row.Note = "LEAK: " + changes(before, after)
