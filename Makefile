@@ -31,7 +31,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) $(KUBE_LDFLAGS) -X github.com/contai
 # what the tests and the demo use.
 RUN_PACKAGES := qemu-system-x86 qemu-system-data qemu-utils seabios ovmf swtpm ipxe-qemu runc nftables e2fsprogs kmod mount xz-utils
 BUILD_PACKAGES := linux-source-6.1 gcc libc6-dev make flex bison bc libelf-dev libssl-dev xz-utils cpio binutils perl dpkg-dev mmdebstrap
-TEST_PACKAGES := curl iproute2 iptables procps bsdutils conntrack erofs-utils protobuf-compiler xfsprogs
+TEST_PACKAGES := curl iproute2 iptables procps bsdutils conntrack erofs-utils openssh-client protobuf-compiler xfsprogs
 
 .PHONY: help
 help: ## list the targets
@@ -170,7 +170,7 @@ test-ceph: deps assets build/tools/gotest ## volumes on real Ceph clusters of on
 
 E2E_STAGE := e2e
 .PHONY: test-e2e
-test-e2e: build images build/tools/gotest ## a supervisor on this host, used the way a person does
+test-e2e: build images build/vm/debian-12.qcow2 build/tools/gotest ## a supervisor on this host, used the way a person does
 	@dir=$${ATOLL_E2E_DATA_DIR:-}; \
 	if [ -z "$$dir" ] && $(ROOT) $(ATOLL) status --data-dir $(DATA_DIR) 2>/dev/null | grep -q ^SERVICE; then \
 		echo "a supervisor runs on $(DATA_DIR) (make demo?); the tests use it"; \

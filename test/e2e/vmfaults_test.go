@@ -27,7 +27,7 @@ func TestMachineHostileAgent(t *testing.T) {
 		"deep":    `{ head -c 200000 /dev/zero | tr '\000' '['; echo; }`,
 		"numbers": `echo '{"return": [{"name": 1e999, "hardware-address": -1, "ip-addresses": {"a": []}}]}'`,
 		"lies":    `echo '{"return": {"pid": 99999999999999999999, "exited": true, "exitcode": -1, "out-data": "%%%"}}'`,
-		"strings": `echo '{"return": {"host-name": "a\u001b[2Jb", "id": "x"}, "error": null}'`,
+		"strings": `echo '{"return": {"host-name": "a\u001b[2Jb", "pid": 1, "exited": true, "exitcode": 0}, "error": null}'`,
 	} {
 		n.console("box", make+" >/run/agent-says.new; mv /run/agent-says.new /run/agent-says; echo set-$((40+2))-"+name, "set-42-"+name)
 		began := time.Now()
@@ -118,7 +118,7 @@ spec: {className: giant, imageName: tiny, storageClass: atoll}
 	if len(pids) != 1 {
 		t.Fatalf("processes of box: %v", pids)
 	}
-	limitMemory(t, pids[0], 150<<20)
+	limitMemory(t, pids[0], 8<<20)
 	_, _ = n.try("exec", "box", "--", "sh", "-c", "head -c 140000000 /dev/urandom >/run/fill") // its agent goes with it
 	eventually(t, "an event that says why it has ended", func() error {
 		if out := n.vm("events", "box"); !strings.Contains(out, "memory ran out") {
@@ -135,8 +135,8 @@ spec: {className: giant, imageName: tiny, storageClass: atoll}
 	equal(t, "boot of the neighbour", boot("neighbour"), neighbour)
 }
 
-// limitMemory bounds the memory of a process's control group.
-func limitMemory(t *testing.T, pid, bytes int) {
+// limitMemory bounds the memory of a process's control group: to what it takes now and a little more.
+func limitMemory(t *testing.T, pid, more int) {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
@@ -144,17 +144,24 @@ func limitMemory(t *testing.T, pid, bytes int) {
 	}
 	for line := range strings.Lines(string(text)) {
 		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		file := ""
+		usage, limit := "", ""
 		switch {
 		case len(f) == 3 && f[1] == "memory":
-			file = filepath.Join("/sys/fs/cgroup/memory", f[2], "memory.limit_in_bytes")
+			dir := filepath.Join("/sys/fs/cgroup/memory", f[2])
+			usage, limit = filepath.Join(dir, "memory.usage_in_bytes"), filepath.Join(dir, "memory.limit_in_bytes")
 		case len(f) == 3 && f[1] == "":
-			file = filepath.Join("/sys/fs/cgroup", f[2], "memory.max")
+			dir := filepath.Join("/sys/fs/cgroup", f[2])
+			usage, limit = filepath.Join(dir, "memory.current"), filepath.Join(dir, "memory.max")
 		}
-		if _, err := os.Stat(file); file == "" || err != nil {
+		now, err := os.ReadFile(usage)
+		if err != nil {
 			continue
 		}
-		if err := os.WriteFile(file, []byte(strconv.Itoa(bytes)), 0o644); err != nil {
+		bytes, err := strconv.Atoi(strings.TrimSpace(string(now)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(limit, []byte(strconv.Itoa(bytes+more)), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		return

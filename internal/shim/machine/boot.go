@@ -17,12 +17,9 @@ import (
 	"atoll.dev/atoll/internal/shim/machine/seed"
 	"atoll.dev/atoll/internal/shim/machine/usage"
 	"atoll.dev/atoll/internal/vm"
-	"atoll.dev/atoll/internal/vm/guestagent"
 	"atoll.dev/atoll/internal/vm/hardware"
 	"atoll.dev/atoll/internal/vm/swtpm"
 )
-
-const powerDown = guestagent.PowerDown
 
 // boot starts the machine. What it has made when it fails is released by finish.
 func (l *life) boot(ctx context.Context) error {

@@ -15,7 +15,9 @@ import (
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/network"
+	"atoll.dev/atoll/internal/shim/machine/guest"
 	"atoll.dev/atoll/internal/vm"
+	"atoll.dev/atoll/internal/vm/guestagent"
 	"atoll.dev/atoll/internal/vm/hardware"
 )
 
@@ -263,17 +265,10 @@ func (l *life) shutdown(hw Hardware) {
 
 // ask has the guest shut down: by its agent, else by the power button.
 func (l *life) ask(hw Hardware) {
-	ctx, cancel := context.WithTimeout(l.ctx, askTimeout)
-	defer cancel()
-	agent := hw.Agent()
-	err := agent.Ping(ctx)
-	if err == nil {
-		err = agent.Shutdown(ctx, powerDown)
-	}
-	if err == nil {
+	if guest.Shutdown(l.ctx, hw.Agent(), guestagent.PowerDown, askTimeout) == nil {
 		return
 	}
-	ctx, cancel = context.WithTimeout(l.ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(l.ctx, askTimeout)
 	defer cancel()
 	if err := hw.PowerDown(ctx); err != nil && !errors.Is(err, vm.ErrExited) {
 		slog.Warn("pressing the power button", "sandbox", l.s.ID(), "error", err)

@@ -10,6 +10,7 @@ import (
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/datadir/attach"
+	"atoll.dev/atoll/internal/shim/machine/guest"
 	"atoll.dev/atoll/internal/vm"
 	"atoll.dev/atoll/internal/vm/guestagent"
 	"atoll.dev/atoll/internal/vm/hardware"
@@ -90,12 +91,7 @@ func (l *life) restart(ctx context.Context, o machinev1.Operation) error {
 			drained = true
 		}
 	}
-	asking, cancel := context.WithTimeout(ctx, askTimeout)
-	defer cancel()
-	err := l.hw.Agent().Ping(asking)
-	if err == nil {
-		err = l.hw.Agent().Shutdown(asking, guestagent.Reboot)
-	}
+	err := guest.Shutdown(ctx, l.hw.Agent(), guestagent.Reboot, askTimeout)
 	if err == nil {
 		limit := defaultStop
 		if o.Mode == machinev1.TrySoft {

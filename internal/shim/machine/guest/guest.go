@@ -62,6 +62,16 @@ func Look(ctx context.Context, agent *guestagent.Client, last *machinev1.Guest) 
 	return g, nil
 }
 
+// Shutdown asks a guest that answers to end, or to restart. That it was asked is all that is known afterwards.
+func Shutdown(ctx context.Context, agent *guestagent.Client, how guestagent.ShutdownMode, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	if err := agent.Ping(ctx); err != nil {
+		return err
+	}
+	return agent.Shutdown(ctx, how)
+}
+
 func interfaces(all []guestagent.Interface) []machinev1.GuestInterface {
 	var out []machinev1.GuestInterface
 	for _, i := range all[:min(len(all), maxInterfaces)] {
