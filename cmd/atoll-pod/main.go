@@ -10,6 +10,7 @@ import (
 
 	"atoll.dev/atoll/internal/pool"
 	"atoll.dev/atoll/internal/pool/registry"
+	"atoll.dev/atoll/internal/registry/credentials"
 	"atoll.dev/atoll/internal/shim"
 )
 
@@ -27,6 +28,7 @@ func main() {
 		"containerd-shim-atoll-v1": shim.Main, "containerd-shim-atoll-vm-v1": shim.Machine, "containerd-shim-runc-v2": runc,
 		registry.Role: shim.Daemon,
 		"init":        guestInit, "pool": pool.Main, "cni": cniPlugin,
+		credentials.Role: credentials.Main,
 	}
 	role, ok := roles[name]
 	if !ok {

@@ -11,6 +11,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/wait"
 
+	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	"atoll.dev/atoll/internal/datadir/pki"
 	"atoll.dev/atoll/internal/kube/dns"
 	"atoll.dev/atoll/internal/kube/kubelet"
@@ -78,6 +79,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	launch(func(ctx context.Context) error { return a.runDNS(ctx, resolver) })
 	launch(a.runStorage)
 	launch(a.runMachines)
+	launch(a.runRegistries)
 	launch(a.runPolicies)
 	launch(func(ctx context.Context) error {
 		if err := a.describeNode(ctx); err != nil {
@@ -152,6 +154,9 @@ func (a *Agent) runKubelet(ctx context.Context, r resolver) error {
 		DNSServiceIP: a.cfg.Network.DNSServiceIP,
 		Domain:       a.cfg.Network.Domain,
 		ResolvConf:   r.path,
+
+		CredentialDir: a.cfg.CredentialDir,
+		RegistryHosts: []string{atoll.RegistryHost, a.registryAddress()},
 	})
 }
 

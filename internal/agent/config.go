@@ -42,6 +42,12 @@ type Config struct {
 	ContentDir string
 	// ContainerdSocket is the CRI socket, without a scheme.
 	ContainerdSocket string
+	// RegistriesDir is containerd's directory of registries, CredentialDir that of the kubelet's image credential
+	// providers.
+	RegistriesDir string
+	CredentialDir string
+	// Portal is the address and port of the server's portal, where the registry is; NodeIP and 443 when zero.
+	Portal netip.AddrPort
 
 	// NodeName is the name of the Node object; it must be the name the
 	// credentials were issued for.
@@ -112,6 +118,9 @@ func (c Config) WithDefaults() Config {
 	if c.MaxPods == 0 {
 		c.MaxPods = 500
 	}
+	if c.Portal.Port() == 0 {
+		c.Portal = netip.AddrPortFrom(c.NodeIP, httpsPort)
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
@@ -165,6 +174,8 @@ func (c Config) Validate() error {
 		{"DeniedDir", c.DeniedDir},
 		{"PolicyStatus", c.PolicyStatus},
 		{"ContainerdSocket", c.ContainerdSocket},
+		{"RegistriesDir", c.RegistriesDir},
+		{"CredentialDir", c.CredentialDir},
 		{"Network.ResolvConf", c.Network.ResolvConf},
 	} {
 		if len(p.path) == 0 || p.path[0] != '/' {

@@ -7,9 +7,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"k8s.io/client-go/rest"
 
+	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	api "atoll.dev/atoll/api/imageregistry/v1alpha1"
 	"atoll.dev/atoll/internal/controllers/libraryitem"
 	"atoll.dev/atoll/internal/controllers/rollback"
@@ -30,7 +32,9 @@ type imageStore struct {
 	set     *stores.Set
 	claims  *imageclaims.Reader
 	node    string
-	log     *slog.Logger
+	// registry is how the cluster's own registry is reached.
+	registry *library.OwnRegistry
+	log      *slog.Logger
 }
 
 // Takes implements libraryitem.Host.
@@ -50,6 +54,9 @@ func (i *imageStore) Takes(item *api.ContentLibraryItem) bool {
 func (i *imageStore) Bring(ctx context.Context, item *api.ContentLibraryItem, guarded bool, told func(api.ItemProgress)) (libraryitem.Content, error) {
 	source := i.source(item)
 	source.Guarded = guarded
+	if err := i.login(item, &source); err != nil {
+		return libraryitem.Content{}, libraryitem.Permanent{Reason: api.ItemSourceBad, Err: err}
+	}
 	got, err := i.library.Fetch(ctx, string(item.UID), source, func(p library.Progress) {
 		told(api.ItemProgress{Phase: string(p.Phase), BytesDone: p.Done, BytesTotal: p.Total})
 	})
@@ -66,6 +73,24 @@ func (i *imageStore) Bring(ctx context.Context, item *api.ContentLibraryItem, gu
 		return libraryitem.Content{}, libraryitem.Permanent{Reason: api.ItemSourceBad, Err: err}
 	}
 	return libraryitem.Content{}, err
+}
+
+// login lets items read what is their own in the cluster's registry: those of a namespace its project and the library,
+// those of the cluster, which administrators make, all.
+func (i *imageStore) login(item *api.ContentLibraryItem, source *library.Source) error {
+	if source.OCI == nil || i.registry == nil {
+		return nil
+	}
+	path, ok := strings.CutPrefix(strings.TrimPrefix(strings.TrimPrefix(source.OCI.Reference, "oci://"), "docker://"), atoll.RegistryHost+"/")
+	if !ok {
+		return nil
+	}
+	project, _, _ := strings.Cut(path, "/")
+	if item.Namespace != "" && project != item.Namespace && project != atoll.RegistryLibrary {
+		return fmt.Errorf("images of namespace %s can come from the registry's projects %s and %s, not from %s", item.Namespace, item.Namespace, atoll.RegistryLibrary, project)
+	}
+	source.OCI.Own = i.registry
+	return nil
 }
 
 // source is the source of an item as the library has it.
@@ -207,10 +232,15 @@ func (a *Agent) images(client *rest.Config, set *stores.Set) (imageParts, error)
 	if err != nil {
 		return imageParts{}, err
 	}
+	own, err := a.ownRegistry(client)
+	if err != nil {
+		return imageParts{}, err
+	}
 	store, err := newImageStore(a.cfg.ContentDir, set, claims, a.cfg.NodeName, a.cfg.Logger)
 	if err != nil {
 		return imageParts{}, err
 	}
+	store.registry = own
 	items, err := libraryitem.New(libraryitem.Config{Client: client, Node: a.cfg.NodeName, Host: store, Logger: a.cfg.Logger})
 	if err != nil {
 		return imageParts{}, err

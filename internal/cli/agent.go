@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -32,17 +33,18 @@ it by hand.`,
 			if err != nil {
 				return err
 			}
-			return r.runAgent(cmd.Context(), f.nodeName, maxPods, a.version)
+			return r.runAgent(cmd.Context(), f, maxPods, a.version)
 		},
 	}
 	nodeFlags(cmd, &f)
 	cmd.Flags().IntVar(&maxPods, "max-pods", 500, "pods this node accepts")
+	cmd.Flags().IntVar(&f.portal, "portal-port", up.DefaultPortalPort, "port of the portal, where the registry is")
 	return cmd
 }
 
 // runAgent sets up the pod network, then runs the agent and the network's
 // upkeep until one of them fails or ctx ends.
-func (r role) runAgent(ctx context.Context, nodeName string, maxPods int, version string) error {
+func (r role) runAgent(ctx context.Context, f roleFlags, maxPods int, version string) error {
 	t := r.tree
 	policies, err := policy.New(policy.Config{Network: podNetwork(t), Logger: r.logger})
 	if err != nil {
@@ -70,7 +72,10 @@ func (r role) runAgent(ctx context.Context, nodeName string, maxPods int, versio
 		Policy:           policies,
 		ContentDir:       t.Content(),
 		ContainerdSocket: t.ContainerdSocket(),
-		NodeName:         nodeName,
+		RegistriesDir:    t.Registries(),
+		CredentialDir:    t.Credentials(),
+		Portal:           netip.AddrPortFrom(r.addr, uint16(f.portal)),
+		NodeName:         f.nodeName,
 		NodeIP:           r.addr,
 		NodeLabels:       labels,
 		MaxPods:          maxPods,

@@ -117,7 +117,7 @@ runs in its own QEMU micro-VM.`,
 	root.AddCommand(
 		a.upCommand(), a.downCommand(), a.statusCommand(), a.logsCommand(),
 		a.preflightCommand(), a.kubectlCommand(), a.versionCommand(), a.keeperCommand(), a.imageCommand(),
-		a.vmCommand(), a.nsCommand(), a.networkCommand(),
+		a.vmCommand(), a.nsCommand(), a.networkCommand(), a.registryCommand(),
 	)
 	root.AddCommand(disks.Commands(a.shared())...)
 	root.AddCommand(a.peopleCommands()...)

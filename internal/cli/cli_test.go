@@ -51,7 +51,7 @@ func TestWrongUsage(t *testing.T) {
 		args string
 		want []string
 	}{
-		{"ups", []string{`unknown command "ups"`, "did you mean up", "commands of", "down"}},
+		{"upp", []string{`unknown command "upp"`, "did you mean up", "commands of", "down"}},
 		{"up --poolsize 3", []string{"unknown flag: --poolsize", "--pool-size"}},
 		{"up now", []string{`takes no arguments, got "now"`}},
 		{"up --pool-size many", []string{"invalid argument"}},

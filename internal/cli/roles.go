@@ -28,8 +28,8 @@ type roleFlags struct {
 	nodeName string
 	nodeIP   string
 	tlsSANs  []string
-	balancer string // addresses of load balancers
 	portal   int
+	balancer string // addresses of load balancers
 }
 
 // role is what a role's command needs to run.
@@ -191,11 +191,12 @@ by hand.`,
 				AdminKubeconfig: t.AdminKubeconfig(),
 				DatastorePath:   t.Datastore(stores.Default),
 				ContentDir:      t.Content(),
+				RegistryDir:     t.Registry(),
 				NodeName:        f.nodeName,
 				NodeIP:          r.addr,
 				ExtraSANs:       f.tlsSANs,
-				Network:         network,
 				Ports:           server.Ports{Portal: f.portal},
+				Network:         network,
 				Version:         a.version,
 				Logger:          r.logger,
 				OnReady:         r.ready,
@@ -207,8 +208,8 @@ by hand.`,
 		},
 	}
 	nodeFlags(cmd, &f)
-	cmd.Flags().StringVar(&f.balancer, "load-balancer-range", "", "addresses of load balancers (default 10.97.0.0/24)")
 	cmd.Flags().StringSliceVar(&f.tlsSANs, "tls-san", nil, "further name or address of the API server and the portal; may be repeated")
 	cmd.Flags().IntVar(&f.portal, "portal-port", 0, "port that people log in at and push images to (default 443)")
+	cmd.Flags().StringVar(&f.balancer, "load-balancer-range", "", "addresses of load balancers (default 10.97.0.0/24)")
 	return cmd
 }

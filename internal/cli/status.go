@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"atoll.dev/atoll/internal/cli/command"
+	"atoll.dev/atoll/internal/cli/netpol"
 	"atoll.dev/atoll/internal/cli/up"
 	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/pool/wire"
@@ -99,7 +100,7 @@ func (a *app) printStatus(r up.Report, wide bool) {
 		{"node", r.Node.Name + "  " + state},
 		{"pods", strconv.Itoa(r.Node.Pods)},
 		{"pool", poolLine(r.Pool)},
-		{"policies", policyLine(r.NetworkPolicy)},
+		{"policies", netpol.Line(r.NetworkPolicy)},
 		{"versions", strings.Join(strings.Fields("atoll "+r.Version+" kubelet "+r.Node.KubeletVersion+" kernel "+r.Node.Kernel), " ")},
 		{"data", r.DataDir},
 	}

@@ -119,11 +119,11 @@ func (a *app) settings(cmd *cobra.Command, t datadir.Tree, flags up.Settings) (u
 	if set("tls-san") {
 		s.TLSSANs = flags.TLSSANs
 	}
-	if set("load-balancer-range") {
-		s.LoadBalancerRange = flags.LoadBalancerRange
-	}
 	if set("portal-port") {
 		s.PortalPort = flags.PortalPort
+	}
+	if set("load-balancer-range") {
+		s.LoadBalancerRange = flags.LoadBalancerRange
 	}
 	if set("accelerator") {
 		s.Accelerator = flags.Accelerator

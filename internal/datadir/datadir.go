@@ -130,6 +130,17 @@ func (t Tree) CNIBin() string { return t.data("bin", "cni") }
 // CNIPlugin is the CNI plugin "atoll", a link to AtollPod.
 func (t Tree) CNIPlugin() string { return t.data("bin", "cni", "atoll") }
 
+// Credentials is the directory of the kubelet's image credential providers.
+func (t Tree) Credentials() string { return t.data("bin", "credentials") }
+
+// CredentialProvider is the image credential provider for the cluster's registry, a link to AtollPod.
+func (t Tree) CredentialProvider() string {
+	return t.data("bin", "credentials", "atoll-registry-credentials")
+}
+
+// Registry holds the images of the cluster's registry, mode 0700.
+func (t Tree) Registry() string { return t.data("registry") }
+
 // CNIConf is the directory of the CNI network configuration.
 func (t Tree) CNIConf() string { return t.data("cni", "conf") }
 
@@ -287,6 +298,7 @@ func (t Tree) dirs() []dirMode {
 		{t.run, 0o711},
 		{t.Bin(), 0o755},
 		{t.CNIBin(), 0o755},
+		{t.Credentials(), 0o755},
 		{t.data("cni"), 0o700},
 		{t.CNIConf(), 0o700},
 		{t.CNIState(), 0o700},
@@ -294,6 +306,7 @@ func (t Tree) dirs() []dirMode {
 		{t.Images(), 0o700},
 		{t.Datastores(), 0o700},
 		{t.Content(), 0o700},
+		{t.Registry(), 0o700},
 		{t.Logs(), 0o755},
 		{t.PodLogs(), 0o755},
 		{t.Audit(), 0o700},

@@ -33,6 +33,8 @@ type Config struct {
 	DatastorePath string
 	// ContentDir is the library of images of virtual machines.
 	ContentDir string
+	// RegistryDir holds the images of the registry.
+	RegistryDir string
 
 	// NodeName names the host this server runs on. The credentials of the
 	// agent on the same host are issued for it.
@@ -174,6 +176,7 @@ func (c Config) Validate() error {
 		{"AdminKubeconfig", c.AdminKubeconfig},
 		{"DatastorePath", c.DatastorePath},
 		{"ContentDir", c.ContentDir},
+		{"RegistryDir", c.RegistryDir},
 	} {
 		if len(p.path) == 0 || p.path[0] != '/' {
 			errs = append(errs, fmt.Errorf("%s must be an absolute path, got %q", p.name, p.path))

@@ -12,7 +12,9 @@ import (
 	"atoll.dev/atoll/internal/controllers/image"
 	"atoll.dev/atoll/internal/controllers/importrequest"
 	"atoll.dev/atoll/internal/controllers/manager"
+	"atoll.dev/atoll/internal/controllers/registryaccess"
 	"atoll.dev/atoll/internal/controllers/resourcepolicy"
+	"atoll.dev/atoll/internal/controllers/robotaccount"
 	"atoll.dev/atoll/internal/controllers/supervisornamespace"
 	"atoll.dev/atoll/internal/controllers/supervisornamespace/expand"
 	"atoll.dev/atoll/internal/controllers/virtualmachine"
@@ -40,7 +42,7 @@ func (s *Server) controllers() []manager.Setup {
 		s.virtualMachines,
 		virtualmachineclass.Setup(virtualmachine.ClassInstancesInUse),
 		resourcepolicy.Setup,
-		vmservice.Setup(s.cfg.Network.LoadBalancers, s.cfg.Ports.Portal),
+		vmservice.Setup(s.cfg.Ports.Portal, s.cfg.Network.LoadBalancers),
 		vmreplicaset.Setup,
 		vmnetwork.Setup,
 		vmgroup.Setup,
@@ -50,6 +52,7 @@ func (s *Server) controllers() []manager.Setup {
 		vmconsole.Setup(net.JoinHostPort(s.cfg.NodeIP.String(), strconv.Itoa(s.cfg.Ports.API))),
 		image.Setup, contentlibrary.Setup, importrequest.Setup,
 		supervisornamespace.Setup(s.namespaces()),
+		robotaccount.Setup(registryHost, s.registryAddress()), registryaccess.Setup,
 	}
 }
 
@@ -65,6 +68,7 @@ func (s *Server) namespaces() supervisornamespace.Config {
 		},
 		EndpointURL:  apiURL(s.cfg.NodeIP.String(), s.cfg.Ports.API),
 		RegistryHost: registryHost,
+		Registry:     s.images,
 	}
 }
 

@@ -12,7 +12,8 @@ import (
 
 // routes are all that the portal serves. Patterns are those of http.ServeMux; what is most specific answers.
 func (s *Server) routes(people *identity.Service) ([]portal.Route, error) {
-	return s.loginRoutes(people)
+	routes, err := s.loginRoutes(people)
+	return append(routes, s.registryRoutes()...), err
 }
 
 // portalRunner serves people and their tools at the node's addresses.

@@ -28,9 +28,10 @@ import (
 
 // Server is one control plane.
 type Server struct {
-	cfg   Config
-	pki   *pki.PKI
-	files pki.Files
+	cfg    Config
+	pki    *pki.PKI
+	files  pki.Files
+	images *imageRegistry
 }
 
 // New checks the configuration and touches nothing.
@@ -114,11 +115,15 @@ func (s *Server) Run(ctx context.Context) error {
 		return s.reason(ctx, running)
 	}
 	defer s.launch(fail, "snapshotController", s.runSnapshotController)()
+	if s.images, err = s.newRegistry(people); err != nil {
+		return err
+	}
 	ready := make(chan struct{})
 	defer s.launch(fail, "controllers", s.controllersRunner(ready))()
 	if !waitFor(running, ready) {
 		return s.reason(ctx, running)
 	}
+	defer s.launch(fail, "registry", s.images.run)()
 	known := make(chan struct{})
 	defer s.launch(fail, "identity", identityRunner(people, known))()
 	defer s.launch(fail, "portal", s.portalRunner(people))()

@@ -32,6 +32,14 @@ func SupervisorNamespaceTemplates() schema.GroupVersionResource {
 	return GroupVersion().WithResource("supervisornamespacetemplates")
 }
 
+// RobotAccounts is the resource of kind RobotAccount.
+func RobotAccounts() schema.GroupVersionResource { return GroupVersion().WithResource("robotaccounts") }
+
+// RegistryConfigurations is the resource of kind RegistryConfiguration.
+func RegistryConfigurations() schema.GroupVersionResource {
+	return GroupVersion().WithResource("registryconfigurations")
+}
+
 // Users is the resource of kind User.
 func Users() schema.GroupVersionResource { return GroupVersion().WithResource("users") }
 
@@ -47,7 +55,8 @@ func IdentityProviders() schema.GroupVersionResource {
 func AddToScheme(s *runtime.Scheme) error {
 	s.AddKnownTypes(GroupVersion(), &Datastore{}, &DatastoreList{},
 		&SupervisorNamespace{}, &SupervisorNamespaceList{}, &SupervisorNamespaceTemplate{}, &SupervisorNamespaceTemplateList{},
-		&User{}, &UserList{}, &Group{}, &GroupList{}, &IdentityProvider{}, &IdentityProviderList{})
+		&User{}, &UserList{}, &Group{}, &GroupList{}, &IdentityProvider{}, &IdentityProviderList{},
+		&RobotAccount{}, &RobotAccountList{}, &RegistryConfiguration{}, &RegistryConfigurationList{})
 	metav1.AddToGroupVersion(s, GroupVersion())
 	return nil
 }

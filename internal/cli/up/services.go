@@ -45,7 +45,7 @@ func (u *Up) services() ([]supervise.Service, error) {
 	if s.LoadBalancerRange != "" {
 		server = append(slices.Clip(server), "--load-balancer-range="+s.LoadBalancerRange)
 	}
-	agent := append(slices.Clip(node), "--max-pods="+strconv.Itoa(s.MaxPods))
+	agent := append(slices.Clip(node), "--max-pods="+strconv.Itoa(s.MaxPods), "--portal-port="+strconv.Itoa(s.PortalPort))
 	pool := supervise.Service{
 		Name: Pool,
 		Process: &supervise.Process{

@@ -149,7 +149,7 @@ func (u *Up) extractAssets() error {
 // assetTargets says where the embedded files go. The kernel is left out where pods run on another.
 func assetTargets(t datadir.Tree, kernel bool) []assets.Target {
 	targets := []assets.Target{
-		{Name: assets.AtollPod, Path: t.AtollPod(), Mode: 0o755, Links: []string{t.ShimAtoll(), t.ShimMachine(), t.ShimRunc(), t.CNIPlugin()}},
+		{Name: assets.AtollPod, Path: t.AtollPod(), Mode: 0o755, Links: []string{t.ShimAtoll(), t.ShimMachine(), t.ShimRunc(), t.CNIPlugin(), t.CredentialProvider()}},
 		{Name: assets.ExecHelper, Path: t.ExecHelper(), Mode: 0o755},
 		{Name: assets.PauseImage, Path: t.PauseImage(), Mode: 0o644},
 	}

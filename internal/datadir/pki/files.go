@@ -38,6 +38,8 @@ const (
 	// VMController is the manager of virtual machines, VMWebhook its port for the API server.
 	VMController = "vm-controller"
 	VMWebhook    = "vm-webhook"
+	// Registry is the registry of images, as a client of the API server.
+	Registry = "registry"
 	// NamespaceController is the controller of SupervisorNamespaces.
 	NamespaceController = "namespace-controller"
 	// Identity knows people, IdentityWebhook is its port for the API server.
@@ -54,6 +56,8 @@ const (
 	NetworkPolicyGroup     = "atoll:network-policy-agents"
 	// VMControllerUser alone makes, changes and deletes the pods of virtual machines.
 	VMControllerUser = "system:atoll:vm-controller"
+	// RegistryUser asks who may do what with images.
+	RegistryUser = "system:atoll:registry"
 	// NamespaceControllerUser makes namespaces and their bounds.
 	NamespaceControllerUser = "system:atoll:namespace-controller"
 )

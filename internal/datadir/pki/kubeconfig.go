@@ -10,7 +10,7 @@ import (
 
 // kubeconfigComponents are the clients that get a kubeconfig.
 func kubeconfigComponents() []string {
-	return []string{ControllerManager, Scheduler, Kubelet, KubeProxy, CoreDNS, Storage, SnapshotController, NetworkPolicy, VMController, NamespaceController, Identity}
+	return []string{ControllerManager, Scheduler, Kubelet, KubeProxy, CoreDNS, Storage, SnapshotController, NetworkPolicy, VMController, NamespaceController, Identity, Registry}
 }
 
 // ensureKubeconfigs writes the kubeconfigs that differ from what they must be.

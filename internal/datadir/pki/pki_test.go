@@ -66,7 +66,7 @@ func snapshot(t *testing.T, dir string) map[string]string {
 func TestEnsureIsIdempotent(t *testing.T) {
 	now := time.Now()
 	cfg := testConfig(t, &now)
-	if made := ensure(t, cfg); len(made) != 24 {
+	if made := ensure(t, cfg); len(made) != 25 {
 		t.Fatalf("made %d certificates: %v", len(made), made)
 	}
 	root := filepath.Dir(cfg.Dir)

@@ -58,6 +58,7 @@ func (p *PKI) specs() []spec {
 		{name: NetworkPolicy, authority: ClusterCA, user: "atoll:network-policy-agent:" + c.NodeName, groups: []string{NetworkPolicyGroup}, client: true},
 		{name: SnapshotController, authority: ClusterCA, user: SnapshotControllerUser, client: true},
 		{name: VMController, authority: ClusterCA, user: VMControllerUser, client: true},
+		{name: Registry, authority: ClusterCA, user: RegistryUser, client: true},
 		{name: NamespaceController, authority: ClusterCA, user: NamespaceControllerUser, client: true},
 		{name: Identity, authority: ClusterCA, user: IdentityUser, client: true},
 		{name: IdentityWebhook, authority: ClusterCA, user: "atoll-identity-webhook", server: true, dns: local, addrs: loopback},

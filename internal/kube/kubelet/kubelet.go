@@ -57,6 +57,11 @@ type Config struct {
 	DNSServiceIP netip.Addr
 	Domain       string
 	ResolvConf   string
+
+	// CredentialDir holds the image credential provider for the cluster's registry, and RegistryHosts are the names that
+	// images have the registry by. Without names there is no provider.
+	CredentialDir string
+	RegistryHosts []string
 }
 
 // Run holds until ctx ends or the kubelet fails.
@@ -106,6 +111,9 @@ func flags(cfg Config) *options.KubeletFlags {
 	if f.NodeLabels == nil {
 		f.NodeLabels = make(map[string]string)
 	}
+	if len(cfg.RegistryHosts) > 0 {
+		f.ImageCredentialProviderConfigPath, f.ImageCredentialProviderBinDir = cfg.credentialConfig(), cfg.CredentialDir
+	}
 	return f
 }
 
@@ -120,8 +128,10 @@ func write(cfg Config, kc *kubeletv1beta1.KubeletConfiguration) error {
 	if err != nil {
 		return fmt.Errorf("encoding configuration: %w", err)
 	}
-	_, err = atomicfile.WriteIfChanged(filepath.Join(cfg.StateDir, "kubelet.yaml"), text, 0o600)
-	return err
+	if _, err = atomicfile.WriteIfChanged(filepath.Join(cfg.StateDir, "kubelet.yaml"), text, 0o600); err != nil {
+		return err
+	}
+	return writeCredentialConfig(cfg)
 }
 
 // internalConfiguration applies upstream's defaults.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path"
@@ -34,6 +35,16 @@ type OCI struct {
 	CA string
 	// PlainHTTP talks to the registry without TLS; registries on this host are talked to like that anyway.
 	PlainHTTP bool
+	// Own, when set, is how the cluster's own registry is reached, which the reference is in.
+	Own *OwnRegistry
+}
+
+// OwnRegistry is the cluster's registry.
+type OwnRegistry struct {
+	// Address that is connected to, host:port, whatever the reference says; CA is what it is trusted by, in PEM.
+	Address, CA string
+	// Login returns credentials.
+	Login func(ctx context.Context) (user, password string, err error)
 }
 
 // titleAnnotation is the file name of a blob.
@@ -62,17 +73,17 @@ func (l *Library) fetchOCI(ctx context.Context, id string, s Source, progress fu
 	if err != nil {
 		return "", fmt.Errorf("%w: OCI reference %.200q: %w", ErrSource, s.OCI.Reference, err)
 	}
-	base, err := l.transport(s.OCI.CA, s.Guarded)
+	base, login, err := l.connect(ctx, s)
 	if err != nil {
 		return "", err
 	}
 	defer base.CloseIdleConnections()
-	image, err := manifest(ctx, ref, base)
+	image, err := manifest(ctx, ref, base, login)
 	if err != nil {
 		return "", err
 	}
 	repo := ref.Context()
-	authorized, err := transport.NewWithContext(ctx, repo.Registry, authn.Anonymous, base, []string{repo.Scope(transport.PullScope)})
+	authorized, err := transport.NewWithContext(ctx, repo.Registry, login, base, []string{repo.Scope(transport.PullScope)})
 	if err != nil {
 		return "", fmt.Errorf("talking to registry %s: %w", repo.RegistryStr(), err)
 	}
@@ -83,9 +94,32 @@ func (l *Library) fetchOCI(ctx context.Context, id string, s Source, progress fu
 	return r.artifact(ctx, image.Layers)
 }
 
+// connect is how a registry is talked to, and as whom: the cluster's own at its address and with credentials, all others
+// as nobody.
+func (l *Library) connect(ctx context.Context, s Source) (*http.Transport, authn.Authenticator, error) {
+	own := s.OCI.Own
+	if own == nil {
+		t, err := l.transport(s.OCI.CA, s.Guarded)
+		return t, authn.Anonymous, err
+	}
+	t, err := l.transport(own.CA, false)
+	if err != nil {
+		return nil, nil, err
+	}
+	t.Proxy = nil
+	t.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, own.Address)
+	}
+	user, password, err := own.Login(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("logging in at the cluster's registry: %w", err)
+	}
+	return t, &authn.Basic{Username: user, Password: password}, nil
+}
+
 // manifest reads the manifest of a reference, for this architecture if there are several.
-func manifest(ctx context.Context, ref name.Reference, base http.RoundTripper) (*v1.Manifest, error) {
-	found, err := remote.Get(ref, remote.WithContext(ctx), remote.WithTransport(base), remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}))
+func manifest(ctx context.Context, ref name.Reference, base http.RoundTripper, login authn.Authenticator) (*v1.Manifest, error) {
+	found, err := remote.Get(ref, remote.WithContext(ctx), remote.WithTransport(base), remote.WithAuth(login), remote.WithPlatform(v1.Platform{OS: "linux", Architecture: runtime.GOARCH}))
 	var failed *transport.Error
 	if errors.As(err, &failed) && (failed.StatusCode == http.StatusNotFound || failed.StatusCode == http.StatusUnauthorized || failed.StatusCode == http.StatusForbidden) {
 		return nil, fmt.Errorf("%w: %s: %w", ErrSource, ref, err)

@@ -1,0 +1,243 @@
+package store
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// MaxManifest is how many bytes a manifest may have.
+const MaxManifest = 4 << 20
+
+// Descriptor is what manifests say of what they refer to.
+type Descriptor struct {
+	MediaType    string            `json:"mediaType"`
+	Digest       string            `json:"digest"`
+	Size         int64             `json:"size"`
+	ArtifactType string            `json:"artifactType,omitempty"`
+	Annotations  map[string]string `json:"annotations,omitempty"`
+}
+
+// Manifest is what the registry looks at in a manifest or an index.
+type Manifest struct {
+	MediaType    string            `json:"mediaType"`
+	ArtifactType string            `json:"artifactType"`
+	Config       *Descriptor       `json:"config"`
+	Layers       []Descriptor      `json:"layers"`
+	Manifests    []Descriptor      `json:"manifests"`
+	Subject      *Descriptor       `json:"subject"`
+	Annotations  map[string]string `json:"annotations"`
+}
+
+// Kind is the type of an artifact: what it says itself, or the media type of its configuration.
+func (m *Manifest) Kind() string {
+	if m.ArtifactType == "" && m.Config != nil {
+		return m.Config.MediaType
+	}
+	return m.ArtifactType
+}
+
+// blobs are the digests of what an image consists of.
+func (m *Manifest) blobs() []string {
+	var out []string
+	if m.Config != nil {
+		out = append(out, m.Config.Digest)
+	}
+	for _, l := range m.Layers {
+		out = append(out, l.Digest)
+	}
+	return out
+}
+
+// Tag is one tag of a repository.
+type Tag struct {
+	Name   string    `json:"name"`
+	Digest string    `json:"digest"`
+	Pushed time.Time `json:"pushed"`
+}
+
+// Repository is one repository with its tags, the newest first.
+type Repository struct {
+	// Name with the project.
+	Name      string `json:"name"`
+	Tags      []Tag  `json:"tags"`
+	Manifests int    `json:"manifests"`
+}
+
+// Manifest reads a manifest of a repository. It does not count as a use.
+func (s *Store) Manifest(repo, digest string) (*Manifest, int64, error) {
+	if _, err := os.Stat(s.revisionLink(repo, digest)); err != nil {
+		return nil, 0, err
+	}
+	f, err := os.Open(s.blobPath(digest))
+	if err != nil {
+		return nil, 0, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, MaxManifest+1))
+	if err != nil {
+		return nil, 0, err
+	}
+	var m Manifest
+	if err := json.Unmarshal(data, &m); err != nil {
+		return nil, 0, fmt.Errorf("manifest %s of %s: %w", digest, repo, err)
+	}
+	return &m, int64(len(data)), nil
+}
+
+// Tags of a repository, the newest first. What is broken is left out.
+func (s *Store) Tags(repo string) ([]Tag, error) {
+	dir := s.repositories(repo, "_manifests", "tags")
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listing tags of %s: %w", repo, err)
+	}
+	var out []Tag
+	for _, e := range entries {
+		if t, ok := s.Tag(repo, e.Name()); ok {
+			out = append(out, t)
+		}
+	}
+	slices.SortFunc(out, func(a, b Tag) int {
+		return cmp.Or(b.Pushed.Compare(a.Pushed), strings.Compare(b.Name, a.Name))
+	})
+	return out, nil
+}
+
+// Tag reads one tag.
+func (s *Store) Tag(repo, name string) (Tag, bool) {
+	link := s.repositories(repo, "_manifests", "tags", name, "current", "link")
+	info, err := os.Stat(link)
+	if err != nil {
+		return Tag{}, false
+	}
+	digest, err := os.ReadFile(link)
+	if err != nil {
+		return Tag{}, false
+	}
+	return Tag{Name: name, Digest: string(digest), Pushed: info.ModTime()}, true
+}
+
+// Untag removes a tag if it still is what the caller has seen.
+func (s *Store) Untag(repo string, seen Tag) error {
+	defer s.lock(repo + ":" + seen.Name)()
+	if now, ok := s.Tag(repo, seen.Name); !ok || !now.Pushed.Equal(seen.Pushed) || now.Digest != seen.Digest {
+		return nil
+	}
+	if err := os.RemoveAll(s.repositories(repo, "_manifests", "tags", seen.Name)); err != nil {
+		return fmt.Errorf("removing tag %s:%s: %w", repo, seen.Name, err)
+	}
+	return nil
+}
+
+// Repositories of a project that have a manifest, by name.
+func (s *Store) Repositories(project string) ([]Repository, error) {
+	var out []Repository
+	err := s.eachRepository(project, func(repo string) error {
+		revisions, err := s.revisions(repo)
+		if err != nil || len(revisions) == 0 {
+			return err
+		}
+		tags, err := s.Tags(repo)
+		if err != nil {
+			return err
+		}
+		out = append(out, Repository{Name: repo, Tags: tags, Manifests: len(revisions)})
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing repositories of %s: %w", project, err)
+	}
+	slices.SortFunc(out, func(a, b Repository) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+// eachRepository calls do with the name of every directory of a project that is a repository.
+func (s *Store) eachRepository(project string, do func(repo string) error) error {
+	root := s.repositories()
+	return filepath.WalkDir(filepath.Join(root, project), func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		if strings.HasPrefix(d.Name(), "_") {
+			return fs.SkipDir
+		}
+		for _, sub := range []string{"_manifests", "_layers", "_uploads"} {
+			if _, err := os.Stat(filepath.Join(path, sub)); err == nil {
+				repo, err := filepath.Rel(root, path)
+				if err != nil {
+					return err
+				}
+				return do(repo)
+			}
+		}
+		return nil
+	})
+}
+
+// entry is a link and its age.
+type entry struct {
+	digest string
+	used   time.Time
+}
+
+// revisions are the manifests of a repository.
+func (s *Store) revisions(repo string) ([]entry, error) {
+	return s.links(s.repositories(repo, "_manifests", "revisions"))
+}
+
+// links reads the links below a directory that are there as algorithm/hex/link.
+func (s *Store) links(dir string) ([]entry, error) {
+	var out []entry
+	algorithms, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range algorithms {
+		hexes, err := os.ReadDir(filepath.Join(dir, a.Name()))
+		if err != nil {
+			return nil, err
+		}
+		for _, h := range hexes {
+			if info, err := os.Stat(filepath.Join(dir, a.Name(), h.Name(), "link")); err == nil {
+				out = append(out, entry{digest: a.Name() + ":" + h.Name(), used: info.ModTime()})
+			}
+		}
+	}
+	return out, nil
+}
+
+// Referrers are the manifests of a repository whose subject is digest.
+func (s *Store) Referrers(repo, digest string) ([]Descriptor, error) {
+	revisions, err := s.revisions(repo)
+	if err != nil {
+		return nil, fmt.Errorf("listing manifests of %s: %w", repo, err)
+	}
+	out := []Descriptor{}
+	for _, r := range revisions {
+		m, n, err := s.Manifest(repo, r.digest)
+		if err != nil || m.Subject == nil || m.Subject.Digest != digest {
+			continue
+		}
+		out = append(out, Descriptor{MediaType: m.MediaType, Digest: r.digest, Size: n, ArtifactType: m.Kind(), Annotations: m.Annotations})
+	}
+	slices.SortFunc(out, func(a, b Descriptor) int { return strings.Compare(a.Digest, b.Digest) })
+	return out, nil
+}

@@ -1,0 +1,207 @@
+package store
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+)
+
+// key is a sha256 digest.
+type key [32]byte
+
+// linked is a blob of a project: how many links of the project's repositories lead to it, and its size.
+type linked struct {
+	links int32
+	size  int64
+}
+
+// project counts what one project takes: every blob once, however many repositories have it, and unfinished uploads.
+type project struct {
+	name string
+
+	mu      sync.Mutex
+	owner   string // uid of the namespace it was last used for
+	loaded  bool
+	used    int64
+	blobs   map[key]linked
+	uploads map[string]int64
+}
+
+// project returns the record of a project; it may be of one that has nothing.
+func (s *Store) project(name string) *project {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.projects[name]
+	if !ok {
+		p = &project{name: name}
+		s.projects[name] = p
+	}
+	return p
+}
+
+// Usage is how many bytes a project takes.
+func (s *Store) Usage(name string) (int64, error) {
+	p := s.project(name)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := s.load(p); err != nil {
+		return 0, err
+	}
+	return p.used, nil
+}
+
+// forget makes the next use read the disk.
+func (p *project) forget() {
+	p.loaded, p.used, p.blobs, p.uploads = false, 0, nil, nil
+}
+
+// keyOf returns a sha256 digest as a key; others are aliases of one and not counted.
+func keyOf(digest string) (key, bool) {
+	var k key
+	text, ok := strings.CutPrefix(digest, "sha256:")
+	if !ok || len(text) != 2*len(k) {
+		return k, false
+	}
+	_, err := hex.Decode(k[:], []byte(text))
+	return k, err == nil
+}
+
+// load reads from disk what a project has, at its first use. The caller holds the project.
+func (s *Store) load(p *project) error {
+	if p.loaded {
+		return nil
+	}
+	p.used, p.blobs, p.uploads = 0, make(map[key]linked), make(map[string]int64)
+	root := s.repositories(p.name)
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil || d.IsDir() {
+			return err
+		}
+		switch at := parse(strings.TrimPrefix(path, s.cfg.Dir)); {
+		case at.kind == layer || at.kind == revision:
+			if info, err := os.Stat(s.blobPath(at.digest)); err == nil {
+				p.add(at.digest, info.Size())
+			}
+		case at.kind == upload && at.data:
+			if info, err := d.Info(); err == nil {
+				p.uploads[at.upload] += info.Size()
+				p.used += info.Size()
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("counting registry project %s: %w", p.name, err)
+	}
+	p.loaded = true
+	return nil
+}
+
+// add counts one more link.
+func (p *project) add(digest string, size int64) {
+	k, ok := keyOf(digest)
+	if !ok {
+		return
+	}
+	l, known := p.blobs[k]
+	if !known {
+		l.size = size
+		p.used += size
+	}
+	l.links++
+	p.blobs[k] = l
+}
+
+// drop counts one link less.
+func (p *project) drop(digest string) {
+	k, ok := keyOf(digest)
+	l, known := p.blobs[k]
+	if !ok || !known {
+		return
+	}
+	if l.links--; l.links > 0 {
+		p.blobs[k] = l
+		return
+	}
+	p.used -= l.size
+	delete(p.blobs, k)
+}
+
+// fits says whether n more bytes are within the quota.
+func (p *project) fits(quota func(string) (int64, bool), n int64) error {
+	if limit, bounded := quota(p.name); bounded && n > 0 && p.used+n > limit {
+		return &QuotaError{Project: p.name, Quota: limit, Used: p.used, Asked: n}
+	}
+	return nil
+}
+
+// grow counts n bytes more of an upload, or refuses them.
+func (s *Store) grow(name, upload string, n int64) error {
+	p := s.project(name)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := s.load(p); err != nil {
+		return err
+	}
+	if err := p.fits(s.cfg.Quota, n); err != nil {
+		return err
+	}
+	p.uploads[upload] += n
+	p.used += n
+	return nil
+}
+
+// release forgets an upload that is gone.
+func (s *Store) release(name, upload string) {
+	p := s.project(name)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.loaded {
+		p.used -= p.uploads[upload]
+		delete(p.uploads, upload)
+	}
+}
+
+// link counts a new link of a blob, which the bytes of an upload become, and returns what undoes it.
+func (s *Store) link(name, digest string, size int64, upload string) (undo func(), err error) {
+	p := s.project(name)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := s.load(p); err != nil {
+		return nil, err
+	}
+	came := p.uploads[upload]
+	more := size - came
+	if k, ok := keyOf(digest); ok {
+		if _, known := p.blobs[k]; known {
+			more = 0
+		}
+	}
+	if err := p.fits(s.cfg.Quota, more); err != nil {
+		return nil, err
+	}
+	if came > 0 {
+		p.used -= came
+		p.uploads[upload] = 0
+	}
+	p.add(digest, size)
+	return func() { s.unlink(name, digest) }, nil
+}
+
+// unlink counts a link that is gone.
+func (s *Store) unlink(name, digest string) {
+	p := s.project(name)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.loaded {
+		p.drop(digest)
+	}
+}

@@ -1,0 +1,113 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"atoll.dev/atoll/internal/datadir/pki"
+	"atoll.dev/atoll/internal/identity"
+	"atoll.dev/atoll/internal/registry"
+	"atoll.dev/atoll/internal/registry/cluster"
+	"atoll.dev/atoll/internal/server/portal"
+)
+
+// imageRegistry is the registry of images and what it knows of the cluster.
+type imageRegistry struct {
+	*registry.Registry
+	cluster *cluster.Cluster
+}
+
+// newRegistry opens the registry. It knows nobody before it runs.
+func (s *Server) newRegistry(people *identity.Service) (*imageRegistry, error) {
+	s.quietDistribution()
+	client, err := clientcmd.BuildConfigFromFlags("", s.files.Kubeconfig(pki.Registry))
+	if err != nil {
+		return nil, fmt.Errorf("configuring the registry: %w", err)
+	}
+	r := &imageRegistry{}
+	r.cluster, err = cluster.New(cluster.Config{Client: client, Gone: func(namespace string) {
+		if err := r.Registry.Forget(namespace); err != nil {
+			s.cfg.Logger.Error("images of a namespace that was deleted stay", "namespace", namespace, "error", err)
+		}
+	}})
+	if err != nil {
+		return nil, err
+	}
+	r.Registry, err = registry.New(registry.Config{
+		Dir: s.cfg.RegistryDir, Authority: r.cluster, Directory: r.cluster, Logger: s.cfg.Logger,
+		Authenticate: func(ctx context.Context, name, password string) (registry.Identity, error) {
+			user, groups, err := people.Authenticate(ctx, name, password)
+			if errors.Is(err, identity.ErrNotReady) {
+				err = errors.Join(registry.ErrUnavailable, err)
+			}
+			return registry.Identity{Name: user, Groups: groups}, err
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// run holds until ctx ends.
+func (r *imageRegistry) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	known := make(chan struct{})
+	group.Go(func() error { return r.cluster.Run(ctx, func() { close(known) }) })
+	group.Go(func() error {
+		select {
+		case <-known:
+			return r.Registry.Run(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	return group.Wait()
+}
+
+// registryRoutes are what the portal serves of the registry.
+func (s *Server) registryRoutes() []portal.Route {
+	return []portal.Route{
+		{Pattern: "/v2/", Handler: s.images, Stream: true},
+		{Pattern: "/registry/", Handler: s.images, Stream: true},
+	}
+}
+
+// registryAddress is what images name the registry by, beside registry.atoll.local.
+func (s *Server) registryAddress() string {
+	if s.cfg.Ports.Portal == 443 {
+		return s.cfg.NodeIP.String()
+	}
+	return net.JoinHostPort(s.cfg.NodeIP.String(), strconv.Itoa(s.cfg.Ports.Portal))
+}
+
+// quietDistribution has distribution say what goes wrong only, and into the server's log.
+func (s *Server) quietDistribution() {
+	logrus.SetLevel(logrus.ErrorLevel)
+	logrus.SetFormatter(&logrus.TextFormatter{DisableColors: true, DisableTimestamp: true})
+	logrus.SetOutput(logWriter(func(line string) {
+		level := slog.LevelDebug // what clients do wrong
+		if strings.Contains(line, "err.code=unknown") || strings.Contains(line, "level=fatal") {
+			level = slog.LevelWarn
+		}
+		s.cfg.Logger.Log(context.Background(), level, "distribution", "said", line)
+	}))
+}
+
+// logWriter takes one line per call.
+type logWriter func(line string)
+
+// Write implements io.Writer.
+func (w logWriter) Write(line []byte) (int, error) {
+	w(strings.TrimSpace(string(line)))
+	return len(line), nil
+}
