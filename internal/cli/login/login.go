@@ -60,7 +60,6 @@ type options struct {
 	passwordStdin          bool
 	kubeconfig             string
 	trust                  trustOptions
-	timeout                time.Duration
 }
 
 // Commands are login, logout and whoami.

@@ -73,9 +73,9 @@ func TestMerge(t *testing.T) {
 }
 
 // supervisor is a portal that knows anna.
-func supervisor(t *testing.T) (*httptest.Server, *int) {
+func supervisor(t *testing.T) *httptest.Server {
 	t.Helper()
-	refreshed := new(int)
+	refreshed := 0
 	mux := http.NewServeMux()
 	answer := func(w http.ResponseWriter, v any) { _ = json.NewEncoder(w).Encode(v) }
 	session := func(token string) wire.Session {
@@ -92,9 +92,9 @@ func supervisor(t *testing.T) (*httptest.Server, *int) {
 		}
 		answer(w, session("t0"))
 	})
-	mux.HandleFunc("POST /login/refresh", func(w http.ResponseWriter, r *http.Request) {
-		*refreshed++
-		if *refreshed > 1 {
+	mux.HandleFunc("POST /login/refresh", func(w http.ResponseWriter, _ *http.Request) {
+		refreshed++
+		if refreshed > 1 {
 			w.WriteHeader(http.StatusUnauthorized)
 			answer(w, wire.Failure{Error: "no"})
 			return
@@ -110,7 +110,7 @@ func supervisor(t *testing.T) (*httptest.Server, *int) {
 	})
 	s := httptest.NewTLSServer(mux)
 	t.Cleanup(s.Close)
-	return s, refreshed
+	return s
 }
 
 // run runs a command line in a home directory.
@@ -134,24 +134,24 @@ func run(t *testing.T, home, input string, args ...string) (string, error) {
 }
 
 func TestLoginLogout(t *testing.T) {
-	s, _ := supervisor(t)
+	s := supervisor(t)
 	home, address := t.TempDir(), s.Listener.Addr().String()
-	print := fingerprint(s.Certificate())
+	shown := fingerprint(s.Certificate())
 	for name, args := range map[string][]string{
 		"unknown authority":  {"--password-stdin"},
 		"wrong fingerprint":  {"--password-stdin", "--fingerprint", "SHA256:x"},
-		"no password":        {"--fingerprint", print},
-		"contradiction":      {"--insecure-skip-tls-verify", "--fingerprint", print},
+		"no password":        {"--fingerprint", shown},
+		"contradiction":      {"--insecure-skip-tls-verify", "--fingerprint", shown},
 		"a provider as well": {"--provider", "corp"},
 	} {
 		if out, err := run(t, t.TempDir(), "right\n", append([]string{"login", "--server", address, "--user", "anna"}, args...)...); err == nil {
 			t.Errorf("%s: %s", name, out)
 		}
 	}
-	if _, err := run(t, home, "wrong\n", "login", "--server", address, "--user", "anna", "--password-stdin", "--fingerprint", print); err == nil || err.Error() != "wrong user name or password" {
+	if _, err := run(t, home, "wrong\n", "login", "--server", address, "--user", "anna", "--password-stdin", "--fingerprint", shown); err == nil || err.Error() != "wrong user name or password" {
 		t.Errorf("error %v", err)
 	}
-	out, err := run(t, home, "right\n", "login", "--server", "https://"+address+"/", "--user", "anna", "--password-stdin", "--fingerprint", print)
+	out, err := run(t, home, "right\n", "login", "--server", "https://"+address+"/", "--user", "anna", "--password-stdin", "--fingerprint", shown)
 	if err != nil || !strings.Contains(out, "Logged in as anna@atoll.local") || !strings.Contains(out, "shop") {
 		t.Fatalf("%s, %v", out, err)
 	}
@@ -194,7 +194,7 @@ func TestLoginLogout(t *testing.T) {
 
 // TestAnotherServer: a server that was confirmed must not become another one.
 func TestAnotherServer(t *testing.T) {
-	s, _ := supervisor(t)
+	s := supervisor(t)
 	home, address := t.TempDir(), s.Listener.Addr().String()
 	other := `-----BEGIN CERTIFICATE-----
 ` // not a certificate: nothing verifies against it

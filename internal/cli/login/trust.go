@@ -98,15 +98,15 @@ func (c *command) confirm(server, host string, chain []*x509.Certificate, wanted
 	if _, err := chain[0].Verify(x509.VerifyOptions{DNSName: host, Roots: roots, Intermediates: pool(chain[1:])}); err != nil {
 		return trust{}, fmt.Errorf("the certificate of %s cannot be used: %w", server, err)
 	}
-	print := fingerprint(authority)
+	shown := fingerprint(authority)
 	switch {
-	case wanted != "" && wanted != print:
-		return trust{}, fmt.Errorf("--fingerprint: the authority of %s is %s", server, print)
+	case wanted != "" && wanted != shown:
+		return trust{}, fmt.Errorf("--fingerprint: the authority of %s is %s", server, shown)
 	case wanted == "" && !c.interactive():
-		return trust{}, fmt.Errorf("nobody vouches for the certificate of %s: give its authority with --ca-file (on the host it is pki/cluster-ca.crt in the data directory), or --fingerprint %s if that is right", server, print)
+		return trust{}, fmt.Errorf("nobody vouches for the certificate of %s: give its authority with --ca-file (on the host it is pki/cluster-ca.crt in the data directory), or --fingerprint %s if that is right", server, shown)
 	case wanted == "":
 		c.notef("Nobody vouches for the certificate of %s.\nIts authority has the fingerprint %s.\n"+
-			"On the host, this shows the right one: atoll login fingerprint\n", server, print)
+			"On the host, this shows the right one: atoll login fingerprint\n", server, shown)
 		answer, err := c.ask("Is it the right one (yes/no)? ")
 		if err != nil {
 			return trust{}, err

@@ -183,3 +183,53 @@ func TestBoundedConnections(t *testing.T) {
 		t.Errorf("%d connections counted from %v", b.total, b.open)
 	}
 }
+
+// TestSlowHeaders: who sends a header a byte at a time loses the connection.
+func TestSlowHeaders(t *testing.T) {
+	t.Parallel()
+	address, _, _ := started(t)
+	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "POST /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: "); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(6 * headerWithin)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(conn); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the connection stays open")
+	}
+}
+
+// TestSmuggling: what two readers could take for two requests is one, or none.
+func TestSmuggling(t *testing.T) {
+	address, _, _ := started(t, Route{Pattern: "POST /small", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		_, _ = w.Write(b)
+	})})
+	for name, text := range map[string]string{
+		"two lengths":         "POST /small HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nContent-Length: 40\r\n\r\nabcd",
+		"unknown encoding":    "POST /small HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+		"space before colon":  "POST /small HTTP/1.1\r\nHost: x\r\nContent-Length : 4\r\n\r\nabcd",
+		"two hosts":           "POST /small HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
+		"no host":             "POST /small HTTP/1.1\r\n\r\n",
+		"control in the name": "POST /small HTTP/1.1\r\nHost: x\r\nX\x00Y: z\r\n\r\n",
+	} {
+		conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(conn, text); err != nil {
+			t.Fatal(err)
+		}
+		answer := make([]byte, 64)
+		n, err := conn.Read(answer)
+		if err != nil || !strings.HasPrefix(string(answer[:n]), "HTTP/1.1 4") && !strings.HasPrefix(string(answer[:n]), "HTTP/1.1 5") {
+			t.Errorf("%s: %q, %v", name, answer[:n], err)
+		}
+		_ = conn.Close()
+	}
+}
