@@ -1,4 +1,7 @@
-package main
+// Package policylab measures internal/network/policy on a host in a network namespace of its own, with network
+// namespaces as pods. It needs root and nft, and touches nothing else of the machine. bench calls Run; what can go
+// wrong is that the kernel has no nftables.
+package policylab
 
 import (
 	"context"
@@ -38,9 +41,10 @@ type labEnd struct {
 	address netip.Addr
 }
 
+// How many there are.
 const (
-	labPods     = 300
-	labPolicies = 1000
+	Pods     = 300
+	Policies = 1000
 	// labGroups is how many different labels pods have.
 	labGroups = 100
 )
@@ -110,13 +114,13 @@ func labAddress(i int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 244, byte((i + 2) / 256), byte((i + 2) % 256)})
 }
 
-// labState is labPods pods with the labels of three groups each and labPolicies policies, each of which selects a group
+// labState is Pods pods with the labels of three groups each and Policies policies, each of which selects a group
 // and allows a port to another.
 func labState() *policyv1.State {
 	s := &policyv1.State{Pods: map[netip.Addr]*policyv1.Pod{}, Sets: map[string]*policyv1.Set{}, Policies: map[string]*policyv1.Policy{}}
 	for g := range labGroups {
 		set := &policyv1.Set{}
-		for i := range labPods {
+		for i := range Pods {
 			if i%labGroups == g || i%(labGroups-1) == g || i%(labGroups-3) == g {
 				set.Addresses = append(set.Addresses, labAddress(i))
 			}
@@ -124,14 +128,14 @@ func labState() *policyv1.State {
 		s.Sets[labGroup(g)] = set
 	}
 	selected := map[netip.Addr][]string{}
-	for i := range labPolicies {
+	for i := range Policies {
 		p := labPolicy(i, uint16(1000+i))
 		s.Policies[p.ID] = p
 		for _, a := range s.Sets[labGroup(i%labGroups)].Addresses {
 			selected[a] = append(selected[a], p.ID)
 		}
 	}
-	for i := range labPods {
+	for i := range Pods {
 		a := labAddress(i)
 		s.Pods[a] = &policyv1.Pod{Name: fmt.Sprintf("ns%d/p%d", i%10, i), Interface: fmt.Sprintf("atlbench%d", i), MAC: gateway.MAC(a).String(), Address: a, Policies: selected[a]}
 	}
