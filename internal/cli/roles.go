@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/up"
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/datadir/atomicfile"
@@ -27,8 +28,8 @@ type roleFlags struct {
 	nodeName string
 	nodeIP   string
 	tlsSANs  []string
-	balancer string // addresses of load balancers
 	portal   int
+	balancer string // addresses of load balancers
 }
 
 // role is what a role's command needs to run.
@@ -63,7 +64,7 @@ func (a *app) newRole(name, nodeIP string) (role, error) {
 	r := role{tree: t, logger: logger}
 	if nodeIP != "" {
 		if r.addr, err = netip.ParseAddr(nodeIP); err != nil {
-			return role{}, usageError{fmt.Errorf("--node-ip: %w", err)}
+			return role{}, command.UsageError{Err: fmt.Errorf("--node-ip: %w", err)}
 		}
 	}
 	if err := t.Create(); err != nil {
@@ -83,7 +84,7 @@ func nodeFlags(cmd *cobra.Command, f *roleFlags) {
 	cmd.Flags().StringVar(&f.nodeIP, "node-ip", "", "IPv4 address of this host (required)")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
 		if f.nodeName == "" || f.nodeIP == "" {
-			return usageError{errors.New("--node-name and --node-ip are required")}
+			return command.UsageError{Err: errors.New("--node-name and --node-ip are required")}
 		}
 		return nil
 	}
@@ -98,7 +99,7 @@ directory. "atoll up" does this; there is no need to run it by hand. Registries
 are configured in <data-dir>/registries/<host>/hosts.toml.`,
 		Example: `  atoll containerd --data-dir /var/lib/atoll`,
 		Hidden:  true,
-		Args:    noArgs,
+		Args:    command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := a.newRole(up.Containerd, "")
 			if err != nil {
@@ -168,7 +169,7 @@ process on the data directory. "atoll up" does this; there is no need to run it
 by hand.`,
 		Example: `  atoll server --node-name host1 --node-ip 192.168.1.10`,
 		Hidden:  true,
-		Args:    noArgs,
+		Args:    command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := a.newRole(up.Server, f.nodeIP)
 			if err != nil {
@@ -178,7 +179,7 @@ by hand.`,
 			var network server.Network
 			if f.balancer != "" {
 				if network.LoadBalancers, err = netip.ParsePrefix(f.balancer); err != nil {
-					return usageError{fmt.Errorf("--load-balancer-range: %w", err)}
+					return command.UsageError{Err: fmt.Errorf("--load-balancer-range: %w", err)}
 				}
 			}
 			s, err := server.New(server.Config{
@@ -194,8 +195,8 @@ by hand.`,
 				NodeName:        f.nodeName,
 				NodeIP:          r.addr,
 				ExtraSANs:       f.tlsSANs,
-				Network:         network,
 				Ports:           server.Ports{Portal: f.portal},
+				Network:         network,
 				Version:         a.version,
 				Logger:          r.logger,
 				OnReady:         r.ready,
@@ -207,8 +208,8 @@ by hand.`,
 		},
 	}
 	nodeFlags(cmd, &f)
-	cmd.Flags().StringVar(&f.balancer, "load-balancer-range", "", "addresses of load balancers (default 10.97.0.0/24)")
 	cmd.Flags().StringSliceVar(&f.tlsSANs, "tls-san", nil, "further name or address of the API server and the portal; may be repeated")
 	cmd.Flags().IntVar(&f.portal, "portal-port", 0, "port that people log in at and push images to (default 443)")
+	cmd.Flags().StringVar(&f.balancer, "load-balancer-range", "", "addresses of load balancers (default 10.97.0.0/24)")
 	return cmd
 }

@@ -42,7 +42,7 @@ func (s *Server) controllers() []manager.Setup {
 		s.virtualMachines,
 		virtualmachineclass.Setup(virtualmachine.ClassInstancesInUse),
 		resourcepolicy.Setup,
-		vmservice.Setup(s.cfg.Network.LoadBalancers, s.cfg.Ports.Portal),
+		vmservice.Setup(s.cfg.Ports.Portal, s.cfg.Network.LoadBalancers),
 		vmreplicaset.Setup,
 		vmnetwork.Setup,
 		vmgroup.Setup,

@@ -253,7 +253,7 @@ func (p *people) checkRights(t *testing.T, anna string) {
 	if err := raw(root, "GET", "/apis/atoll.dev/v1alpha1/users", ""); err != nil {
 		t.Errorf("an administrator: %v", err)
 	}
-	for user, want := range map[string]bool{pki.IdentityUser: true, pki.VMControllerUser: false, "sso:anna@atoll.local": false} {
+	for user, want := range map[string]bool{pki.IdentityUser: true, pki.SnapshotControllerUser: false, "sso:anna@atoll.local": false} {
 		if got := allowed(t, adminClient(t, p.cfg), user, "get", "secrets", api.IdentityNamespace); got != want {
 			t.Errorf("%s may read the hashes: %v", user, got)
 		}

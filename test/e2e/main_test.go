@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"os"
@@ -18,7 +19,8 @@ import (
 var suite struct {
 	atoll   string // path of the binary under test
 	dataDir string
-	own     bool // started, and so stopped, by this run
+	own     bool   // started, and so stopped, by this run
+	address string // of the node
 }
 
 func TestMain(m *testing.M) {
@@ -55,6 +57,11 @@ func runSuite(m *testing.M) (int, error) {
 			return 1, err
 		}
 	}
+	address, err := kubectl(context.Background(), "", "get", "nodes", "-o", `jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}`)
+	if err != nil {
+		return 1, err
+	}
+	suite.address = strings.TrimSpace(address)
 	code := m.Run()
 	if !suite.own {
 		return code, nil

@@ -18,7 +18,7 @@ type attack struct {
 }
 
 // try runs the attacks as one person; each must fail, and for the reason that it says.
-func (p *person) attempt(attacks map[string]attack) {
+func (p *actor) attempt(attacks map[string]attack) {
 	p.t.Helper()
 	for what, a := range attacks {
 		out, err := p.try(a.yaml, a.args...)
@@ -298,7 +298,7 @@ func TestAttackCredentials(t *testing.T) {
 func TestAttackLogin(t *testing.T) {
 	t.Parallel()
 	n := newTenant(t, "", "")
-	victim := newPerson(t, n.name+"-victim")
+	victim := newActor(t, n.name+"-victim")
 	nobody := account(t, n.name+"-nobody")
 	first, err := victim.tryLogin("wrong")
 	if err == nil {
@@ -332,7 +332,7 @@ func TestAttackLogin(t *testing.T) {
 		_, err := victim.tryLogin(victim.password)
 		return err
 	})
-	gone := func(what string, p *person) {
+	gone := func(what string, p *actor) {
 		t.Helper()
 		eventually(t, what, func() error {
 			if out, err := p.try("", "auth", "whoami"); err == nil || !strings.Contains(out, "nauthorized") && !strings.Contains(out, "must be logged in") {

@@ -18,7 +18,7 @@ import (
 )
 
 // bearer is kubectl with a token and nothing else.
-func (p *person) bearer(token string, args ...string) (string, error) {
+func (p *actor) bearer(token string, args ...string) (string, error) {
 	p.t.Helper()
 	server := strings.TrimSpace(p.kubectl("config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}"))
 	args = append([]string{"kubectl", "--kubeconfig", "/dev/null", "--server", server, "--certificate-authority", portalCA(p.t), "--token", token}, args...)

@@ -207,12 +207,12 @@ spec:
 		return fmt.Sprintf(`{"apiVersion": "atoll.dev/v1alpha1", "kind": "SupervisorNamespace", "metadata": {"name": %q}, "spec": {%s%s}}`, name, class, rest)
 	}
 	mine, class := n.name+"-mine", fmt.Sprintf(`"className": %q`, template)
-	create := func(p *person, text string) (string, error) { return p.try(text, "create", "-f", "-") }
+	create := func(p *actor, text string) (string, error) { return p.try(text, "create", "-f", "-") }
 	t.Cleanup(func() {
 		_, _ = kubectl(context.Background(), "", "delete", "supervisornamespace", mine, "--ignore-not-found")
 	})
 	for what, c := range map[string]struct {
-		who  *person
+		who  *actor
 		text string
 		want string
 	}{

@@ -35,7 +35,10 @@ func portal(t *testing.T) string {
 
 func nodeAddress(t *testing.T) string {
 	t.Helper()
-	return strings.Fields(run(t, "", "get", "nodes", "-o", `jsonpath={.items[*].status.addresses[?(@.type=="InternalIP")].address}`))[0]
+	if suite.address == "" {
+		t.Fatal("the node has no address")
+	}
+	return suite.address
 }
 
 // clusterCA is the certificate of the cluster's authority, in PEM.
@@ -192,10 +195,10 @@ func ociManifest(config string, configSize int, layer string, size int) []byte {
 }
 
 // docker is a person's client of the registry.
-func (p *person) docker() *docker { return newDocker(p.t, p.name, p.password) }
+func (p *actor) docker() *docker { return newDocker(p.t, p.name, p.password) }
 
 // push is `atoll image push` of the busybox image.
-func (p *person) push(target string) (string, error) {
+func (p *actor) push(target string) (string, error) {
 	return p.atoll("", "image", "push", busyboxTar(), target)
 }
 
@@ -207,10 +210,10 @@ func busyboxTar() string {
 func TestTenantRegistry(t *testing.T) {
 	t.Parallel()
 	n := newTenant(t, "", `"registry": {"quota": "8Mi", "immutableTags": ["fixed:*"]}`)
-	stranger := newPerson(t, n.name+"-stranger")
+	stranger := newActor(t, n.name+"-stranger")
 	project := registryHost + "/" + n.name
 	equal(t, "the project", n.status().Status.RegistryProject, project)
-	for _, p := range []*person{n.owner, n.editor} {
+	for _, p := range []*actor{n.owner, n.editor} {
 		if out, err := p.push(project + "/app:" + p.name[len(p.name)-5:]); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}

@@ -6,18 +6,23 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
-// person is somebody with an account, a session and a kubeconfig of their own. Nothing that they do uses the
+// actor is somebody with an account, a session and a kubeconfig of their own. Nothing that they do uses the
 // administrator's.
-type person struct {
+type actor struct {
 	t          *testing.T
 	name       string
 	password   string
@@ -25,8 +30,8 @@ type person struct {
 	kubeconfig string
 }
 
-// newPerson makes a local user, who logs in. The user goes with the test.
-func newPerson(t *testing.T, name string, groups ...string) *person {
+// newActor makes a local user, who logs in. The user goes with the test.
+func newActor(t *testing.T, name string, groups ...string) *actor {
 	t.Helper()
 	p := account(t, name)
 	p.password = rand.Text()
@@ -44,20 +49,20 @@ func newPerson(t *testing.T, name string, groups ...string) *person {
 }
 
 // account is a person with a home, and nothing in it.
-func account(t *testing.T, name string) *person {
+func account(t *testing.T, name string) *actor {
 	t.Helper()
 	home := t.TempDir()
-	return &person{t: t, name: name, home: home, kubeconfig: filepath.Join(home, ".kube", "config")}
+	return &actor{t: t, name: name, home: home, kubeconfig: filepath.Join(home, ".kube", "config")}
 }
 
 // create makes the user.
-func (p *person) create() {
+func (p *actor) create() {
 	p.t.Helper()
 	host(p.t, p.password+"\n", "user", "create", p.name, "--must-change=false", "--password-stdin")
 }
 
 // login gets a new session.
-func (p *person) login() {
+func (p *actor) login() {
 	p.t.Helper()
 	if out, err := p.tryLogin(p.password); err != nil {
 		p.t.Fatalf("%v\n%s", err, out)
@@ -70,7 +75,7 @@ func (p *person) login() {
 }
 
 // sessions are the files of logins.
-func (p *person) sessions() []string {
+func (p *actor) sessions() []string {
 	files, err := filepath.Glob(filepath.Join(p.home, ".kube", "atoll", "*.json"))
 	if err != nil {
 		p.t.Fatal(err)
@@ -78,22 +83,22 @@ func (p *person) sessions() []string {
 	return files
 }
 
-func (p *person) tryLogin(password string) (string, error) {
+func (p *actor) tryLogin(password string) (string, error) {
 	return p.atoll(password+"\n", "login", "--server", portal(p.t), "--user", p.name, "--password-stdin", "--ca-file", portalCA(p.t))
 }
 
 // atoll runs a command as this person would at home.
-func (p *person) atoll(stdin string, args ...string) (string, error) {
+func (p *actor) atoll(stdin string, args ...string) (string, error) {
 	return combined(p.t.Context(), stdin, []string{"HOME=" + p.home, "KUBECONFIG=" + p.kubeconfig}, args...)
 }
 
 // try is kubectl as this person.
-func (p *person) try(stdin string, args ...string) (string, error) {
+func (p *actor) try(stdin string, args ...string) (string, error) {
 	return p.atoll(stdin, append([]string{"kubectl"}, args...)...)
 }
 
 // kubectl is for what must succeed.
-func (p *person) kubectl(args ...string) string {
+func (p *actor) kubectl(args ...string) string {
 	p.t.Helper()
 	out, err := p.try("", args...)
 	if err != nil {
@@ -102,7 +107,7 @@ func (p *person) kubectl(args ...string) string {
 	return out
 }
 
-func (p *person) apply(namespace, yaml string) {
+func (p *actor) apply(namespace, yaml string) {
 	p.t.Helper()
 	if _, err := p.try(yaml, "-n", namespace, "apply", "-f", "-"); err != nil {
 		p.t.Fatalf("as %s: %v", p.name, err)
@@ -110,7 +115,7 @@ func (p *person) apply(namespace, yaml string) {
 }
 
 // refused applies what must be refused for the reason given.
-func (p *person) refused(namespace, yaml string, wants ...string) {
+func (p *actor) refused(namespace, yaml string, wants ...string) {
 	p.t.Helper()
 	out, err := p.try(yaml, "-n", namespace, "apply", "-f", "-")
 	if err == nil {
@@ -121,7 +126,7 @@ func (p *person) refused(namespace, yaml string, wants ...string) {
 }
 
 // denied runs kubectl, which must be refused for the reason given.
-func (p *person) denied(args []string, wants ...string) {
+func (p *actor) denied(args []string, wants ...string) {
 	p.t.Helper()
 	out, err := p.try("", args...)
 	if err == nil {
@@ -131,7 +136,7 @@ func (p *person) denied(args []string, wants ...string) {
 	p.says(out, wants...)
 }
 
-func (p *person) says(got string, wants ...string) {
+func (p *actor) says(got string, wants ...string) {
 	p.t.Helper()
 	for _, want := range wants {
 		if !strings.Contains(got, want) {
@@ -140,26 +145,69 @@ func (p *person) says(got string, wants ...string) {
 	}
 }
 
-// can asks what `kubectl auth can-i` says; where is -n NAMESPACE, or -A.
-func (p *person) can(verb, resource string, where ...string) bool {
+// can asks the API server what `kubectl auth can-i` asks it; where is -n NAMESPACE, or -A, or nothing.
+func (p *actor) can(verb, resource string, where ...string) bool {
 	p.t.Helper()
-	out, err := p.try("", append([]string{"auth", "can-i", verb, resource}, where...)...)
-	answer := strings.TrimSpace(out)
-	answer = answer[strings.LastIndexByte(answer, '\n')+1:]
-	switch {
-	case answer == "yes" && err == nil:
-		return true
-	case strings.HasPrefix(answer, "no") && err != nil:
-		return false
+	namespace := ""
+	if len(where) == 2 {
+		namespace = where[1]
 	}
-	p.t.Fatalf("auth can-i %s %s as %s: %v: %q", verb, resource, p.name, err, out)
-	return false
+	resource, group, _ := strings.Cut(resource, ".")
+	resource, sub, _ := strings.Cut(resource, "/")
+	body, err := json.Marshal(map[string]any{
+		"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+		"spec": map[string]any{"resourceAttributes": map[string]string{"namespace": namespace, "verb": verb, "group": group, "resource": resource, "subresource": sub}},
+	})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	var answer struct{ Status struct{ Allowed bool } }
+	if code := p.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body, &answer); code != http.StatusCreated {
+		p.t.Fatalf("asking what %s may: status %d", p.name, code)
+	}
+	return answer.Status.Allowed
+}
+
+// token is that of the session.
+func (p *actor) token() string {
+	p.t.Helper()
+	var login struct{ Token string }
+	for _, file := range p.sessions() {
+		if b, err := os.ReadFile(file); err != nil || json.Unmarshal(b, &login) != nil {
+			p.t.Fatalf("reading the session of %s: %v", p.name, err)
+		}
+	}
+	return login.Token
+}
+
+// post sends an object to the API server as this person.
+func (p *actor) post(path string, body []byte, into any) (code int) {
+	p.t.Helper()
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(clusterCA(p.t))
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(p.t.Context(), http.MethodPost, "https://"+net.JoinHostPort(nodeAddress(p.t), "6443")+path, bytes.NewReader(body))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+p.token())
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Do(req)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(into); err != nil {
+		p.t.Fatal(err)
+	}
+	return resp.StatusCode
 }
 
 // tenant is a SupervisorNamespace with an owner, somebody with the role Edit and a viewer.
 type tenant struct {
 	*namespace
-	owner, editor, viewer *person
+	owner, editor, viewer *actor
 }
 
 // newTenant makes one; spec is more of the object's spec, as members of a JSON object.
@@ -168,7 +216,7 @@ func newTenant(t *testing.T, suffix, spec string) *tenant {
 	name := strings.ToLower(strings.TrimPrefix(strings.ReplaceAll(t.Name(), "/", "-"), "Test"))
 	name = strings.TrimRight(name[:min(len(name), 40)], "-") + suffix
 	n := &tenant{namespace: &namespace{t: t, name: name}}
-	n.owner, n.editor, n.viewer = newPerson(t, name+"-owner"), newPerson(t, name+"-editor"), newPerson(t, name+"-viewer")
+	n.owner, n.editor, n.viewer = newActor(t, name+"-owner"), newActor(t, name+"-editor"), newActor(t, name+"-viewer")
 	n.declare(spec)
 	t.Cleanup(func() {
 		if t.Failed() {

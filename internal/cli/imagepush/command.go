@@ -102,7 +102,8 @@ func (cfg Config) session(ctx context.Context, kubeconfig, user, passwordFile st
 		s.Password, err = cfg.readPassword(passwordFile)
 		return s, err
 	}
-	s.User = current.AuthInfo
+	// The name is for messages: a session says itself whose it is. Basic authentication has no ':' in names.
+	s.User = current.AuthInfo[strings.LastIndexByte(current.AuthInfo, ':')+1:]
 	s.Password, err = token(ctx, config.AuthInfos[current.AuthInfo])
 	return s, err
 }

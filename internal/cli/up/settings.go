@@ -110,11 +110,11 @@ func (s Settings) Validate() error {
 	if s.MaxPods < 1 || s.MaxPods > 1000 {
 		errs = append(errs, fmt.Errorf("--max-pods %d: use 1 to 1000", s.MaxPods))
 	}
-	if p, err := netip.ParsePrefix(s.LoadBalancerRange); s.LoadBalancerRange != "" && (err != nil || !p.Addr().Is4() || p.Bits() > 30 || p != p.Masked()) {
-		errs = append(errs, fmt.Errorf("--load-balancer-range %q: use an IPv4 network of 4 or more addresses, as in 192.0.2.64/28", s.LoadBalancerRange))
-	}
 	if s.PortalPort < 1 || s.PortalPort > 65535 {
 		errs = append(errs, fmt.Errorf("--portal-port %d: use 1 to 65535", s.PortalPort))
+	}
+	if p, err := netip.ParsePrefix(s.LoadBalancerRange); s.LoadBalancerRange != "" && (err != nil || !p.Addr().Is4() || p.Bits() > 30 || p != p.Masked()) {
+		errs = append(errs, fmt.Errorf("--load-balancer-range %q: use an IPv4 network of 4 or more addresses, as in 192.0.2.64/28", s.LoadBalancerRange))
 	}
 	switch s.Accelerator {
 	case "auto", "kvm", "tcg":
@@ -193,6 +193,6 @@ func routeSource() (netip.Addr, bool) {
 // Equal tells whether both are the same choices.
 func (s Settings) Equal(o Settings) bool {
 	return slices.Equal(s.TLSSANs, o.TLSSANs) && s.NodeName == o.NodeName && s.NodeIP == o.NodeIP &&
-		s.LoadBalancerRange == o.LoadBalancerRange && s.PortalPort == o.PortalPort && s.PoolSize == o.PoolSize && s.MaxPods == o.MaxPods && s.Accelerator == o.Accelerator &&
+		s.LoadBalancerRange == o.LoadBalancerRange && s.PoolSize == o.PoolSize && s.PortalPort == o.PortalPort && s.MaxPods == o.MaxPods && s.Accelerator == o.Accelerator &&
 		s.Kernel == o.Kernel && s.LogFormat == o.LogFormat
 }

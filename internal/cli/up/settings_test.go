@@ -23,11 +23,11 @@ func TestSettingsValidate(t *testing.T) {
 		"IPv4":                  func(s *Settings) { s.NodeIP = "fd00::1" },
 		"--pool-size":           func(s *Settings) { s.PoolSize = 65 },
 		"--max-pods":            func(s *Settings) { s.MaxPods = 0 },
+		"--portal-port":         func(s *Settings) { s.PortalPort = 65536 },
 		"--load-balancer-range": func(s *Settings) { s.LoadBalancerRange = "192.0.2.1/24" },
 		"--accelerator":         func(s *Settings) { s.Accelerator = "hvf" },
 		"--kernel":              func(s *Settings) { s.Kernel = "boot/vmlinuz" },
 		"--log-format":          func(s *Settings) { s.LogFormat = "xml" },
-		"--portal-port":         func(s *Settings) { s.PortalPort = 65536 },
 	}
 	for want, change := range tests {
 		s := good

@@ -49,24 +49,22 @@ func refusal(format string, args ...any) error {
 type Reconciler struct {
 	client.Client
 	Events events.EventRecorder
-	// Range are the addresses for Services that cannot have that of a node.
-	Range netip.Prefix
 	// Portal is the port of hosts that people log in at. Who had it could take their passwords.
 	Portal int32
+	// Range are the addresses for Services that cannot have that of a node.
+	Range netip.Prefix
 
 	// ingresses is held while an address is chosen and written.
 	ingresses sync.Mutex
 }
 
-// Setup adds the controller to a manager, with Reconciler.Range and Portal.
-func Setup(addresses netip.Prefix, portal int) func(ctrl.Manager) error {
-	return func(mgr ctrl.Manager) error {
-		r := &Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachineservice"), Range: addresses, Portal: int32(portal)}
-		return r.setup(mgr)
-	}
+// Setup adds the controller to a manager, with the port of the portal and the addresses of Reconciler.Range.
+func Setup(portal int, addresses netip.Prefix) func(ctrl.Manager) error {
+	return func(mgr ctrl.Manager) error { return setup(mgr, portal, addresses) }
 }
 
-func (r *Reconciler) setup(mgr ctrl.Manager) error {
+func setup(mgr ctrl.Manager, portal int, addresses netip.Prefix) error {
+	r := &Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachineservice"), Portal: int32(portal), Range: addresses}
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("virtualmachineservice").
 		For(&vmopv1.VirtualMachineService{}).

@@ -52,10 +52,10 @@ func (r *Reconciler) reserved(port int32) string {
 	switch {
 	case port == r.Portal:
 		return "people log in there"
-	case port == 80 || port == 443:
+	case port == 80:
 		return ""
 	case port < 1024:
-		return "ports below 1024 but 80 and 443 belong to the host"
+		return "ports below 1024 but 80 belong to the host"
 	case port == 2379, port == 2380, port == 6443, port == 9443, port >= 10240 && port <= 10260:
 		return "it belongs to the cluster itself"
 	case port >= 30000 && port <= 32767:
