@@ -1,9 +1,8 @@
-package cli
+package registry
 
 import (
-	"cmp"
 	"fmt"
-	"os"
+	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -12,37 +11,52 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
-	"atoll.dev/atoll/internal/cli/command"
-	"atoll.dev/atoll/internal/cli/registry"
-	"atoll.dev/atoll/internal/cli/up"
 )
+
+// Config is what the commands need of the command line.
+type Config struct {
+	Out io.Writer
+	// Where is the kubeconfig to use and the host of its registry, "" when that is not known.
+	Where func() (kubeconfig, host string, err error)
+	// Group makes a command that only has commands.
+	Group func(use, short, example string, commands ...*cobra.Command) *cobra.Command
+	// Output adds the flag -o, NoArgs and Exact check arguments.
+	Output func(cmd *cobra.Command, value *string, formats ...string)
+	NoArgs cobra.PositionalArgs
+	Exact  func(names ...string) cobra.PositionalArgs
+	// Structured prints a value as json or yaml, Table rows of which the first is the heading, Size a number of bytes and
+	// Age a time.
+	Structured func(format string, v any) error
+	Table      func(rows [][]string)
+	Size       func(n int64) string
+	Age        func(t time.Time) string
+}
 
 // registryHost is the flag that says where the registry is.
 type registryHost struct{ host string }
 
-func (a *app) registryCommand() *cobra.Command {
+// Command is `atoll registry`.
+func (a Config) Command() *cobra.Command {
 	var h registryHost
-	cmd := command.Group("registry", "Images of the cluster's registry", `  atoll registry login                 how to log in with docker, podman, skopeo, oras and crane
+	cmd := a.Group("registry", "Images of the cluster's registry", `  atoll registry login                 how to log in with docker, podman, skopeo, oras and crane
   atoll registry ls shop
   atoll registry rm shop/web:1.0
   atoll registry robot create ci -n shop --push`,
-		a.registryListCommand(&h), a.registryTagsCommand(&h), a.registryRemoveCommand(&h), a.registryUsageCommand(&h),
-		a.registryCollectCommand(&h), a.registryLoginCommand(&h), a.robotCommand(&h))
+		a.listCommand(&h), a.tagsCommand(&h), a.removeCommand(&h), a.usageCommand(&h),
+		a.collectCommand(&h), a.loginCommand(&h), a.robotCommand(&h))
 	cmd.PersistentFlags().StringVar(&h.host, "registry", "", "address of the registry (default: that of the API server)")
 	return cmd
 }
 
-// registryClient uses the kubeconfig of the environment, or the administrator's of the data directory.
-func (a *app) registryClient(h *registryHost) (*registry.Client, error) {
-	t, err := a.tree()
+func (a Config) client(h *registryHost) (*Client, error) {
+	kubeconfig, host, err := a.Where()
 	if err != nil {
 		return nil, err
 	}
-	kubeconfig, host := os.Getenv("KUBECONFIG"), h.host
-	if kubeconfig == "" {
-		kubeconfig, host = t.AdminKubeconfig(), cmp.Or(host, up.PortalOf(t))
+	if h.host != "" {
+		host = h.host
 	}
-	return registry.New(kubeconfig, host)
+	return New(kubeconfig, host)
 }
 
 func first(args []string) string {
@@ -52,7 +66,7 @@ func first(args []string) string {
 	return args[0]
 }
 
-func (a *app) registryListCommand(h *registryHost) *cobra.Command {
+func (a Config) listCommand(h *registryHost) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use: "ls [namespace]", Aliases: []string{"list"}, Short: "List repositories",
@@ -60,7 +74,7 @@ func (a *app) registryListCommand(h *registryHost) *cobra.Command {
   atoll registry ls shop -o json`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.registryClient(h)
+			c, err := a.client(h)
 			if err != nil {
 				return err
 			}
@@ -69,32 +83,32 @@ func (a *app) registryListCommand(h *registryHost) *cobra.Command {
 				return err
 			}
 			if output == "json" || output == "yaml" {
-				return a.structured(output, list)
+				return a.Structured(output, list)
 			}
 			rows := [][]string{{"REPOSITORY", "TAGS", "NEWEST", "PUSHED"}}
 			for _, r := range list {
 				row := []string{r.Name, strconv.Itoa(len(r.Tags)), "-", "-"}
 				if len(r.Tags) > 0 {
-					row[2], row[3] = r.Tags[0].Name, age(r.Tags[0].Pushed)
+					row[2], row[3] = r.Tags[0].Name, a.Age(r.Tags[0].Pushed)
 				}
 				rows = append(rows, row)
 			}
-			a.table(rows)
+			a.Table(rows)
 			return nil
 		},
 	}
-	command.OutputFlag(cmd, &output, "table", "json", "yaml")
+	a.Output(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
-func (a *app) registryTagsCommand(h *registryHost) *cobra.Command {
+func (a Config) tagsCommand(h *registryHost) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use: "tags <repository>", Short: "List the tags of a repository, the newest first",
 		Example: `  atoll registry tags shop/web`,
-		Args:    command.ExactArgs("repository"),
+		Args:    a.Exact("repository"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.registryClient(h)
+			c, err := a.client(h)
 			if err != nil {
 				return err
 			}
@@ -108,23 +122,23 @@ func (a *app) registryTagsCommand(h *registryHost) *cobra.Command {
 					continue
 				}
 				if output == "json" || output == "yaml" {
-					return a.structured(output, r.Tags)
+					return a.Structured(output, r.Tags)
 				}
 				rows := [][]string{{"TAG", "PUSHED", "DIGEST"}}
 				for _, t := range r.Tags {
-					rows = append(rows, []string{t.Name, age(t.Pushed), t.Digest})
+					rows = append(rows, []string{t.Name, a.Age(t.Pushed), t.Digest})
 				}
-				a.table(rows)
+				a.Table(rows)
 				return nil
 			}
 			return fmt.Errorf("there is no repository %s; atoll registry ls %s lists those there are", args[0], namespace)
 		},
 	}
-	command.OutputFlag(cmd, &output, "table", "json", "yaml")
+	a.Output(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
-func (a *app) registryRemoveCommand(h *registryHost) *cobra.Command {
+func (a Config) removeCommand(h *registryHost) *cobra.Command {
 	return &cobra.Command{
 		Use: "rm <image>...", Aliases: []string{"delete"}, Short: "Remove tags, or manifests by digest",
 		Long: `Removes a tag, or a manifest with all its tags by its digest. The room it takes is freed by the next collection,
@@ -133,7 +147,7 @@ when nothing else uses it: the registry runs one every hour, atoll registry gc a
   atoll registry rm shop/web@sha256:0123...`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.registryClient(h)
+			c, err := a.client(h)
 			if err != nil {
 				return err
 			}
@@ -141,14 +155,14 @@ when nothing else uses it: the registry runs one every hour, atoll registry gc a
 				if err := c.Remove(cmd.Context(), image); err != nil {
 					return fmt.Errorf("removing %s: %w", image, err)
 				}
-				fmt.Fprintf(a.out, "removed %s\n", image)
+				fmt.Fprintf(a.Out, "removed %s\n", image)
 			}
 			return nil
 		},
 	}
 }
 
-func (a *app) registryUsageCommand(h *registryHost) *cobra.Command {
+func (a Config) usageCommand(h *registryHost) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
 		Use: "usage [namespace]", Short: "Show what projects take, and their quotas",
@@ -156,7 +170,7 @@ func (a *app) registryUsageCommand(h *registryHost) *cobra.Command {
   atoll registry usage shop`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.registryClient(h)
+			c, err := a.client(h)
 			if err != nil {
 				return err
 			}
@@ -165,25 +179,25 @@ func (a *app) registryUsageCommand(h *registryHost) *cobra.Command {
 				return err
 			}
 			if output == "json" || output == "yaml" {
-				return a.structured(output, list)
+				return a.Structured(output, list)
 			}
 			rows := [][]string{{"PROJECT", "USED", "QUOTA", "REPOSITORIES", "TAGS"}}
 			for _, u := range list {
 				quota := "-"
 				if u.Quota != nil {
-					quota = size(*u.Quota)
+					quota = a.Size(*u.Quota)
 				}
-				rows = append(rows, []string{u.Project, size(u.Used), quota, strconv.Itoa(u.Repositories), strconv.Itoa(u.Tags)})
+				rows = append(rows, []string{u.Project, a.Size(u.Used), quota, strconv.Itoa(u.Repositories), strconv.Itoa(u.Tags)})
 			}
-			a.table(rows)
+			a.Table(rows)
 			return nil
 		},
 	}
-	command.OutputFlag(cmd, &output, "table", "json", "yaml")
+	a.Output(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
-func (a *app) registryCollectCommand(h *registryHost) *cobra.Command {
+func (a Config) collectCommand(h *registryHost) *cobra.Command {
 	var dryRun bool
 	cmd := &cobra.Command{
 		Use: "gc", Short: "Remove what nobody uses from the registry, while it serves",
@@ -191,9 +205,9 @@ func (a *app) registryCollectCommand(h *registryHost) *cobra.Command {
 RegistryConfiguration), layers that no manifest refers to for two hours, and uploads that nobody has gone on with for
 a day. Images can be pushed and pulled meanwhile. The registry does it every hour by itself. Administrators only.`,
 		Example: `  atoll registry gc --dry-run`,
-		Args:    command.NoArgs,
+		Args:    a.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.registryClient(h)
+			c, err := a.client(h)
 			if err != nil {
 				return err
 			}
@@ -205,8 +219,8 @@ a day. Images can be pushed and pulled meanwhile. The registry does it every hou
 			if r.DryRun {
 				verb = "would remove"
 			}
-			fmt.Fprintf(a.out, "%s %d manifests, %d links, %d blobs, %d uploads and %d projects: %s, in %.1f s\n",
-				verb, r.Manifests, r.Layers, r.Blobs, r.Uploads, r.Projects, size(r.Bytes), r.Seconds)
+			fmt.Fprintf(a.Out, "%s %d manifests, %d links, %d blobs, %d uploads and %d projects: %s, in %.1f s\n",
+				verb, r.Manifests, r.Layers, r.Blobs, r.Uploads, r.Projects, a.Size(r.Bytes), r.Seconds)
 			return nil
 		},
 	}
@@ -214,16 +228,16 @@ a day. Images can be pushed and pulled meanwhile. The registry does it every hou
 	return cmd
 }
 
-func (a *app) registryLoginCommand(h *registryHost) *cobra.Command {
+func (a Config) loginCommand(h *registryHost) *cobra.Command {
 	return &cobra.Command{
 		Use: "login", Short: "Say how to log in with docker, podman, skopeo, oras and crane",
-		Args: command.NoArgs,
+		Args: a.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.registryClient(h)
+			c, err := a.client(h)
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.out, loginHelp, c.Host)
+			fmt.Fprintf(a.Out, loginHelp, c.Host)
 			return nil
 		},
 	}
@@ -247,8 +261,8 @@ registry.atoll.local/shop/NAME:TAG). Log in as a person (NAME and password), or 
            crane auth login %[1]s -u NAME -p PASSWORD
 `
 
-func (a *app) robotCommand(h *registryHost) *cobra.Command {
-	return command.Group("robot", "Robot accounts: credentials of programs for one project", `  atoll registry robot create ci -n shop --push
+func (a Config) robotCommand(h *registryHost) *cobra.Command {
+	return a.Group("robot", "Robot accounts: credentials of programs for one project", `  atoll registry robot create ci -n shop --push
   atoll registry robot rotate ci -n shop`,
 		a.robotCreateCommand(h), a.robotListCommand(h), a.robotRotateCommand(h), a.robotDeleteCommand(h))
 }
@@ -257,7 +271,7 @@ func robotNamespace(cmd *cobra.Command, namespace *string) {
 	cmd.Flags().StringVarP(namespace, "namespace", "n", metav1.NamespaceDefault, "namespace, whose project the account is for")
 }
 
-func (a *app) robotCreateCommand(h *registryHost) *cobra.Command {
+func (a Config) robotCreateCommand(h *registryHost) *cobra.Command {
 	var namespace, description string
 	var push bool
 	var expires time.Duration
@@ -266,9 +280,9 @@ func (a *app) robotCreateCommand(h *registryHost) *cobra.Command {
 		Long: `Makes a robot account. Its password is in a Secret of its namespace, too, which pods can name in
 imagePullSecrets.`,
 		Example: `  atoll registry robot create ci -n shop --push --expires 720h`,
-		Args:    command.ExactArgs("name"),
+		Args:    a.Exact("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.registryClient(h)
+			c, err := a.client(h)
 			if err != nil {
 				return err
 			}
@@ -295,18 +309,18 @@ imagePullSecrets.`,
 	return cmd
 }
 
-func (a *app) printRobot(host, user, password string) {
-	fmt.Fprintf(a.out, "registry  %s\nuser      %s\npassword  %s\n", host, user, password)
+func (a Config) printRobot(host, user, password string) {
+	fmt.Fprintf(a.Out, "registry  %s\nuser      %s\npassword  %s\n", host, user, password)
 }
 
-func (a *app) robotListCommand(h *registryHost) *cobra.Command {
+func (a Config) robotListCommand(h *registryHost) *cobra.Command {
 	var namespace, output string
 	var all bool
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List robot accounts",
-		Args: command.NoArgs,
+		Args: a.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := a.registryClient(h)
+			c, err := a.client(h)
 			if err != nil {
 				return err
 			}
@@ -318,7 +332,7 @@ func (a *app) robotListCommand(h *registryHost) *cobra.Command {
 				return err
 			}
 			if output == "json" || output == "yaml" {
-				return a.structured(output, list)
+				return a.Structured(output, list)
 			}
 			rows := [][]string{{"NAMESPACE", "NAME", "USER", "PERMISSIONS", "SECRET", "EXPIRES"}}
 			for _, r := range list {
@@ -331,24 +345,23 @@ func (a *app) robotListCommand(h *registryHost) *cobra.Command {
 				}
 				rows = append(rows, []string{r.Namespace, r.Name, r.Status.User, strings.Join(permissions, ","), r.Status.SecretName, expires})
 			}
-			a.table(rows)
+			a.Table(rows)
 			return nil
 		},
 	}
 	robotNamespace(cmd, &namespace)
 	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "those of all namespaces")
-	command.OutputFlag(cmd, &output, "table", "json", "yaml")
+	a.Output(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
-func (a *app) robotRotateCommand(h *registryHost) *cobra.Command {
+func (a Config) robotRotateCommand(h *registryHost) *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
 		Use: "rotate <name>", Short: "Make a new password; the old one ends at once",
-		Example: `  atoll registry robot rotate ci -n shop`,
-		Args:    command.ExactArgs("name"),
+		Args: a.Exact("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.registryClient(h)
+			c, err := a.client(h)
 			if err != nil {
 				return err
 			}
@@ -364,14 +377,13 @@ func (a *app) robotRotateCommand(h *registryHost) *cobra.Command {
 	return cmd
 }
 
-func (a *app) robotDeleteCommand(h *registryHost) *cobra.Command {
+func (a Config) robotDeleteCommand(h *registryHost) *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
 		Use: "delete <name>", Aliases: []string{"rm"}, Short: "End a robot account at once",
-		Example: `  atoll registry robot delete ci -n shop`,
-		Args:    command.ExactArgs("name"),
+		Args: a.Exact("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.registryClient(h)
+			c, err := a.client(h)
 			if err != nil {
 				return err
 			}
