@@ -5,6 +5,8 @@
 // they do, or if a measure could not be taken. Volumes are measured beside what they can be compared with: the same
 // pod without one, the same image opened on the host, volumes of another size. It needs a running supervisor, root, and
 // the images busybox and bench loaded; `make bench` sees to that. Those of virtual machines are imported from build/vm.
+//
+// The parts are in the packages beside it, and what they share is in package rig.
 package main
 
 import (
@@ -22,63 +24,39 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"atoll.dev/atoll/bench/machines"
+	"atoll.dev/atoll/bench/namespaces"
+	"atoll.dev/atoll/bench/pods"
+	"atoll.dev/atoll/bench/policies"
+	"atoll.dev/atoll/bench/rig"
+	"atoll.dev/atoll/bench/volumes"
 	"atoll.dev/atoll/internal/datadir"
 )
-
-// Row is one line of the table: values of the same measure for each runtime, or for Atoll and something else.
-type Row struct {
-	Measure string  `json:"measure"`
-	Unit    string  `json:"unit"`
-	N       int     `json:"n,omitempty"`
-	Atoll   Value   `json:"atoll"`
-	Runc    *Value  `json:"runc,omitempty"`
-	Other   *Value  `json:"other,omitempty"` // of Against, where that is not runc
-	Against string  `json:"against,omitempty"`
-	Ratio   float64 `json:"ratio,omitempty"` // atoll median / the other median
-	Note    string  `json:"note,omitempty"`
-}
-
-// Value is a median with its spread, in the row's unit.
-type Value struct {
-	P50 float64 `json:"p50"`
-	P95 float64 `json:"p95,omitempty"`
-	Min float64 `json:"min,omitempty"`
-	Max float64 `json:"max,omitempty"`
-}
-
-type options struct {
-	dataDir, runDir, output string
-	n, idle, cycles         int
-	volumes                 int
-	atoll, images           string
-	only                    string
-	portalPort              int
-}
 
 // bench is one measure; it may yield several rows.
 type bench struct {
 	name string
-	run  func(context.Context, *host) ([]Row, error)
+	run  rig.Part
 }
 
 func main() {
-	var o options
-	flag.StringVar(&o.dataDir, "data-dir", "/var/lib/atoll", "data directory of the running supervisor")
-	flag.StringVar(&o.output, "output", "bench/results", "directory for the JSON file")
-	flag.IntVar(&o.n, "n", 30, "repetitions of each start measurement")
-	flag.IntVar(&o.idle, "idle", 300, "idle pods for the memory measurement")
-	flag.IntVar(&o.cycles, "cycles", 200, "create/delete cycles for the leak check")
-	flag.StringVar(&o.only, "only", "", "comma-separated names of measures: cri,cold,kubectl,density,io,tcp,policy-engine,policy-api,leak,idle,resident,ns-create,ns-admission,ns-login,ns-registry,volume-csi,volume-attach,volume-io,volume-leak,vm-start,vm-address,vm-debian,vm-memory,vm-bootdisk,vm-snapshot; volume, vm and ns are all that begin so")
-	flag.IntVar(&o.portalPort, "portal-port", 443, "port that people log in at")
-	flag.IntVar(&o.volumes, "volumes", 200, "volumes for volume-leak")
-	flag.StringVar(&o.atoll, "atoll", "bin/atoll", "the binary, for ns-login, ns-registry and importing images of virtual machines")
-	flag.StringVar(&o.images, "vm-images", "build/vm", "directory with the images of virtual machines")
+	var o rig.Options
+	flag.StringVar(&o.DataDir, "data-dir", "/var/lib/atoll", "data directory of the running supervisor")
+	flag.StringVar(&o.Output, "output", "bench/results", "directory for the JSON file")
+	flag.IntVar(&o.N, "n", 30, "repetitions of each start measurement")
+	flag.IntVar(&o.Idle, "idle", 300, "idle pods for the memory measurement")
+	flag.IntVar(&o.Cycles, "cycles", 200, "create/delete cycles for the leak check")
+	flag.StringVar(&o.Only, "only", "", "comma-separated names of measures: cri,cold,kubectl,density,io,tcp,policy-engine,policy-api,leak,idle,resident,ns-create,ns-admission,ns-login,ns-registry,volume-csi,volume-attach,volume-io,volume-leak,vm-start,vm-address,vm-debian,vm-memory,vm-bootdisk,vm-snapshot; volume, vm and ns are all that begin so")
+	flag.IntVar(&o.PortalPort, "portal-port", 443, "port that people log in at")
+	flag.IntVar(&o.Volumes, "volumes", 200, "volumes for volume-leak")
+	flag.StringVar(&o.Atoll, "atoll", "bin/atoll", "the binary, for ns-login, ns-registry and importing images of virtual machines")
+	flag.StringVar(&o.Images, "vm-images", "build/vm", "directory with the images of virtual machines")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	tree, err := datadir.New(o.dataDir)
+	tree, err := datadir.New(o.DataDir)
 	if err == nil {
-		o.runDir = tree.Run()
+		o.RunDir = tree.Run()
 		err = run(ctx, o)
 	}
 	if err != nil {
@@ -88,50 +66,50 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, o options) error {
-	h, err := newHost(o)
+func run(ctx context.Context, o rig.Options) error {
+	h, err := rig.New(o)
 	if err != nil {
 		return err
 	}
-	defer h.close()
+	defer h.Close()
 	all := []bench{
-		{"resident", residentMemory},
-		{"cri", withoutKubelet(criStart)},
-		{"cold", withoutKubelet(criColdStart)},
-		{"kubectl", kubectlStart},
-		{"io", rootfsIO},
-		{"tcp", guestTCP},
-		{"policy-engine", policyEngine},
-		{"policy-api", policyChanges},
-		{"density", densityBurst},
-		{"leak", withoutKubelet(leakCycles)},
-		{"idle", idleMemory},
-		{"ns-create", namespacesAtOnce},
-		{"ns-admission", podAdmission},
-		{"ns-login", loginTime},
-		{"ns-registry", registryThroughput},
-		{"vm-start", withMachines(machineBurst)},
-		{"vm-address", withMachines(machineAddress)},
-		{"vm-debian", withMachines(machineDebian)},
-		{"vm-memory", withMachines(machineMemory)},
-		{"vm-bootdisk", withVolumes(withMachines(bootDisks))},
-		{"vm-snapshot", withMachines(machineSnapshot)},
-		{"volume-csi", withVolumes(volumeCSI)},
-		{"volume-attach", withVolumes(volumeAttach)},
-		{"volume-io", withVolumes(volumeIO)},
-		{"volume-leak", withVolumes(volumeLeak)},
+		{"resident", pods.ResidentMemory},
+		{"cri", rig.WithoutKubelet(pods.CRIStart)},
+		{"cold", rig.WithoutKubelet(pods.CRIColdStart)},
+		{"kubectl", pods.KubectlStart},
+		{"io", pods.RootfsIO},
+		{"tcp", pods.GuestTCP},
+		{"policy-engine", policies.Engine},
+		{"policy-api", policies.Changes},
+		{"density", pods.DensityBurst},
+		{"leak", rig.WithoutKubelet(pods.LeakCycles)},
+		{"idle", pods.IdleMemory},
+		{"ns-create", namespaces.AtOnce},
+		{"ns-admission", namespaces.PodAdmission},
+		{"ns-login", namespaces.LoginTime},
+		{"ns-registry", namespaces.RegistryThroughput},
+		{"vm-start", machines.With(machines.Burst)},
+		{"vm-address", machines.With(machines.Address)},
+		{"vm-debian", machines.With(machines.Debian)},
+		{"vm-memory", machines.With(machines.Memory)},
+		{"vm-bootdisk", rig.WithVolumes(machines.With(machines.BootDisks))},
+		{"vm-snapshot", machines.With(machines.Snapshot)},
+		{"volume-csi", rig.WithVolumes(volumes.CSI)},
+		{"volume-attach", rig.WithVolumes(volumes.Attach)},
+		{"volume-io", rig.WithVolumes(volumes.IO)},
+		{"volume-leak", rig.WithVolumes(volumes.Leak)},
 	}
-	var rows []Row
+	var rows []rig.Row
 	var errs []error
 	for _, b := range all {
-		if !selected(o.only, b.name) {
+		if !selected(o.Only, b.name) {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "bench: %s ...\n", b.name)
 		got, err := b.run(ctx, h)
 		rows = append(rows, got...)
 		if err != nil {
-			rows = append(rows, Row{Measure: b.name, Note: "failed: " + err.Error()})
+			rows = append(rows, rig.Row{Measure: b.name, Note: "failed: " + err.Error()})
 			errs = append(errs, fmt.Errorf("%s: %w", b.name, err))
 		}
 		if ctx.Err() != nil {
@@ -139,7 +117,7 @@ func run(ctx context.Context, o options) error {
 		}
 	}
 	table(rows)
-	return errors.Join(append(errs, save(o.output, rows))...)
+	return errors.Join(append(errs, save(o.Output, rows))...)
 }
 
 // selected tells whether a measure is wanted: all are, or those named, or those whose first word is named.
@@ -149,7 +127,7 @@ func selected(only, name string) bool {
 	})
 }
 
-func table(rows []Row) {
+func table(rows []rig.Row) {
 	w := tabwriter.NewWriter(os.Stdout, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(w, "MEASURE\tUNIT\tN\tATOLL P50\tP95\tMAX\tAGAINST\tP50\tP95\tRATIO\tNOTE")
 	for _, r := range rows {
@@ -175,7 +153,7 @@ func number(v float64) string {
 	}
 }
 
-func save(dir string, rows []Row) error {
+func save(dir string, rows []rig.Row) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -190,32 +168,3 @@ func save(dir string, rows []Row) error {
 	fmt.Fprintln(os.Stderr, "bench: written", path)
 	return nil
 }
-
-// compare makes a row of two samples; runc may be nil.
-func compare(measure, unit string, atoll, runc []float64) Row {
-	row := Row{Measure: measure, Unit: unit, N: len(atoll), Atoll: summarize(atoll)}
-	if len(runc) > 0 {
-		v := summarize(runc)
-		row.Runc = &v
-		if v.P50 > 0 {
-			row.Ratio = row.Atoll.P50 / v.P50
-		}
-	}
-	return row
-}
-
-// versus makes a row of two samples of which the other is not runc.
-func versus(measure, unit string, atoll []float64, against string, other []float64) Row {
-	row := compare(measure, unit, atoll, other)
-	row.Runc, row.Other, row.Against = nil, row.Runc, against
-	return row
-}
-
-func summarize(samples []float64) Value {
-	if len(samples) == 0 {
-		return Value{}
-	}
-	return Value{P50: quantile(samples, 0.5), P95: quantile(samples, 0.95), Min: slices.Min(samples), Max: slices.Max(samples)}
-}
-
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"atoll.dev/atoll/internal/agent"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/up"
 	"atoll.dev/atoll/internal/network"
 	"atoll.dev/atoll/internal/network/policy"
@@ -26,7 +27,7 @@ one process on the data directory. "atoll up" does this; there is no need to run
 it by hand.`,
 		Example: `  atoll agent --node-name host1 --node-ip 192.168.1.10`,
 		Hidden:  true,
-		Args:    noArgs,
+		Args:    command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := a.newRole(up.Agent, f.nodeIP)
 			if err != nil {

@@ -24,6 +24,8 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"atoll.dev/atoll/internal/cli/command"
+	"atoll.dev/atoll/internal/cli/disks"
 	"atoll.dev/atoll/internal/datadir"
 )
 
@@ -43,9 +45,6 @@ const (
 	exitUsage  = 2
 )
 
-// usageError marks errors of the user's own making.
-type usageError struct{ error }
-
 // Main runs the command that args name and returns the exit code.
 func Main(version string, args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -63,10 +62,10 @@ func Main(version string, args []string) int {
 	if err == nil {
 		return 0
 	}
-	if _, silent := errors.AsType[silentError](err); !silent {
+	if _, silent := errors.AsType[command.SilentError](err); !silent {
 		fmt.Fprintln(a.errOut, "Error:", err)
 	}
-	if _, usage := errors.AsType[usageError](err); usage {
+	if _, usage := errors.AsType[command.UsageError](err); usage {
 		return exitUsage
 	}
 	return exitFailed
@@ -89,9 +88,6 @@ func settleProcess() error {
 	return nil
 }
 
-// silentError is a failure that has been explained already.
-type silentError struct{ error }
-
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "atoll",
@@ -108,7 +104,7 @@ runs in its own QEMU micro-VM.`,
 			if len(args) == 0 {
 				return nil
 			}
-			return unknownCommand(cmd, args[0])
+			return command.Unknown(cmd, args[0])
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -121,8 +117,9 @@ runs in its own QEMU micro-VM.`,
 	root.AddCommand(
 		a.upCommand(), a.downCommand(), a.statusCommand(), a.logsCommand(),
 		a.preflightCommand(), a.kubectlCommand(), a.versionCommand(), a.keeperCommand(), a.imageCommand(),
-		a.datastoreCommand(), a.volumeCommand(), a.storageCommand(), a.encryptionCommand(), a.vmCommand(), a.nsCommand(), a.networkCommand(), a.registryCommand(),
+		a.vmCommand(), a.nsCommand(), a.networkCommand(), a.registryCommand(),
 	)
+	root.AddCommand(disks.Commands(a.shared())...)
 	root.AddCommand(a.peopleCommands()...)
 	root.AddCommand(a.roleCommands()...)
 	root.InitDefaultHelpCmd()
@@ -134,9 +131,14 @@ runs in its own QEMU micro-VM.`,
 func (a *app) tree() (datadir.Tree, error) {
 	t, err := datadir.New(a.dataDir)
 	if err != nil {
-		return t, usageError{fmt.Errorf("--data-dir: %w", err)}
+		return t, command.UsageError{Err: fmt.Errorf("--data-dir: %w", err)}
 	}
 	return t, nil
+}
+
+// shared is what commands in packages of their own get.
+func (a *app) shared() command.App {
+	return command.App{Out: a.out, ErrOut: a.errOut, Tree: a.tree}
 }
 
 // logger writes to w in the chosen format.
@@ -147,7 +149,7 @@ func (a *app) logger(w io.Writer) (*slog.Logger, error) {
 	case "json":
 		return slog.New(slog.NewJSONHandler(w, nil)), nil
 	}
-	return nil, usageError{fmt.Errorf("--log-format %q: use text or json", a.logFormat)}
+	return nil, command.UsageError{Err: fmt.Errorf("--log-format %q: use text or json", a.logFormat)}
 }
 
 func (a *app) printf(format string, args ...any) {
@@ -176,40 +178,5 @@ func flagError(cmd *cobra.Command, err error) error {
 	cmd.LocalFlags().VisitAll(add)
 	cmd.InheritedFlags().VisitAll(add)
 	slices.Sort(names)
-	return usageError{fmt.Errorf("%w\nflags of %q: %s", err, cmd.CommandPath(), strings.Join(slices.Compact(names), " "))}
-}
-
-// unknownCommand says which commands there are.
-func unknownCommand(cmd *cobra.Command, got string) error {
-	var names []string
-	for _, sub := range cmd.Commands() {
-		if sub.IsAvailableCommand() {
-			names = append(names, sub.Name())
-		}
-	}
-	hint := ""
-	cmd.SuggestionsMinimumDistance = 2
-	if near := cmd.SuggestionsFor(got); len(near) > 0 {
-		hint = fmt.Sprintf(" (did you mean %s?)", strings.Join(near, " or "))
-	}
-	return usageError{fmt.Errorf("unknown command %q%s\ncommands of %q: %s", got, hint, cmd.CommandPath(), strings.Join(names, " "))}
-}
-
-// noArgs refuses positional arguments.
-func noArgs(cmd *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return usageError{fmt.Errorf("%q takes no arguments, got %q; see %q", cmd.CommandPath(), args[0], cmd.CommandPath()+" --help")}
-	}
-	return nil
-}
-
-// exactArgs wants the named arguments.
-func exactArgs(names ...string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) != len(names) {
-			return usageError{fmt.Errorf("%q wants %s, got %d arguments; see %q",
-				cmd.CommandPath(), "<"+strings.Join(names, "> <")+">", len(args), cmd.CommandPath()+" --help")}
-		}
-		return nil
-	}
+	return command.UsageError{Err: fmt.Errorf("%w\nflags of %q: %s", err, cmd.CommandPath(), strings.Join(slices.Compact(names), " "))}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/up"
 	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/pool/wire"
@@ -50,7 +51,7 @@ func TestWrongUsage(t *testing.T) {
 		args string
 		want []string
 	}{
-		{"ups", []string{`unknown command "ups"`, "did you mean up", "commands of", "down"}},
+		{"upp", []string{`unknown command "upp"`, "did you mean up", "commands of", "down"}},
 		{"up --poolsize 3", []string{"unknown flag: --poolsize", "--pool-size"}},
 		{"up now", []string{`takes no arguments, got "now"`}},
 		{"up --pool-size many", []string{"invalid argument"}},
@@ -66,7 +67,7 @@ func TestWrongUsage(t *testing.T) {
 	}
 	for _, tt := range tests {
 		_, err := runRoot(strings.Fields(tt.args)...)
-		if _, usage := errors.AsType[usageError](err); !usage {
+		if _, usage := errors.AsType[command.UsageError](err); !usage {
 			t.Errorf("atoll %s: %v is not a usage error", tt.args, err)
 			continue
 		}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/down"
 )
 
@@ -22,7 +23,7 @@ cgroups. The data directory stays, so that a later "atoll up" goes on where this
 one ended. Works, as often as needed, on a host where only parts still run.`,
 		Example: `  atoll down
   atoll down --purge     # also delete the data directory`,
-		Args: noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t, err := a.tree()
 			if err != nil {

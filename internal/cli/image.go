@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/imagepush"
 	"atoll.dev/atoll/internal/image"
 	"atoll.dev/atoll/internal/kube/containerd/images"
@@ -31,12 +32,12 @@ import and export, and ls and rm with --vm, are about disk images that virtual m
 			if len(args) == 0 {
 				return nil
 			}
-			return unknownCommand(cmd, args[0])
+			return command.Unknown(cmd, args[0])
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.imageLoadCommand(), a.imageListCommand(), a.imageRemoveCommand(), a.imagePullCommand(), a.imageBuildCommand(),
-		imagepush.Command(imagepush.Config{In: os.Stdin, Out: a.out, Usage: func(err error) error { return usageError{err} }}),
+		imagepush.Command(imagepush.Config{In: os.Stdin, Out: a.out, Usage: func(err error) error { return command.UsageError{Err: err} }}),
 		a.imageImportCommand(), a.imageExportCommand())
 	return cmd
 }
@@ -71,7 +72,7 @@ into this host. "-" reads standard input.`,
   docker save app | atoll image load -`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return usageError{fmt.Errorf("%q wants at least one archive, or - for standard input", cmd.CommandPath())}
+				return command.UsageError{Err: fmt.Errorf("%q wants at least one archive, or - for standard input", cmd.CommandPath())}
 			}
 			return nil
 		},
@@ -122,7 +123,7 @@ func (a *app) imageListCommand() *cobra.Command {
 		Example: `  atoll image ls
   atoll image ls -o json
   atoll image ls --vm -o wide`,
-		Args: noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if vm {
 				return a.vmImages().List(cmd.Context(), namespace, output)
@@ -147,7 +148,7 @@ func (a *app) imageListCommand() *cobra.Command {
 			})
 		},
 	}
-	outputFlag(cmd, &output, "table", "wide", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "wide", "json", "yaml")
 	cmd.Flags().BoolVar(&vm, "vm", false, "list images of virtual machines")
 	vmNamespace(cmd, &namespace)
 	return cmd
@@ -180,7 +181,7 @@ func (a *app) imageRemoveCommand() *cobra.Command {
 stay as they are.`,
 		Example: `  atoll image rm docker.io/library/app:1.0
   atoll image rm --vm debian-12`,
-		Args: exactArgs("name"),
+		Args: command.ExactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if vm {
 				return a.vmImages().Remove(cmd.Context(), namespace, args)
@@ -200,7 +201,7 @@ func (a *app) imagePullCommand() *cobra.Command {
 		Use:     "pull <name>",
 		Short:   "Pull an image from its registry",
 		Example: `  atoll image pull registry.example.com/app:1.0`,
-		Args:    exactArgs("name"),
+		Args:    command.ExactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withImages(func(client *images.Client) error {
 				i, err := client.Pull(cmd.Context(), args[0], images.Auth{})
@@ -224,10 +225,10 @@ func (a *app) imageBuildCommand() *cobra.Command {
 and without a registry. guestos/images in Atoll's source has examples.`,
 		Example: `  atoll image build guestos/images/busybox -o busybox.tar
   atoll image build ./my-app --load`,
-		Args: exactArgs("recipe directory"),
+		Args: command.ExactArgs("recipe directory"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if out == "" && !load {
-				return usageError{errors.New("say where the image goes: -o <file>, --load, or both")}
+				return command.UsageError{Err: errors.New("say where the image goes: -o <file>, --load, or both")}
 			}
 			recipe, err := image.Load(args[0])
 			if err != nil {

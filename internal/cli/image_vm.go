@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	api "atoll.dev/atoll/api/imageregistry/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/vmimage"
 	"atoll.dev/atoll/internal/storage/library"
 )
@@ -15,7 +16,7 @@ import (
 func (a *app) vmImages() vmimage.Config {
 	return vmimage.Config{
 		Out: a.out, ErrOut: a.errOut, Structured: a.structured, Table: a.table, Size: size, Age: age, Terminal: isTerminal(a.errOut),
-		Usage: func(err error) error { return usageError{err} },
+		Usage: func(err error) error { return command.UsageError{Err: err} },
 		Kubeconfig: func() (string, error) {
 			t, err := a.tree()
 			if err != nil {
@@ -61,16 +62,16 @@ names one. When it was interrupted, the same command goes on where it was.`,
 		Example: `  atoll image import debian-12.qcow2 --os-type debian12_64Guest
   atoll image import https://images.example.com/app.ova --checksum sha256:0123... -n team-a
   atoll image import oci://registry.example.com/disks/debian:12 --name debian`,
-		Args: exactArgs("file, URL or oci://reference"),
+		Args: command.ExactArgs("file, URL or oci://reference"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cluster && o.Namespace != "" {
-				return usageError{errors.New("use either --cluster or --namespace")}
+				return command.UsageError{Err: errors.New("use either --cluster or --namespace")}
 			}
 			o.Source = args[0]
 			return a.vmImages().Import(cmd.Context(), o)
 		},
 	}
-	outputFlag(cmd, &o.Output, "table", "wide", "json", "yaml")
+	command.OutputFlag(cmd, &o.Output, "table", "wide", "json", "yaml")
 	f := cmd.Flags()
 	vmNamespace(cmd, &o.Namespace)
 	f.BoolVar(&cluster, "cluster", false, "make it an image for all namespaces (the default without --namespace)")
@@ -98,7 +99,7 @@ func (a *app) imageExportCommand() *cobra.Command {
 without a format the file as it came. The name is the display name, the name of the image (vmi-...) or of its item.`,
 		Example: `  atoll image export debian-12 -f debian-12.ova
   atoll image export vmi-0123456789abcdef0 --format vmdk -f disk.vmdk`,
-		Args: exactArgs("name"),
+		Args: command.ExactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.Name = args[0]
 			return a.vmImages().Export(cmd.Context(), o)

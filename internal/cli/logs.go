@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 func (a *app) logsCommand() *cobra.Command {
@@ -24,18 +26,18 @@ func (a *app) logsCommand() *cobra.Command {
 		Long:  "Prints the end of a service's log: up, containerd, pool, server, agent or keeper.",
 		Example: `  atoll logs server
   atoll logs agent -f -n 20`,
-		Args: exactArgs("service"),
+		Args: command.ExactArgs("service"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			t, err := a.tree()
 			if err != nil {
 				return err
 			}
 			if filepath.Base(args[0]) != args[0] {
-				return usageError{fmt.Errorf("%q is not the name of a service", args[0])}
+				return command.UsageError{Err: fmt.Errorf("%q is not the name of a service", args[0])}
 			}
 			f, err := os.Open(t.Log(args[0]))
 			if errors.Is(err, os.ErrNotExist) {
-				return usageError{fmt.Errorf("no log of %q; there are: %s", args[0], logNames(t.Logs()))}
+				return command.UsageError{Err: fmt.Errorf("no log of %q; there are: %s", args[0], logNames(t.Logs()))}
 			}
 			if err != nil {
 				return fmt.Errorf("opening the log: %w", err)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/ns"
 )
 
@@ -18,7 +19,7 @@ func (a *app) nsCommand() *cobra.Command {
 		In: os.Stdin, Out: a.out, ErrOut: a.errOut, Getenv: os.Getenv,
 		Kubeconfig: a.adminKubeconfig,
 		Edit:       a.edit,
-		Usage:      func(err error) error { return usageError{err} },
+		Usage:      func(err error) error { return command.UsageError{Err: err} },
 	})
 }
 

@@ -3,26 +3,10 @@ package cli
 import (
 	"fmt"
 	"io"
-	"slices"
-	"strings"
 	"time"
-
-	"github.com/spf13/cobra"
 
 	"atoll.dev/atoll/internal/cli/text"
 )
-
-// outputFlag adds -o with the formats a command knows, the first being the
-// default.
-func outputFlag(cmd *cobra.Command, into *string, formats ...string) {
-	cmd.Flags().StringVarP(into, "output", "o", formats[0], "output format: "+strings.Join(formats, ", "))
-	cmd.PreRunE = func(*cobra.Command, []string) error {
-		if !slices.Contains(formats, *into) {
-			return usageError{fmt.Errorf("--output %q: use %s", *into, strings.Join(formats, ", "))}
-		}
-		return nil
-	}
-}
 
 // structured prints v as JSON or YAML.
 func (a *app) structured(format string, v any) error { return text.Structured(a.out, format, v) }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/login"
 	"atoll.dev/atoll/internal/cli/people"
 	"atoll.dev/atoll/internal/datadir/pki"
@@ -22,7 +23,7 @@ func (a *app) loginConfig() login.Config {
 			}
 			return os.ReadFile(pki.Files{Dir: t.PKI()}.CACert(pki.ClusterCA))
 		},
-		Usage: func(err error) error { return usageError{err} },
+		Usage: func(err error) error { return command.UsageError{Err: err} },
 	}
 }
 
@@ -41,7 +42,7 @@ func (a *app) peopleCommands() []*cobra.Command {
 			}
 			return t.AdminKubeconfig(), f.Close()
 		},
-		Usage:  func(err error) error { return usageError{err} },
+		Usage:  func(err error) error { return command.UsageError{Err: err} },
 		Passwd: login.PasswdCommand(a.loginConfig()),
 	}
 	return append(login.Commands(a.loginConfig()), people.UserCommand(cfg), people.GroupCommand(cfg))

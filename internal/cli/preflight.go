@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/up"
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/linux/process"
@@ -38,7 +39,7 @@ cannot run here.`,
 		Example: `  atoll preflight
   atoll preflight -o json
   atoll preflight --kernel /boot/vmlinuz-6.1.0-56-cloud-amd64`,
-		Args: noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t, err := a.tree()
 			if err != nil {
@@ -73,7 +74,7 @@ cannot run here.`,
 	}
 	kernelFlag(cmd, &kernel)
 	cmd.Flags().IntVar(&port, "portal-port", 0, "port that people log in at and push images to (default 443)")
-	outputFlag(cmd, &output, "table", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/registry"
 	"atoll.dev/atoll/internal/cli/up"
 )
@@ -21,7 +22,7 @@ type registryHost struct{ host string }
 
 func (a *app) registryCommand() *cobra.Command {
 	var h registryHost
-	cmd := a.group("registry", "Images of the cluster's registry", `  atoll registry login                 how to log in with docker, podman, skopeo, oras and crane
+	cmd := command.Group("registry", "Images of the cluster's registry", `  atoll registry login                 how to log in with docker, podman, skopeo, oras and crane
   atoll registry ls shop
   atoll registry rm shop/web:1.0
   atoll registry robot create ci -n shop --push`,
@@ -82,7 +83,7 @@ func (a *app) registryListCommand(h *registryHost) *cobra.Command {
 			return nil
 		},
 	}
-	outputFlag(cmd, &output, "table", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
@@ -91,7 +92,7 @@ func (a *app) registryTagsCommand(h *registryHost) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "tags <repository>", Short: "List the tags of a repository, the newest first",
 		Example: `  atoll registry tags shop/web`,
-		Args:    exactArgs("repository"),
+		Args:    command.ExactArgs("repository"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.registryClient(h)
 			if err != nil {
@@ -119,7 +120,7 @@ func (a *app) registryTagsCommand(h *registryHost) *cobra.Command {
 			return fmt.Errorf("there is no repository %s; atoll registry ls %s lists those there are", args[0], namespace)
 		},
 	}
-	outputFlag(cmd, &output, "table", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
@@ -178,7 +179,7 @@ func (a *app) registryUsageCommand(h *registryHost) *cobra.Command {
 			return nil
 		},
 	}
-	outputFlag(cmd, &output, "table", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
@@ -190,7 +191,7 @@ func (a *app) registryCollectCommand(h *registryHost) *cobra.Command {
 RegistryConfiguration), layers that no manifest refers to for two hours, and uploads that nobody has gone on with for
 a day. Images can be pushed and pulled meanwhile. The registry does it every hour by itself. Administrators only.`,
 		Example: `  atoll registry gc --dry-run`,
-		Args:    noArgs,
+		Args:    command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.registryClient(h)
 			if err != nil {
@@ -216,7 +217,7 @@ a day. Images can be pushed and pulled meanwhile. The registry does it every hou
 func (a *app) registryLoginCommand(h *registryHost) *cobra.Command {
 	return &cobra.Command{
 		Use: "login", Short: "Say how to log in with docker, podman, skopeo, oras and crane",
-		Args: noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.registryClient(h)
 			if err != nil {
@@ -247,7 +248,7 @@ registry.atoll.local/shop/NAME:TAG). Log in as a person (NAME and password), or 
 `
 
 func (a *app) robotCommand(h *registryHost) *cobra.Command {
-	return a.group("robot", "Robot accounts: credentials of programs for one project", `  atoll registry robot create ci -n shop --push
+	return command.Group("robot", "Robot accounts: credentials of programs for one project", `  atoll registry robot create ci -n shop --push
   atoll registry robot rotate ci -n shop`,
 		a.robotCreateCommand(h), a.robotListCommand(h), a.robotRotateCommand(h), a.robotDeleteCommand(h))
 }
@@ -265,7 +266,7 @@ func (a *app) robotCreateCommand(h *registryHost) *cobra.Command {
 		Long: `Makes a robot account. Its password is in a Secret of its namespace, too, which pods can name in
 imagePullSecrets.`,
 		Example: `  atoll registry robot create ci -n shop --push --expires 720h`,
-		Args:    exactArgs("name"),
+		Args:    command.ExactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.registryClient(h)
 			if err != nil {
@@ -303,7 +304,7 @@ func (a *app) robotListCommand(h *registryHost) *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List robot accounts",
-		Args: noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.registryClient(h)
 			if err != nil {
@@ -336,7 +337,7 @@ func (a *app) robotListCommand(h *registryHost) *cobra.Command {
 	}
 	robotNamespace(cmd, &namespace)
 	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "those of all namespaces")
-	outputFlag(cmd, &output, "table", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
@@ -344,7 +345,8 @@ func (a *app) robotRotateCommand(h *registryHost) *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
 		Use: "rotate <name>", Short: "Make a new password; the old one ends at once",
-		Args: exactArgs("name"),
+		Example: `  atoll registry robot rotate ci -n shop`,
+		Args:    command.ExactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.registryClient(h)
 			if err != nil {
@@ -366,7 +368,8 @@ func (a *app) robotDeleteCommand(h *registryHost) *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
 		Use: "delete <name>", Aliases: []string{"rm"}, Short: "End a robot account at once",
-		Args: exactArgs("name"),
+		Example: `  atoll registry robot delete ci -n shop`,
+		Args:    command.ExactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.registryClient(h)
 			if err != nil {

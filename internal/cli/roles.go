@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/up"
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/datadir/atomicfile"
@@ -63,7 +64,7 @@ func (a *app) newRole(name, nodeIP string) (role, error) {
 	r := role{tree: t, logger: logger}
 	if nodeIP != "" {
 		if r.addr, err = netip.ParseAddr(nodeIP); err != nil {
-			return role{}, usageError{fmt.Errorf("--node-ip: %w", err)}
+			return role{}, command.UsageError{Err: fmt.Errorf("--node-ip: %w", err)}
 		}
 	}
 	if err := t.Create(); err != nil {
@@ -83,7 +84,7 @@ func nodeFlags(cmd *cobra.Command, f *roleFlags) {
 	cmd.Flags().StringVar(&f.nodeIP, "node-ip", "", "IPv4 address of this host (required)")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
 		if f.nodeName == "" || f.nodeIP == "" {
-			return usageError{errors.New("--node-name and --node-ip are required")}
+			return command.UsageError{Err: errors.New("--node-name and --node-ip are required")}
 		}
 		return nil
 	}
@@ -98,7 +99,7 @@ directory. "atoll up" does this; there is no need to run it by hand. Registries
 are configured in <data-dir>/registries/<host>/hosts.toml.`,
 		Example: `  atoll containerd --data-dir /var/lib/atoll`,
 		Hidden:  true,
-		Args:    noArgs,
+		Args:    command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := a.newRole(up.Containerd, "")
 			if err != nil {
@@ -168,7 +169,7 @@ process on the data directory. "atoll up" does this; there is no need to run it
 by hand.`,
 		Example: `  atoll server --node-name host1 --node-ip 192.168.1.10`,
 		Hidden:  true,
-		Args:    noArgs,
+		Args:    command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := a.newRole(up.Server, f.nodeIP)
 			if err != nil {
@@ -178,7 +179,7 @@ by hand.`,
 			var network server.Network
 			if f.balancer != "" {
 				if network.LoadBalancers, err = netip.ParsePrefix(f.balancer); err != nil {
-					return usageError{fmt.Errorf("--load-balancer-range: %w", err)}
+					return command.UsageError{Err: fmt.Errorf("--load-balancer-range: %w", err)}
 				}
 			}
 			s, err := server.New(server.Config{

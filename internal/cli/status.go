@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"atoll.dev/atoll/internal/cli/command"
+	"atoll.dev/atoll/internal/cli/netpol"
 	"atoll.dev/atoll/internal/cli/up"
 	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/pool/wire"
@@ -27,7 +29,7 @@ The exit code is 0 when everything is ready and 1 otherwise.`,
 		Example: `  atoll status
   atoll status -o wide
   atoll status -o json`,
-		Args: noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t, err := a.tree()
 			if err != nil {
@@ -52,12 +54,12 @@ The exit code is 0 when everything is ready and 1 otherwise.`,
 				a.printStatus(report, output == "wide")
 			}
 			if err == nil && !ready(report) {
-				err = silentError{errors.New("not everything is ready")}
+				err = command.SilentError{Err: errors.New("not everything is ready")}
 			}
 			return err
 		},
 	}
-	outputFlag(cmd, &output, "table", "wide", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "wide", "json", "yaml")
 	return cmd
 }
 
@@ -98,7 +100,7 @@ func (a *app) printStatus(r up.Report, wide bool) {
 		{"node", r.Node.Name + "  " + state},
 		{"pods", strconv.Itoa(r.Node.Pods)},
 		{"pool", poolLine(r.Pool)},
-		{"policies", policyLine(r.NetworkPolicy)},
+		{"policies", netpol.Line(r.NetworkPolicy)},
 		{"versions", strings.Join(strings.Fields("atoll "+r.Version+" kubelet "+r.Node.KubeletVersion+" kernel "+r.Node.Kernel), " ")},
 		{"data", r.DataDir},
 	}

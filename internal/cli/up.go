@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"atoll.dev/atoll/internal/assets"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/detach"
 	"atoll.dev/atoll/internal/cli/people"
 	"atoll.dev/atoll/internal/cli/up"
@@ -49,7 +50,7 @@ the same ones.`,
 		Example: `  atoll up --detach
   atoll up --data-dir /srv/atoll --node-ip 192.168.1.10 --pool-size 8
   atoll up --kernel /boot/vmlinuz-6.1.0-56-cloud-amd64`,
-		Args: noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t, err := a.tree()
 			if err != nil {
@@ -135,10 +136,10 @@ func (a *app) settings(cmd *cobra.Command, t datadir.Tree, flags up.Settings) (u
 	}
 	a.logFormat = s.LogFormat
 	if err := s.Validate(); err != nil {
-		return s, usageError{err}
+		return s, command.UsageError{Err: err}
 	}
 	if known && s.NodeName != old.NodeName {
-		return s, usageError{fmt.Errorf("--node-name %s: the cluster in %s has the node %s; a node cannot be renamed, use another --data-dir",
+		return s, command.UsageError{Err: fmt.Errorf("--node-name %s: the cluster in %s has the node %s; a node cannot be renamed, use another --data-dir",
 			s.NodeName, t.Root(), old.NodeName)}
 	}
 	return s, nil
@@ -372,7 +373,7 @@ func (a *app) keeperCommand() *cobra.Command {
 		Long:    `Is started by "atoll up --detach" on hosts without systemd; there is no need to run it by hand.`,
 		Example: `  atoll keeper --data-dir /var/lib/atoll`,
 		Hidden:  true,
-		Args:    noArgs,
+		Args:    command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t, err := a.tree()
 			if err != nil {

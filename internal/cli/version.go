@@ -6,6 +6,8 @@ import (
 
 	"github.com/spf13/cobra"
 	kubeversion "k8s.io/component-base/version"
+
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 // versions is the output of `atoll version`.
@@ -26,7 +28,7 @@ func (a *app) versionCommand() *cobra.Command {
 		Short: "Print the versions of Atoll and of what is built in",
 		Example: `  atoll version
   atoll version -o json`,
-		Args: noArgs,
+		Args: command.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			v := a.versions()
 			if output != "table" {
@@ -43,7 +45,7 @@ func (a *app) versionCommand() *cobra.Command {
 			return nil
 		},
 	}
-	outputFlag(cmd, &output, "table", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/vm"
 	"atoll.dev/atoll/internal/cli/vmimage"
 )
@@ -22,7 +23,7 @@ func (a *app) vmCommand() *cobra.Command {
 			}
 			return images.Export(ctx, vmimage.ExportOptions{Name: image, Namespace: namespace, Format: format, File: file, Disk: -1})
 		},
-		Usage:  func(err error) error { return usageError{err} },
-		Silent: func(err error) error { return silentError{err} },
+		Usage:  func(err error) error { return command.UsageError{Err: err} },
+		Silent: func(err error) error { return command.SilentError{Err: err} },
 	})
 }

@@ -61,6 +61,7 @@ func (s *Service) Login(ctx context.Context, typed, secret string, whole bool) (
 	if err := s.sessions.Begin(ctx, one); err != nil {
 		return Tokens{}, err
 	}
+	s.cfg.Logger.Info("logged in", "user", user.Name, "session", one.ID, "source", source, "until", one.Expires.UTC())
 	return s.tokens(ctx, id, one, whole)
 }
 
@@ -147,6 +148,7 @@ func (s *Service) Logout(ctx context.Context, text string) error {
 	}
 	for _, use := range []string{token.Access, token.Refresh} {
 		if claims, err := s.signer.Verify(text, use, s.cfg.Now()); err == nil {
+			s.cfg.Logger.Info("logged out", "user", claims.Username, "session", token.Digest(claims.ID))
 			return s.sessions.End(ctx, token.Digest(claims.ID))
 		}
 	}
@@ -172,6 +174,7 @@ func (s *Service) ChangePassword(ctx context.Context, typed, old, wanted string)
 	if err := StorePassword(ctx, s.client, user, hash, false, s.cfg.Now()); err != nil {
 		return err
 	}
+	s.cfg.Logger.Info("password changed", "user", user.Name)
 	for _, one := range s.sessions.Of(user.Name) {
 		if err := s.sessions.End(ctx, one.ID); err != nil {
 			return err

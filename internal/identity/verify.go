@@ -176,6 +176,8 @@ func (s *Service) refuse(ctx context.Context, a account, name string, rules poli
 		return ErrRefused
 	}
 	failures := a.user.Status.FailedLogins + 1
+	// Names of nobody are not logged: people type passwords there.
+	s.cfg.Logger.Info("login refused", "user", name, "failures", failures, "source", sourceOf(ctx))
 	status := map[string]any{"failedLogins": failures}
 	if lock := userRule(rules).Lock(int(failures)); lock > 0 {
 		// Times in the API have whole seconds.

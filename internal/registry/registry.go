@@ -111,6 +111,8 @@ func newApp(driver storagedriver.StorageDriver) (app *handlers.App, err error) {
 			}},
 		},
 	}
+	// Layers that are not distributed name where clients get them.
+	cfg.Validation.Manifests.URLs.Allow = []string{"^https?://"}
 	cfg.HTTP.Secret = rand.Text()
 	cfg.HTTP.RelativeURLs = true
 	return handlers.NewApp(context.Background(), cfg), nil

@@ -74,7 +74,7 @@ func TestNamespaceBounds(t *testing.T) {
 	node := strings.TrimSpace(run(t, "", "get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"))
 	n := boundedNamespace(t, "bounds-shop", "--owner", "anna", "--view", "victor", "--cpu-limit", "2", "--memory-limit", "1Gi",
 		"--cpu-limit-default", "100m", "--memory-limit-default", "64Mi", "--cpu-request-default", "10m", "--memory-request-default", "32Mi",
-		"--storage-class", "atoll=2Gi", "--vm-class", "best-effort-small", "--content-library", "nowhere",
+		"--storage-class", "atoll=2Gi", "--vm-class", "best-effort-small", "--content-library", "namespace:default",
 		"--image", "docker.io/library/*", "--host", node, "--count", "pods=3")
 	const busybox = "docker.io/library/busybox:latest"
 
@@ -84,7 +84,7 @@ func TestNamespaceBounds(t *testing.T) {
 	affinity := n.field("pod/web", ".spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution")
 	contains(t, affinity, "kubernetes.io/hostname")
 	n.ready("web")
-	if out, err := n.as("victor", boundedPod("no", busybox, "", ""), "create", "-f", "-"); err == nil || !strings.Contains(out, `User "sso:victor@atoll.local" cannot create`) {
+	if out, err := n.as("victor", boundedPod("unseen", busybox, "", ""), "create", "-f", "-"); err == nil || !strings.Contains(out, `User "sso:victor@atoll.local" cannot create`) {
 		t.Errorf("a viewer makes a pod: %v\n%s", err, out)
 	}
 
@@ -105,12 +105,12 @@ spec: {className: %s, storageClass: %s, image: {kind: ClusterVirtualMachineImage
 	n.refusedTo("anna", fmt.Sprintf(machine, "v1alpha5", "guaranteed-8xlarge", "atoll"), "limit spec.vmClasses", "asked: spec.className guaranteed-8xlarge")
 	n.refusedTo("anna", fmt.Sprintf(machine, "v1alpha3", "best-effort-small", "other"), "limit spec.storageClasses")
 	n.refusedTo("anna", fmt.Sprintf(machine, "v1alpha5", "best-effort-small", "atoll"), "limit spec.contentSources", "asked: image ClusterVirtualMachineImage/vmi-none of no library")
-	if out, err := n.as("anna", "", "debug", "web", "--image", "registry.example/debug", "--profile", "general", "--quiet", "--attach=false"); err == nil || !strings.Contains(out, "limit spec.images") {
-		t.Errorf("an ephemeral container: %v\n%s", err, out)
-	}
 
 	// What bounds the namespace is not for those to change who have every right in it.
 	n.kubectl("create", "rolebinding", "all", "--clusterrole", "cluster-admin", "--user", "sso:mallory@atoll.local")
+	if out, err := n.as("mallory", "", "debug", "web", "--image", "registry.example/debug", "--profile", "baseline", "--quiet", "--attach=false"); err == nil || !strings.Contains(out, "limit spec.images") {
+		t.Errorf("an ephemeral container: %v\n%s", err, out)
+	}
 	for _, args := range [][]string{
 		{"delete", "resourcequota", n.name + "-quota"},
 		{"patch", "resourcequota", n.name + "-quota", "--type=merge", "-p", `{"spec":{"hard":{"limits.cpu":"100"}}}`},

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/http"
 	"os/exec"
 	"slices"
 	"strings"
@@ -168,13 +169,11 @@ func (n *namespace) egress(ends []string) {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	defer listener.Close()
-	host := n.field("pod/micro", ".status.hostIP")
-	port := fmt.Sprint(listener.Addr().(*net.TCPAddr).Port)
-	toHost := func(from string) error {
-		_, err := n.try("exec", from, "--", "timeout", "3", "nc", "-w", "2", host, port)
-		return err
-	}
+	page := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "hello from the host") })}
+	go func() { _ = page.Serve(listener) }()
+	defer page.Close()
+	url := fmt.Sprintf("http://%s:%d/", n.field("pod/micro", ".status.hostIP"), listener.Addr().(*net.TCPAddr).Port)
+	toHost := func(from string) error { return n.reach(from, url) }
 	for _, from := range []string{"micro", "plain"} {
 		eventually(n.t, "the host's port from "+from, func() error { return toHost(from) })
 	}

@@ -135,7 +135,9 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: "sso:e2e-dev
 		t.Errorf("in the own namespace: %v\n%s", err, out)
 	}
 	for _, args := range [][]string{
-		{"get", "pods", "-n", "kube-system"}, {"get", "users"}, {"get", "secrets", "-n", "atoll-system"},
+		{"get", "pods", "-n", "kube-system"},
+		{"get", "users"},
+		{"get", "secrets", "-n", "atoll-system"},
 		{"patch", "group", "administrators", "--type=merge", "-p", `{"spec":{"members":["e2e-anna"]}}`},
 		{"create", "clusterrolebinding", "x", "--clusterrole=cluster-admin", "--user=sso:e2e-anna@atoll.local"},
 	} {

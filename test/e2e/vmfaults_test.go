@@ -251,7 +251,7 @@ metadata: {name: %[1]s}
 spec: {name: %[1]s, source: {http: {url: "%[2]s/%[3]s"}}}
 `, item, s.URL, name), "apply", "-f", "-")
 	}
-	for name, want := range map[string]string{"corrupt": "", "truncated": "truncated", "backing": "backing file", "data": "data file"} {
+	for name, want := range map[string]string{"corrupt": "", "truncated": "truncated", "backing": "backing file", "data": "data are in another file"} {
 		eventually(t, name+" to be refused", func() error {
 			got := run(t, "", "get", "clustercontentlibraryitem", "damaged-"+name, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")]['status','message']}`)
 			if !strings.HasPrefix(got, "False") || !strings.Contains(got, want) || len(got) < 20 {

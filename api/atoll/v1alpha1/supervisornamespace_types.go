@@ -320,6 +320,8 @@ const (
 	NamespaceWithinLimits = "WithinLimits"
 	// NamespaceReservationsMet: the hosts have what is reserved.
 	NamespaceReservationsMet = "ReservationsMet"
+	// NamespacePeopleKnown: all who have access exist, or come from an issuer that does.
+	NamespacePeopleKnown = "PeopleKnown"
 	// NamespaceDeleting says what a deletion waits for.
 	NamespaceDeleting = "Deleting"
 )

@@ -41,7 +41,7 @@ var (
 	modelText  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
 	volumeText = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_./:@-]{0,190}$`)
 	ifText     = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
-	seedText   = regexp.MustCompile(`^[A-Za-z0-9_-]{1,32}$`)
+	seedText   = regexp.MustCompile(`^[A-Za-z0-9_-]([A-Za-z0-9 _-]{0,30}[A-Za-z0-9_-])?$`)
 )
 
 // Parse reads a Machine and checks every field. An error names the one that is wrong.
@@ -92,7 +92,7 @@ func (m *Machine) identity() error {
 	case m.Domain != "" && (!domainText.MatchString(m.Domain) || len(m.Domain) > maxText):
 		return wrong("domain", m.Domain, "a domain")
 	case m.Seed != nil && !seedText.MatchString(m.Seed.Label):
-		return wrong("seed.label", m.Seed.Label, "1 to 32 letters, digits, - and _")
+		return wrong("seed.label", m.Seed.Label, "1 to 32 letters, digits, spaces, - and _")
 	}
 	return nil
 }

@@ -50,6 +50,17 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// TestLabels: vSphere's label of an OVF environment has a space.
+func TestLabels(t *testing.T) {
+	for label, want := range map[string]bool{"cidata": true, "OVF ENV": true, "A": true, " A": false, "A ": false, "A/B": false, strings.Repeat("A", 33): false} {
+		m := good()
+		m.Seed.Label = label
+		if err := m.Check(); (err == nil) != want {
+			t.Errorf("%q: %v", label, err)
+		}
+	}
+}
+
 // TestCheck: every field is checked, and the error names it.
 func TestCheck(t *testing.T) {
 	for field, spoil := range map[string]func(*Machine){

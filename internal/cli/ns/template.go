@@ -18,7 +18,8 @@ import (
 func (c *commands) templateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "template", Aliases: []string{"templates"},
-		Short: "Templates that namespaces are made from",
+		Short:   "Templates that namespaces are made from",
+		Example: `  atoll ns template ls`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return nil

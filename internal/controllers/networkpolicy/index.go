@@ -166,10 +166,10 @@ func (x *index) addressesOf(p *pod) []netip.Addr {
 	return out
 }
 
-// setWires takes in which interfaces there are, and returns whether that has changed anything.
-func (x *index) setWires(wires []Wire) bool {
+// setWires takes in which interfaces there are.
+func (x *index) setWires(wires []Wire) {
 	if slices.Equal(x.wires, wires) {
-		return false
+		return
 	}
 	touched := map[types.NamespacedName]bool{}
 	for _, w := range x.wires {
@@ -203,7 +203,6 @@ func (x *index) setWires(wires []Wire) bool {
 		x.membersOf(name.Namespace).pods[name] = &now
 		x.place(p, &now)
 	}
-	return true
 }
 
 // setNamespace takes in the labels of a namespace.

@@ -16,8 +16,9 @@ import (
 	policyv1 "atoll.dev/atoll/api/policy/v1"
 )
 
-func addresses(s *policyv1.State, policy string) string {
-	id := s.Policies[policy].Ingress.Rules[0].Peers[0]
+// addresses are the first peers of policy shop/p.
+func addresses(s *policyv1.State) string {
+	id := s.Policies["shop/p"].Ingress.Rules[0].Peers[0]
 	return fmt.Sprint(s.Sets[id].Addresses)
 }
 
@@ -25,7 +26,7 @@ func TestPodsThatCount(t *testing.T) {
 	x := cluster()
 	x.setPolicy(aPolicy(t, "shop", "p", `{podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}`))
 	s := x.build()
-	if got := addresses(s, "shop/p"); got != "[10.244.0.2 10.244.0.3]" || len(s.Pods) != 3 {
+	if got := addresses(s); got != "[10.244.0.2 10.244.0.3]" || len(s.Pods) != 3 {
 		t.Fatalf("%s, %d pods", got, len(s.Pods))
 	}
 	db := netip.MustParseAddr("10.244.0.2")
@@ -37,21 +38,21 @@ func TestPodsThatCount(t *testing.T) {
 	now := metav1.Now()
 	deleted.DeletionTimestamp = &now
 	x.setPod(deleted)
-	if s := x.build(); addresses(s, "shop/p") != "[10.244.0.2 10.244.0.3]" || s.Pods[db] == nil {
+	if s := x.build(); addresses(s) != "[10.244.0.2 10.244.0.3]" || s.Pods[db] == nil {
 		t.Error("a pod that is being deleted counts until it has ended")
 	}
 	for _, phase := range []corev1.PodPhase{corev1.PodSucceeded, corev1.PodFailed} {
 		ended := aPod("shop", "db", node, "app=db", "10.9.9.9")
 		ended.Status.Phase = phase
 		x.setPod(ended)
-		if s := x.build(); addresses(s, "shop/p") != "[10.244.0.3]" || s.Pods[db] != nil {
+		if s := x.build(); addresses(s) != "[10.244.0.3]" || s.Pods[db] != nil {
 			t.Errorf("a pod that is %s counts", phase)
 		}
 	}
 	onHost := aPod("shop", "agent", "n2", "app=agent", "192.0.2.9")
 	onHost.Spec.HostNetwork = true
 	x.setPod(onHost)
-	if got := addresses(x.build(), "shop/p"); got != "[10.244.0.3]" {
+	if got := addresses(x.build()); got != "[10.244.0.3]" {
 		t.Errorf("a pod with the host's network counts: %s", got)
 	}
 }
@@ -70,7 +71,7 @@ func TestAnAddressBelongsToOnePod(t *testing.T) {
 	wires = append(wires, Wire{Pod: types.NamespacedName{Namespace: "shop", Name: "db"}, UID: "another", Interface: "atl9", Address: netip.MustParseAddr("10.244.0.9")})
 	x.setWires(wires)
 	s = x.build()
-	if got := addresses(s, "shop/p"); got != "[10.244.0.9]" || s.Pods[netip.MustParseAddr("10.244.0.9")] == nil {
+	if got := addresses(s); got != "[10.244.0.9]" || s.Pods[netip.MustParseAddr("10.244.0.9")] == nil {
 		t.Errorf("peers: %s", got)
 	}
 	if got := x.owner(netip.MustParseAddr("10.244.0.9")); got != "shop/db" {

@@ -173,7 +173,7 @@ func (r *Reconciler) effective(ctx context.Context, sn *atoll.SupervisorNamespac
 	}
 	before := sn.DeepCopy()
 	sn.Status.Effective = spec
-	patch := &atoll.SupervisorNamespace{ObjectMeta: *before.ObjectMeta.DeepCopy(), Spec: before.Spec, Status: *before.Status.DeepCopy()}
+	patch := before.DeepCopy()
 	patch.Status.Effective = spec
 	if err := r.Status().Patch(ctx, patch, client.MergeFrom(before)); err != nil {
 		return fmt.Errorf("writing what is enforced into the status: %w", err)

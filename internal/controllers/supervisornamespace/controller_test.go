@@ -210,6 +210,31 @@ func TestUnknownReferences(t *testing.T) {
 	get(t, r, &vmopv1.VirtualMachineClass{ObjectMeta: in("huge")})
 }
 
+func TestPeople(t *testing.T) {
+	spec := full()
+	spec.AccessList = append(spec.AccessList, atoll.NamespaceAccess{SubjectType: "User", Subject: "x", Domain: "example.com", Role: "View"})
+	r := newReconciler(t, shop(spec), &atoll.User{ObjectMeta: metav1.ObjectMeta{Name: "olga"}})
+	sn := look(t, r)
+	wantReady(t, sn, atoll.ReasonReady, "")
+	c := meta.FindStatusCondition(sn.Status.Conditions, atoll.NamespacePeopleKnown)
+	if c == nil || c.Reason != atoll.ReasonUnknownReference || c.Message != "spec.accessList[1]: Group devs does not exist; spec.accessList[2]: no IdentityProvider has domain example.com" {
+		t.Fatalf("condition %+v", c)
+	}
+	issuer := &atoll.IdentityProvider{ObjectMeta: metav1.ObjectMeta{Name: "corp"}, Spec: atoll.IdentityProviderSpec{Domain: "example.com"}}
+	group := &atoll.Group{ObjectMeta: metav1.ObjectMeta{Name: "devs"}}
+	for _, o := range []client.Object{issuer, group} {
+		if !grants(sn, o) {
+			t.Errorf("nothing would be looked at for %s", o.GetName())
+		}
+		if err := r.Create(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if sn = look(t, r); !meta.IsStatusConditionTrue(sn.Status.Conditions, atoll.NamespacePeopleKnown) {
+		t.Errorf("%+v", sn.Status.Conditions)
+	}
+}
+
 func TestTemplateTroubleKeepsBounds(t *testing.T) {
 	template := &atoll.SupervisorNamespaceTemplate{ObjectMeta: metav1.ObjectMeta{Name: "team"}}
 	template.Spec.Template.Resources.MemoryLimit = quantity("1Gi")
@@ -324,6 +349,19 @@ func TestDeletion(t *testing.T) {
 	if err := r.Get(t.Context(), client.ObjectKey{Name: "atoll:namespace-owner:shop"}, &rbacv1.ClusterRole{}); !apierrors.IsNotFound(err) {
 		t.Errorf("the role is still there: %v", err)
 	}
+}
+
+func TestDeletionLeavesWhatIsNotOurs(t *testing.T) {
+	images := &registry{bytes: 7}
+	r := newReconciler(t, shop(full()), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
+	r.Registry = images
+	if err := r.Delete(t.Context(), look(t, r)); err != nil {
+		t.Fatal(err)
+	}
+	if sn := look(t, r); sn.Name != "" || len(images.gone) > 0 {
+		t.Errorf("%+v, removed projects %v", sn, images.gone)
+	}
+	get(t, r, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
 }
 
 func TestStuckDeletion(t *testing.T) {

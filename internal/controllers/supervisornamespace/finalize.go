@@ -20,7 +20,8 @@ import (
 
 // finalize ends a SupervisorNamespace that is being deleted.
 //
-//	Namespace is not ours, or not there   the registry project goes, and the object
+//	Namespace is not there                the registry project goes, and the object
+//	it is not ours                        the object goes
 //	being deleted                         wait, and say what for
 //	something in it, not allowed          bounds stay in force, wait until it is empty
 //	else                                  delete it
@@ -31,10 +32,12 @@ func (r *Reconciler) finalize(ctx context.Context, sn *atoll.SupervisorNamespace
 	ns := &corev1.Namespace{}
 	err := r.Live.Get(ctx, client.ObjectKey{Name: sn.Name}, ns)
 	switch {
-	case apierrors.IsNotFound(err) || err == nil && ns.Labels[atoll.SupervisorNamespaceLabel] != sn.Name:
-		return ctrl.Result{}, r.end(ctx, sn)
+	case apierrors.IsNotFound(err):
+		return ctrl.Result{}, r.end(ctx, sn, r.Registry)
 	case err != nil:
 		return ctrl.Result{}, fmt.Errorf("reading the Namespace: %w", err)
+	case ns.Labels[atoll.SupervisorNamespaceLabel] != sn.Name:
+		return ctrl.Result{}, r.end(ctx, sn, nil)
 	case ns.DeletionTimestamp != nil:
 		left, err := deletion.Contents(ctx, r.Live, sn.Name)
 		if err != nil {
@@ -82,11 +85,11 @@ func (r *Reconciler) deleting(sn *atoll.SupervisorNamespace, reason, message str
 	r.ready(sn, "Deleting", message)
 }
 
-// end removes what is outside of the Namespace, and lets the object go.
-func (r *Reconciler) end(ctx context.Context, sn *atoll.SupervisorNamespace) error {
+// end removes what is outside of the Namespace, and lets the object go. The registry is nil if the images are not ours.
+func (r *Reconciler) end(ctx context.Context, sn *atoll.SupervisorNamespace, images Registry) error {
 	err := r.prune(ctx, sn.Name, nil)
-	if r.Registry != nil {
-		if removal := r.Registry.Forget(sn.Name); removal != nil {
+	if images != nil {
+		if removal := images.Forget(sn.Name); removal != nil {
 			r.deleting(sn, "RegistryProject", "removing its project in the registry: "+removal.Error())
 			err = errors.Join(err, fmt.Errorf("removing its project in the registry: %w", removal))
 		}

@@ -82,7 +82,7 @@ func (r *Reconciler) references(ctx context.Context, sn *atoll.SupervisorNamespa
 	if err := l.classes(ctx, in); err != nil {
 		return nil, err
 	}
-	if err := l.people(ctx, spec); err != nil {
+	if err := r.people(ctx, sn); err != nil {
 		return nil, err
 	}
 	slices.Sort(l.unknown)

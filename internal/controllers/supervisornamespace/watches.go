@@ -48,6 +48,11 @@ func (r *Reconciler) watch(b *builder.Builder, own cache.Cache) *builder.Builder
 		handler.EnqueueRequestsFromMapFunc(r.those(func(sn *atoll.SupervisorNamespace) bool { return sn.Spec.ClassName != "" })),
 		predicate.GenerationChangedPredicate{}))
 	b = b.WatchesRawSource(source.Kind(own, client.Object(&corev1.Pod{}), handler.TypedEventHandler[client.Object, reconcile.Request](r.later(ofNamespace, countAfter))))
+	for _, obj := range []client.Object{person("User", ""), person("Group", ""), &atoll.IdentityProvider{}} {
+		b = b.WatchesRawSource(source.Kind(own, obj, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, obj client.Object) []reconcile.Request {
+			return r.those(func(sn *atoll.SupervisorNamespace) bool { return grants(sn, obj) })(ctx, obj)
+		}), created()))
+	}
 	b = b.
 		Watches(&corev1.Namespace{}, handler.EnqueueRequestsFromMapFunc(r.ofNamespaceItself), builder.WithPredicates(predicate.Funcs{UpdateFunc: labelsChanged})).
 		Watches(&corev1.ResourceQuota{}, r.later(ofLabel, effectAfter)).
@@ -55,7 +60,7 @@ func (r *Reconciler) watch(b *builder.Builder, own cache.Cache) *builder.Builder
 		Watches(&vmopv1.VirtualMachineClass{}, handler.EnqueueRequestsFromMapFunc(r.ofClass), builder.WithPredicates(predicate.GenerationChangedPredicate{}))
 	lacking := handler.EnqueueRequestsFromMapFunc(r.those(lacksReference))
 	for _, obj := range []client.Object{&storagev1.StorageClass{}, &imageregistry.ClusterContentLibrary{}, &imageregistry.ContentLibrary{}, &encryption.EncryptionClass{}} {
-		b = b.Watches(obj, lacking, builder.WithPredicates(predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }}))
+		b = b.Watches(obj, lacking, builder.WithPredicates(created()))
 	}
 	return b.Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.those(func(sn *atoll.SupervisorNamespace) bool {
 		res := sn.EffectiveSpec().Resources
@@ -102,7 +107,7 @@ func lacksReference(sn *atoll.SupervisorNamespace) bool {
 func (r *Reconciler) those(pick func(*atoll.SupervisorNamespace) bool) handler.MapFunc {
 	return func(ctx context.Context, _ client.Object) []reconcile.Request {
 		var list atoll.SupervisorNamespaceList
-		if err := r.List(ctx, &list); err != nil {
+		if err := r.List(ctx, &list, client.UnsafeDisableDeepCopy); err != nil {
 			return nil // the cache ends with the process
 		}
 		var out []reconcile.Request
@@ -150,6 +155,11 @@ func sameUse(before, now client.Object) bool {
 		return ok && equality.Semantic.DeepEqual(b.Spec.Resources, n.Spec.Resources)
 	}
 	return false
+}
+
+// created is for objects that come and go.
+func created() predicate.Predicate {
+	return predicate.Funcs{UpdateFunc: func(event.UpdateEvent) bool { return false }}
 }
 
 func finalizersChanged(e event.UpdateEvent) bool {

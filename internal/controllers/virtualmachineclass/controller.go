@@ -3,8 +3,11 @@ package virtualmachineclass
 import (
 	"context"
 	"fmt"
+	"slices"
+	"time"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
+	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
@@ -20,7 +23,7 @@ type InUse func(ctx context.Context, c client.Reader, namespace string) (map[str
 // Setup returns a function that adds both controllers to a manager.
 func Setup(inUse InUse) func(ctrl.Manager) error {
 	return func(mgr ctrl.Manager) error {
-		p := &Provider{Client: mgr.GetClient()}
+		p := &Provider{Client: mgr.GetClient(), Pace: rate.NewLimiter(rate.Every(pace), burst)}
 		err := ctrl.NewControllerManagedBy(mgr).
 			Named("virtualmachineclass-defaults").
 			For(&corev1.Namespace{}).
@@ -59,8 +62,19 @@ func ofInstance(_ context.Context, obj client.Object) []reconcile.Request {
 	return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: obj.GetNamespace(), Name: class}}}
 }
 
+// The default classes of a few new namespaces are made at once, those of many one namespace after the other: they are
+// the greater part of what the API server has to do for a namespace, and need not be there first.
+const (
+	burst = 16
+	pace  = time.Second
+)
+
 // Provider makes default classes.
-type Provider struct{ client.Client }
+type Provider struct {
+	client.Client
+	// Pace bounds how fast namespaces get them.
+	Pace *rate.Limiter
+}
 
 // Reconcile makes those that a namespace lacks.
 func (p *Provider) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
@@ -79,10 +93,16 @@ func (p *Provider) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result
 	for _, c := range have.Items {
 		known[c.Name] = true
 	}
-	for _, c := range Defaults(ns.Name) {
-		if known[c.Name] {
-			continue
-		}
+	missing := slices.DeleteFunc(Defaults(ns.Name), func(c *vmopv1.VirtualMachineClass) bool { return known[c.Name] })
+	if len(missing) == 0 {
+		return ctrl.Result{}, nil
+	}
+	if turn := p.Pace.Reserve(); turn.Delay() > 0 {
+		wait := turn.Delay()
+		turn.Cancel()
+		return ctrl.Result{RequeueAfter: wait}, nil
+	}
+	for _, c := range missing {
 		if err := p.Create(ctx, c); err != nil && !apierrors.IsAlreadyExists(err) {
 			if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
 				return ctrl.Result{}, nil

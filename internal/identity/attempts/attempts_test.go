@@ -32,7 +32,7 @@ func TestTable(t *testing.T) {
 		t.Error("locked at once")
 	}
 	table.Fail("a")
-	if table.LockedUntil("a") != now.Add(time.Minute) {
+	if !table.LockedUntil("a").Equal(now.Add(time.Minute)) {
 		t.Error("not locked")
 	}
 	now = now.Add(time.Minute)
@@ -40,7 +40,7 @@ func TestTable(t *testing.T) {
 		t.Error("locked for ever")
 	}
 	table.Fail("a")
-	if table.LockedUntil("a") != now.Add(2*time.Minute) {
+	if !table.LockedUntil("a").Equal(now.Add(2 * time.Minute)) {
 		t.Errorf("until %s", table.LockedUntil("a"))
 	}
 	now = now.Add(2 * time.Hour)

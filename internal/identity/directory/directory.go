@@ -78,7 +78,7 @@ func GroupsOf(groups []api.Group, user string) []string {
 	return in
 }
 
-// Reaches tells whether from holds to, itself or by way of other groups: adding from to to would close a circle.
+// Reaches tells whether from holds to, itself or by way of other groups: adding the first to the second would close a circle.
 func Reaches(groups []api.Group, from, to string) bool {
 	byName := map[string]api.Group{}
 	for _, g := range groups {

@@ -21,9 +21,9 @@ func (c Config) credentialConfig() string {
 }
 
 // credentials has images of the cluster's registry pulled as the pod's service account: the kubelet makes a token that
-// is bound to the pod and for the registry alone. Nothing is kept between pulls. The kubelet remembers which service
-// account has pulled an image, and asks the registry again before it gives the image to a pod of another one
-// (KubeletEnsureSecretPulledImages, on by default); images that it has not pulled itself, such as those of
+// is bound to the pod and for the registry alone. Nothing is kept between pulls: a token that is the password is no other
+// pod's, so the kubelet asks the registry again before it gives an image that is there to another pod
+// (KubeletEnsureSecretPulledImages, on by default). Images that it has not pulled itself, such as those of
 // "atoll image load", are for all.
 func credentials(hosts []string) *kubeletv1.CredentialProviderConfig {
 	required := true
@@ -36,7 +36,7 @@ func credentials(hosts []string) *kubeletv1.CredentialProviderConfig {
 			APIVersion:           "credentialprovider.kubelet.k8s.io/v1",
 			TokenAttributes: &kubeletv1.ServiceAccountTokenAttributes{
 				ServiceAccountTokenAudience: atoll.RegistryAudience,
-				CacheType:                   kubeletv1.ServiceAccountServiceAccountTokenCacheType,
+				CacheType:                   kubeletv1.TokenServiceAccountTokenCacheType,
 				RequireServiceAccount:       &required,
 			},
 		}},

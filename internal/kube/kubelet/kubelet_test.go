@@ -58,6 +58,14 @@ func TestGoldenConfiguration(t *testing.T) {
 	}
 }
 
+func TestGoldenCredentials(t *testing.T) {
+	text, err := yaml.Marshal(credentials([]string{"registry.atoll.local", "192.0.2.7"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden.Compare(t, "credential-providers.yaml", string(text))
+}
+
 func TestFlags(t *testing.T) {
 	cfg := testConfig()
 	f := flags(cfg)

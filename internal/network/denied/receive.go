@@ -18,7 +18,7 @@ var ErrUnsupported = errors.New("the kernel has no nfnetlink_log")
 // Numbers of linux/netfilter/nfnetlink_log.h.
 const (
 	subsystem     = 4 << 8
-	messagePacket = subsystem | 0
+	messagePacket = subsystem
 	messageConfig = subsystem | 1
 
 	configCommand = 1

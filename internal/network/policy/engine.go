@@ -216,7 +216,7 @@ func (e *Engine) note(s *policyv1.State, full bool) {
 // fill writes a whole table.
 func (e *Engine) fill(tx *knftables.Transaction, want *table, mark string) {
 	e.change(tx, &table{}, want)
-	tx.Add(&knftables.Set{Name: cutSet, Type: pairKind, Timeout: knftables.PtrTo(cutFor)})
+	tx.Add(&knftables.Set{Name: cutSet, Type: pairKind, Timeout: new(cutFor)})
 	if mark != "" {
 		tx.Add(&knftables.Set{Name: mark, Type: addressKind})
 	}
@@ -316,8 +316,8 @@ func (e *Engine) base(tx *knftables.Transaction) {
 	tx.Add(&knftables.Counter{Name: CutCounter, Comment: comment("of connections that were cut")})
 	for _, c := range e.baseChains() {
 		tx.Add(&knftables.Chain{
-			Name: c.name, Type: knftables.PtrTo(knftables.FilterType), Hook: knftables.PtrTo(c.hook),
-			Priority: knftables.PtrTo(c.priority), Policy: knftables.PtrTo(knftables.AcceptPolicy),
+			Name: c.name, Type: new(knftables.FilterType), Hook: new(c.hook),
+			Priority: new(c.priority), Policy: new(knftables.AcceptPolicy),
 		})
 		for _, rule := range c.rules {
 			tx.Add(&knftables.Rule{Chain: c.name, Rule: rule})

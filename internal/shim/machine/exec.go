@@ -103,7 +103,11 @@ func (l *life) command(ctx context.Context, hw Hardware, args []string, terminal
 	if terminal {
 		return nil, fmt.Errorf("the guest agent gives no terminal to a command: leave out -t, or use the serial console (kubectl attach -it): %w", errdefs.ErrInvalidArgument)
 	}
-	asking, cancel := context.WithTimeout(ctx, askTimeout)
+	limit := askTimeout
+	if l.s.board.Get().Guest != nil {
+		limit = busyTimeout // there is one
+	}
+	asking, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if err := hw.Agent().Ping(asking); err != nil {
 		// Only the message: containerd would add the word for the class, more than once.

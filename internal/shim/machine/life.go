@@ -26,6 +26,8 @@ const (
 	releaseTimeout = 30 * time.Second
 	// askTimeout bounds how long the guest agent may take to hear that it is to shut down.
 	askTimeout = 3 * time.Second
+	// busyTimeout bounds how long an agent that has answered before may take, in a guest or on a host that is busy.
+	busyTimeout = 15 * time.Second
 	// askAgain is the pause before a guest that has not shut down is asked again.
 	askAgain = 15 * time.Second
 	// defaultStop is how long a guest may take to shut down where nobody says.

@@ -91,8 +91,8 @@ func isBounded(a admission.Attributes) bool {
 	return false
 }
 
-// Admit ANDs the hosts of the namespace into new pods, names the encryption of new claims, and refuses what needs the
-// host before AtollPodRuntime chooses a class for it.
+// Admit ANDs the hosts of the namespace into new pods, names the encryption of new claims, and refuses what other plugins
+// would refuse without saying which limit it is: AtollPodRuntime what needs the host, PodSecurity privileged containers.
 func (p *Plugin) Admit(ctx context.Context, a admission.Attributes, _ admission.ObjectInterfaces) error {
 	if a.GetOperation() != admission.Create || a.GetSubresource() != "" || !isBounded(a) {
 		return nil
@@ -113,7 +113,7 @@ func (p *Plugin) Admit(ctx context.Context, a admission.Attributes, _ admission.
 	if isMirror(pod) {
 		return nil
 	}
-	if err := p.needsHost(b, pod); err != nil {
+	if err := p.early(b, pod); err != nil {
 		return admission.NewForbidden(a, err)
 	}
 	p.place(b, pod)

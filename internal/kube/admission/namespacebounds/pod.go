@@ -85,6 +85,17 @@ func onlyMicroVM(b *atoll.SupervisorNamespace) bool {
 	return b.Spec.PodRuntime.Policy != atoll.RuntimeRunc
 }
 
+// early holds a new pod to the limits that other plugins enforce too.
+func (p *Plugin) early(b *atoll.SupervisorNamespace, pod *core.Pod) error {
+	if p.handler(pod) == machinev1.RuntimeClass {
+		return nil
+	}
+	if err := p.needsHost(b, pod); err != nil {
+		return err
+	}
+	return privileged(b, pod, nil)
+}
+
 // needsHost refuses a pod that cannot run in a micro-VM where that is all there is.
 func (p *Plugin) needsHost(b *atoll.SupervisorNamespace, pod *core.Pod) error {
 	if !onlyMicroVM(b) {

@@ -1,0 +1,101 @@
+package netpol
+
+import (
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"atoll.dev/atoll/internal/cli/text"
+	"atoll.dev/atoll/internal/datadir"
+	"atoll.dev/atoll/internal/network/cniconf"
+)
+
+// App is what the command line lends its commands.
+type App struct {
+	Out     io.Writer
+	Tree    func() (datadir.Tree, error)
+	Network func(datadir.Tree) cniconf.Network
+	// NoArgs refuses arguments, Usage marks an error as the user's own, OutputFlag adds -o.
+	NoArgs     cobra.PositionalArgs
+	Usage      func(error) error
+	OutputFlag func(cmd *cobra.Command, into *string, formats ...string)
+	LastLines  LastLines
+}
+
+// Command is `atoll network`.
+func Command(a App) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "network",
+		Short: "See what network policies do on this host",
+		Example: `  atoll network denied -f
+  atoll network counters -n shop`,
+		Args: a.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(deniedCommand(a), countersCommand(a))
+	return cmd
+}
+
+func deniedCommand(a App) *cobra.Command {
+	var namespace string
+	var follow bool
+	var lines int
+	cmd := &cobra.Command{
+		Use:   "denied",
+		Short: "Print what network policies have denied",
+		Long: `Prints the log of traffic that network policies have denied on this host, of one namespace or of all: when,
+by the policies of the receiver (ingress) or of the sender (egress), by which tier, and who it was. What repeats itself
+is one line with a count, and a namespace that is denied very much is not logged completely; the counters
+("atoll network counters") are complete.`,
+		Example: `  atoll network denied -n shop
+  atoll network denied -f`,
+		Args: a.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			t, err := a.Tree()
+			if err != nil {
+				return err
+			}
+			if namespace != "" && (filepath.Base(namespace) != namespace || namespace == "." || namespace == "..") {
+				return a.Usage(fmt.Errorf("-n: %q is no name of a namespace", namespace))
+			}
+			return printDenied(cmd.Context(), a.Out, t.Denied(), namespace, lines, follow, a.LastLines)
+		},
+	}
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only of this namespace")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on printing what is added")
+	cmd.Flags().IntVar(&lines, "lines", 100, "lines to begin with, of each namespace")
+	return cmd
+}
+
+func countersCommand(a App) *cobra.Command {
+	var namespace, output string
+	cmd := &cobra.Command{
+		Use:   "counters",
+		Short: "Show how often network policies have allowed and denied",
+		Long: `Shows for each policy how many connections it has allowed to begin (as often as a rule of it was the one that did),
+and for each namespace how many packets were denied. It counts this host since the agent has started.`,
+		Example: `  atoll network counters -n shop
+  atoll network counters -o json`,
+		Args: a.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			t, err := a.Tree()
+			if err != nil {
+				return err
+			}
+			counts, err := count(cmd.Context(), t.PolicyStatus(), a.Network(t), namespace)
+			if err != nil {
+				return err
+			}
+			if output != "table" {
+				return text.Structured(a.Out, output, counts.list)
+			}
+			counts.print(a.Out)
+			return nil
+		},
+	}
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only of this namespace")
+	a.OutputFlag(cmd, &output, "table", "json", "yaml")
+	return cmd
+}
