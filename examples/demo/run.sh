@@ -244,7 +244,7 @@ The demo works. Try, as dana:
 and as the administrator:
   $atoll ns ls$option
   $atoll ns top demo$option
-  $atoll ns edit demo$option              # limits, at once
+  $atoll ns edit demo$option --memory-limit 6Gi    # at once
   $atoll user ls$option
   $atoll status$option -o wide
 Remove every trace of it with:
