@@ -1,7 +1,9 @@
 #!/bin/bash
-# The demo: starts a supervisor on this host, runs a small web application with
-# a database in micro-VMs, virtual machines beside it, and shows them. `make demo`
-# calls it; doing it again is fine, and the databases keep what they have.
+# The demo: starts a supervisor on this host. The administrator makes a namespace
+# with limits and a user, dana; dana logs in, pushes images to the namespace's
+# project in the registry, and runs a small web application with a database in
+# micro-VMs and virtual machines beside it. `make demo` calls this; doing it again
+# is fine, and the databases keep what they have.
 #
 #   run.sh <atoll binary> <data directory>
 set -euo pipefail
@@ -12,10 +14,14 @@ images=$here/../../build/images
 disks=$here/../../build/vm
 node_port=30080
 hello_port=30081
+# dana's home directory: a password, and after the login a kubeconfig.
+home=$data/demo
 
 say() { printf '\n== %s\n' "$*"; }
+# The administrator, dana, and dana in the namespace demo.
 kubectl() { "$atoll" kubectl --kubeconfig "$data/admin.kubeconfig" "$@"; }
-demo() { kubectl -n demo "$@"; }
+dana() { HOME=$home KUBECONFIG=$home/.kube/config "$atoll" "$@"; }
+demo() { dana kubectl -n demo "$@"; }
 
 # show <kubectl arguments>: prints the command as a person would type it, and
 # runs it.
@@ -24,13 +30,25 @@ show() {
 	demo "$@"
 }
 
-# secret <namespace> <name> <key> <command>: makes a Secret of what a command
+# refused <kubectl arguments>: the same for what the namespace must refuse, all of it.
+refused() {
+	local said
+	printf '$ kubectl -n demo %s\n' "$*"
+	if said=$(demo "$@" 2>&1) || grep -q ' created$' <<<"$said"; then
+		echo "this should have been refused: $said" >&2
+		exit 1
+	fi
+	echo "$said"
+}
+
+# secret <name> <key> <command> <kubectl>: makes a Secret of what a command
 # prints, unless there is one: what it protects must stay readable.
 secret() {
-	kubectl -n "$1" get secret "$2" -o name 2>/dev/null && return
-	"${@:4}" | kubectl -n "$1" create secret generic "$2" --from-file="$3=/dev/stdin"
+	"${@:4}" get secret "$1" -o name 2>/dev/null && return
+	$3 | "${@:4}" create secret generic "$1" --from-file="$2=/dev/stdin"
 }
 password() { head -c 18 /dev/urandom | base64 | tr -d '\n'; }
+key() { head -c 32 /dev/urandom; }
 
 # page <path>: what the web server answers, within three minutes.
 page() {
@@ -85,20 +103,42 @@ kept() {
 say "starting a supervisor on this host"
 "$atoll" up --detach --data-dir "$data"
 
-say "loading images (built from Debian packages, no registry)"
-"$atoll" image load --data-dir "$data" "$images/busybox.tar" "$images/nginx.tar" "$images/postgres.tar"
-
 say "importing disks of virtual machines (built from Debian packages)"
 "$atoll" image import --data-dir "$data" "$disks/tiny.qcow2" --name tiny
 "$atoll" image import --data-dir "$data" "$disks/debian-12-postgres.qcow2" --name debian-12-postgres
 
-say "applying examples/demo"
+say "the administrator: a user, and a namespace with limits (examples/demo/namespace.yaml)"
+mkdir -p -m 0700 "$home"
+[ -s "$home/password" ] || (umask 077 && password >"$home/password")
+kubectl get user.atoll.dev dana -o name 2>/dev/null ||
+	"$atoll" user create dana --data-dir "$data" --must-change=false --password-stdin <"$home/password"
+secret demo key key kubectl -n atoll-keys
 kubectl apply -f "$here/namespace.yaml"
-secret atoll-keys demo key head -c 32 /dev/urandom
-secret demo db password password
+kubectl wait --for=condition=Ready supervisornamespace/demo --timeout=120s
+
+address=$(kubectl get nodes -o 'jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}')
+say "dana: logs in, and pushes the images (built from Debian packages) to registry.atoll.local/demo"
+fingerprint=$("$atoll" login fingerprint --data-dir "$data") # what the administrator tells people, with the address
+printf '$ atoll login --server %s --user dana --fingerprint %s\n' "$address" "$fingerprint"
+dana login --server "$address" --user dana --fingerprint "$fingerprint" --password-stdin <"$home/password"
+show auth whoami
+for image in busybox nginx postgres; do
+	printf '$ atoll image push %s registry.atoll.local/demo/%s:1\n' "$image.tar" "$image"
+	dana image push "$images/$image.tar" "registry.atoll.local/demo/$image:1"
+done
+
+say "dana: applies examples/demo"
+secret db password password demo
 # The client runs once: a Job cannot be changed, so an old one goes first.
 demo delete job client --ignore-not-found >/dev/null 2>&1 || true
-kubectl apply -f "$here"
+demo apply -f "$here/database.yaml" -f "$here/demo.yaml" -f "$here/machines.yaml"
+
+say "what is too much is refused: by whom it was bounded, what is used, what was asked (examples/demo/too-much.yaml)"
+refused create -f "$here/too-much.yaml"
+refused -n default get pods
+refused patch resourcequota demo-quota --type=merge -p '{"spec":{"hard":{"limits.memory":"1Ti"}}}'
+
+say "waiting for the application"
 show rollout status statefulset/db --timeout=300s
 show rollout status deployment/api --timeout=180s
 show rollout status deployment/web --timeout=180s
@@ -111,7 +151,6 @@ for pod in $(demo get pods -l app=web -o name); do
 	echo "kernel in $pod: $(demo exec "$pod" -- cat /proc/sys/kernel/osrelease) (booted $(demo exec "$pod" -- cut -d' ' -f1 /proc/uptime) s ago)"
 done
 
-address=$(kubectl get nodes -o 'jsonpath={.items[0].status.addresses[?(@.type=="InternalIP")].address}')
 say "the web server answers at http://$address:$node_port/ (a NodePort)"
 page /
 echo "and the back end behind it, three times:"
@@ -153,14 +192,15 @@ show get pods -l vmoperator.vmware.com/vm-name
 
 say "a Debian configured by cloud-init runs PostgreSQL; pods in micro-VMs write to it through the Service vmdb"
 show rollout status deployment/ledger --timeout=180s
-try 180 sh -c "'$atoll' kubectl --kubeconfig '$data/admin.kubeconfig' -n demo logs deployment/ledger --tail=2 | grep row"
+lines() { demo logs deployment/ledger --tail=2 | grep row; }
+try 180 lines
 
 say "kubectl on a virtual machine: logs and attach are its serial console, exec goes to its guest agent"
 show logs vmdb --tail=5
 try 120 demo exec vmdb -- uname -a
 show exec vmdb -- sh -c 'lsblk -o NAME,SIZE,MOUNTPOINTS; systemctl is-active postgresql@15-main'
 printf '$ kubectl -n demo attach -it hello-vm    # "hostname" is typed there\n'
-(sleep 3; echo hostname; sleep 5) | script -qec "timeout 15 '$atoll' kubectl --kubeconfig '$data/admin.kubeconfig' -n demo attach -it hello-vm" /dev/null | tail -n 3 || true
+(sleep 3; echo hostname; sleep 5) | HOME=$home KUBECONFIG=$home/.kube/config script -qec "timeout 15 '$atoll' kubectl -n demo attach -it hello-vm" /dev/null | tail -n 3 || true
 
 say "one Service, its endpoints two pods and a virtual machine: http://$address:$hello_port/"
 show get endpointslices -l kubernetes.io/service-name=hello
@@ -181,6 +221,9 @@ try 120 ledger >/dev/null
 echo "rows that the virtual machine had: $written, and has now: $(ledger)"
 [ "$(ledger)" -ge "$written" ]
 
+say "what the namespace uses of its limits"
+"$atoll" ns describe demo --data-dir "$data"
+
 say "the host"
 "$atoll" status --data-dir "$data"
 
@@ -188,15 +231,21 @@ option=
 [ "$data" = /var/lib/atoll ] || option=" --data-dir $data"
 cat <<END
 
-The demo works. Try:
-  $atoll kubectl$option -n demo get pods
-  $atoll kubectl$option -n demo exec -it deploy/web -- sh
-  $atoll kubectl$option -n demo exec -it db-0 -- psql    # SELECT * FROM visits;
-  $atoll kubectl$option -n demo edit configmap page      # the page follows within a minute
-  $atoll vm ls$option -n demo
-  $atoll vm console$option -n demo vmdb
-  $atoll vm create$option mine --image tiny
-  $atoll kubectl$option run box --image=busybox --image-pull-policy=IfNotPresent -it --rm -- sh
+The demo works. Try, as dana:
+  export KUBECONFIG=$home/.kube/config
+  $atoll kubectl get pods
+  $atoll kubectl exec -it deploy/web -- sh
+  $atoll kubectl exec -it db-0 -- psql    # SELECT * FROM visits;
+  $atoll kubectl edit configmap page      # the page follows within a minute
+  $atoll kubectl run box --image=registry.atoll.local/demo/busybox:1 -it --rm -- sh
+  $atoll vm ls -n demo
+  $atoll vm console -n demo vmdb
+  $atoll vm create mine -n demo --image tiny --class demo-tiny
+and as the administrator:
+  $atoll ns ls$option
+  $atoll ns top demo$option
+  $atoll ns edit demo$option --memory-limit 6Gi    # at once
+  $atoll user ls$option
   $atoll status$option -o wide
 Remove every trace of it with:
   make demo-down

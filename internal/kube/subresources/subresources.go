@@ -157,14 +157,12 @@ func (s *streams) group(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
+// resources lists none: aggregated discovery makes a resource "virtualmachines" of a "virtualmachines/console", and
+// kubectl would take that one for the virtual machines.
 func (s *streams) resources(w http.ResponseWriter, r *http.Request) {
-	list := &metav1.APIResourceList{TypeMeta: metav1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, GroupVersion: gv().String()}
-	for _, name := range names() {
-		list.APIResources = append(list.APIResources, metav1.APIResource{
-			Name: subresources.Resource + "/" + name, Namespaced: true, Kind: "VirtualMachine", Verbs: metav1.Verbs{"get"},
-		})
-	}
-	s.answer(w, r, list)
+	s.answer(w, r, &metav1.APIResourceList{
+		TypeMeta: metav1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, GroupVersion: gv().String(), APIResources: []metav1.APIResource{},
+	})
 }
 
 func (s *streams) answer(w http.ResponseWriter, r *http.Request, object runtime.Object) {
