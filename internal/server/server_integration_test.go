@@ -85,6 +85,7 @@ func testConfig(t *testing.T, dir string) Config {
 		StateDir: filepath.Join(dir, "server"), AuditLog: filepath.Join(dir, "audit", "audit.log"), AdminKubeconfig: filepath.Join(dir, "admin.kubeconfig"),
 		DatastorePath: filepath.Join(dir, "datastores", "default"),
 		ContentDir:    filepath.Join(dir, "content"),
+		RegistryDir:   filepath.Join(dir, "registry"),
 		NodeName:      "n1", NodeIP: ip, Version: "test",
 		Ports: Ports{API: ports[0], EtcdClient: ports[1], EtcdPeer: ports[2], Scheduler: ports[3], ControllerManager: ports[4], Webhook: ports[5], Portal: ports[6], Identity: ports[7]},
 	}
