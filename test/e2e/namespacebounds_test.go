@@ -156,7 +156,7 @@ func TestReservedResources(t *testing.T) {
 	plain := newNamespace(t)
 	all := run(t, "", "get", "nodes", "-o", "jsonpath={.items[*].status.allocatable.memory}")
 	first, _, _ := strings.Cut(all, " ")
-	greedy := boundedPod("greedy", "docker.io/library/busybox:latest", "", ", resources: {requests: {memory: "+strings.TrimSpace(first)+"}}")
+	greedy := boundedPod("greedy", "docker.io/library/busybox:1.36", "", ", resources: {requests: {memory: "+strings.TrimSpace(first)+"}}")
 	eventually(t, "the reservation to hold", func() error {
 		out, err := kubectl(t.Context(), greedy, "-n", plain.name, "create", "--dry-run=server", "-f", "-")
 		if err == nil || !strings.Contains(out, "limit spec.resources.memoryReservation of other namespaces") || !strings.Contains(out, "administrators can change it") {
@@ -164,6 +164,6 @@ func TestReservedResources(t *testing.T) {
 		}
 		return nil
 	})
-	plain.apply(boundedPod("modest", "docker.io/library/busybox:latest", "", ", resources: {requests: {memory: 1Mi}}"))
+	plain.apply(boundedPod("modest", "docker.io/library/busybox:1.36", "", ", resources: {requests: {memory: 1Mi}}"))
 	plain.ready("modest")
 }

@@ -123,9 +123,13 @@ spec:
 	if out, err := as("e2e-otto", made("512Mi"), "create", "-f", "-"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if out, err := as("e2e-otto", "", "wait", "svns/e2e-made", "--for=condition=Ready", "--timeout=60s"); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	eventually(t, "its owner to see that it is ready", func() error {
+		out, err := as("e2e-otto", "", "wait", "svns/e2e-made", "--for=condition=Ready", "--timeout=60s")
+		if err != nil {
+			return fmt.Errorf("%s: %w", out, err)
+		}
+		return nil
+	})
 	if out, err := as("e2e-otto", "", "create", "namespace", "e2e-quick"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

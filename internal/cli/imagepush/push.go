@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -131,10 +132,12 @@ func explain(err error, target, user string) error {
 	if !ok {
 		return fmt.Errorf("pushing %s: %w", target, err)
 	}
-	switch refusal.StatusCode {
-	case http.StatusUnauthorized:
+	// The protocol of tokens has one answer for who is not known and for whose token is not for this.
+	known := strings.Contains(err.Error(), " may not ")
+	switch status := refusal.StatusCode; {
+	case status == http.StatusUnauthorized && !known:
 		return fmt.Errorf("pushing %s: the registry does not accept the credentials of %s (%w); log in again with `atoll login`", target, user, err)
-	case http.StatusForbidden:
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
 		return fmt.Errorf("pushing %s: %w; owners and administrators of the namespace can give %s the role Edit", target, err, user)
 	}
 	return fmt.Errorf("pushing %s: %w", target, err)
