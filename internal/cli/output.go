@@ -28,13 +28,5 @@ func mib(n int64) string {
 // size prints a number of bytes with the unit that suits it.
 func size(n int64) string { return text.Size(n) }
 
-// or is text, or otherwise when it is empty.
-func or(text, otherwise string) string {
-	if text == "" {
-		return otherwise
-	}
-	return text
-}
-
 // isTerminal tells whether w is a terminal.
 func isTerminal(w io.Writer) bool { return text.IsTerminal(w) }

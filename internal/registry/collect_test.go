@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
+	"log/slog"
 	"net/http"
 	"os"
 	"os/exec"
@@ -21,7 +21,6 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/sirupsen/logrus"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"atoll.dev/atoll/internal/registry/store"
@@ -221,7 +220,7 @@ func TestCollectBesidePushes(t *testing.T) {
 const killedEnv = "ATOLL_TEST_REGISTRY_DIR"
 
 func TestMain(m *testing.M) {
-	logrus.SetOutput(io.Discard) // distribution's
+	BridgeLogs(slog.New(slog.DiscardHandler))
 	if dir := os.Getenv(killedEnv); dir != "" {
 		serveUntilKilled(dir)
 	}

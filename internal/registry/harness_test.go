@@ -100,12 +100,12 @@ func (c *cluster) may(user, namespace string, verbs ...string) {
 	})
 }
 
-// robot makes a robot account with a password.
-func (c *cluster) robot(namespace, name, password string, permissions ...atoll.RobotPermission) {
+// robot makes a robot account of shop with a password.
+func (c *cluster) robot(name, password string, permissions ...atoll.RobotPermission) {
 	sum := sha256.Sum256([]byte(password))
 	c.change(func() {
-		c.robots[namespace+"/"+name] = &atoll.RobotAccount{
-			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, UID: types.UID("uid-" + name)},
+		c.robots["shop/"+name] = &atoll.RobotAccount{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID("uid-" + name)},
 			Spec:       atoll.RobotAccountSpec{Permissions: permissions},
 			Status:     atoll.RobotAccountStatus{SecretHash: hex.EncodeToString(sum[:])},
 		}

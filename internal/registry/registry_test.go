@@ -129,8 +129,8 @@ func TestTokensEnd(t *testing.T) {
 func TestRobots(t *testing.T) {
 	h := start(t)
 	img := h.image(512, 1)
-	h.robot("shop", "ci", "secret-of-ci", atoll.RobotPush)
-	h.robot("shop", "run", "secret-of-run", atoll.RobotPull)
+	h.robot("ci", "secret-of-ci", atoll.RobotPush)
+	h.robot("run", "secret-of-run", atoll.RobotPull)
 	ci, run := h.login("robot$shop+ci", "secret-of-ci"), h.login("robot$shop+run", "secret-of-run")
 	h.push("shop/web:1", img, ci)
 	if err := h.pull("shop/web:1", run); err != nil {
@@ -154,11 +154,11 @@ func TestRobots(t *testing.T) {
 		t.Fatal(got)
 	}
 	// A new password, expiry and deletion end tokens that were given before.
-	h.robot("shop", "run", "another", atoll.RobotPull)
+	h.robot("run", "another", atoll.RobotPull)
 	if got := read(); got != http.StatusUnauthorized {
 		t.Errorf("after rotation: %d", got)
 	}
-	h.robot("shop", "run", "secret-of-run", atoll.RobotPull)
+	h.robot("run", "secret-of-run", atoll.RobotPull)
 	h.change(func() { h.robots["shop/run"].Spec.ExpiresAt = &metav1.Time{Time: time.Now().Add(-time.Second)} })
 	if got := read(); got != http.StatusUnauthorized {
 		t.Errorf("after expiry: %d", got)

@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"strconv"
-	"strings"
 
-	"github.com/sirupsen/logrus"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -28,7 +25,7 @@ type imageRegistry struct {
 
 // newRegistry opens the registry. It knows nobody before it runs.
 func (s *Server) newRegistry(people *identity.Service) (*imageRegistry, error) {
-	s.quietDistribution()
+	registry.BridgeLogs(s.cfg.Logger)
 	client, err := clientcmd.BuildConfigFromFlags("", s.files.Kubeconfig(pki.Registry))
 	if err != nil {
 		return nil, fmt.Errorf("configuring the registry: %w", err)
@@ -88,26 +85,4 @@ func (s *Server) registryAddress() string {
 		return s.cfg.NodeIP.String()
 	}
 	return net.JoinHostPort(s.cfg.NodeIP.String(), strconv.Itoa(s.cfg.Ports.Portal))
-}
-
-// quietDistribution has distribution say what goes wrong only, and into the server's log.
-func (s *Server) quietDistribution() {
-	logrus.SetLevel(logrus.ErrorLevel)
-	logrus.SetFormatter(&logrus.TextFormatter{DisableColors: true, DisableTimestamp: true})
-	logrus.SetOutput(logWriter(func(line string) {
-		level := slog.LevelDebug // what clients do wrong
-		if strings.Contains(line, "err.code=unknown") || strings.Contains(line, "level=fatal") {
-			level = slog.LevelWarn
-		}
-		s.cfg.Logger.Log(context.Background(), level, "distribution", "said", line)
-	}))
-}
-
-// logWriter takes one line per call.
-type logWriter func(line string)
-
-// Write implements io.Writer.
-func (w logWriter) Write(line []byte) (int, error) {
-	w(strings.TrimSpace(string(line)))
-	return len(line), nil
 }

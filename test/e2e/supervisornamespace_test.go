@@ -46,9 +46,12 @@ func TestSupervisorNamespaceLife(t *testing.T) {
 	n.kubectl("label", "namespace", "e2e-life", "pod-security.kubernetes.io/enforce=privileged", "--overwrite")
 	eventually(t, "drift to be put right", func() error {
 		hard, err := n.try("get", "resourcequota", "e2e-life-quota", "-o", `jsonpath={.spec.hard.limits\.memory}`)
+		if err != nil {
+			return err
+		}
 		level := n.field("namespace/e2e-life", `.metadata.labels.pod-security\.kubernetes\.io/enforce`)
-		if err != nil || hard != "1Gi" || level != "baseline" {
-			return fmt.Errorf("%q, %q, %v", hard, level, err)
+		if hard != "1Gi" || level != "baseline" {
+			return fmt.Errorf("%q, %q", hard, level)
 		}
 		return nil
 	})

@@ -37,7 +37,7 @@ func TestMachineLife(t *testing.T) {
 	if out, err := n.try("exec", "box", "--", "sh", "-c", "echo out; exit 3"); err == nil || !strings.Contains(out, "exit code 3") {
 		t.Errorf("exit code of a command: %v\n%s", err, out)
 	}
-	n.console("box", "echo $((6*7))-typed", "42-typed")
+	n.console("echo $((6*7))-typed", "42-typed")
 	newest := func(path string) string { return n.field("virtualmachines.v1alpha5.vmoperator.vmware.com/box", path) }
 	equal(t, "image kind in the newest version", newest(".spec.image.kind"), "VirtualMachineImage")
 	uuid, address := newest(".status.biosUUID"), newest(".status.network.primaryIP4")
@@ -89,13 +89,13 @@ func TestMachineLife(t *testing.T) {
 	}
 }
 
-// console types a line at the serial console and returns what came until some text did.
-func (n *namespace) console(name, line, until string) string {
+// console types a line at the serial console of the machine box and returns what came until some text did.
+func (n *namespace) console(line, until string) string {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(n.t.Context(), patience)
 	defer cancel()
 	// kubectl wants a terminal for one.
-	attach := kubectlCommand(ctx, "-n", n.name, "attach", "-it", name)
+	attach := kubectlCommand(ctx, "-n", n.name, "attach", "-it", "box")
 	cmd := exec.CommandContext(ctx, "script", "-qec", strings.Join(attach.Args, " "), "/dev/null")
 	in, err := cmd.StdinPipe()
 	if err != nil {

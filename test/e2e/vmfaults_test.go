@@ -29,7 +29,7 @@ func TestMachineHostileAgent(t *testing.T) {
 		"lies":    `echo '{"return": {"pid": 99999999999999999999, "exited": true, "exitcode": -1, "out-data": "%%%"}}'`,
 		"strings": `echo '{"return": {"host-name": "a\u001b[2Jb", "pid": 1, "exited": true, "exitcode": 0}, "error": null}'`,
 	} {
-		n.console("box", make+" >/run/agent-says.new; mv /run/agent-says.new /run/agent-says; echo set-$((40+2))-"+name, "set-42-"+name)
+		n.console(make+" >/run/agent-says.new; mv /run/agent-says.new /run/agent-says; echo set-$((40+2))-"+name, "set-42-"+name)
 		began := time.Now()
 		out, err := n.try("exec", "box", "--", "uname", "-a")
 		if err == nil && !strings.Contains(out, "exit code") && strings.TrimSpace(out) != "" {
@@ -43,7 +43,7 @@ func TestMachineHostileAgent(t *testing.T) {
 	if text := n.kubectl("get", "vm", "box", "-o", "yaml"); strings.ContainsRune(text, 0x1b) {
 		t.Error("a control character of the guest is in the status")
 	}
-	n.console("box", "rm /run/agent-says; echo gone-$((40+2))", "gone-42")
+	n.console("rm /run/agent-says; echo gone-$((40+2))", "gone-42")
 	n.agent("box")
 	contains(t, n.exec("box", "uname", "-n"), "box")
 }
@@ -66,7 +66,7 @@ func TestMachineDeaf(t *testing.T) {
 		return nil
 	})
 	// It listens later, and is asked again without anybody's doing.
-	n.console("box", "rm /run/ignore-power-button; echo lis$((40+2))tens", "lis42tens")
+	n.console("rm /run/ignore-power-button; echo lis$((40+2))tens", "lis42tens")
 	n.power("box", "PoweredOff")
 	n.kubectl("patch", "vm", "box", "--type=merge", "-p", `{"metadata":{"annotations":{"atoll.dev/soft-power-off-seconds":"20"}},"spec":{"powerState":"PoweredOn","powerOffMode":"TrySoft"}}`)
 	n.agent("box")

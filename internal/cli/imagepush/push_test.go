@@ -4,8 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/pem"
-	"io"
-	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -67,7 +66,7 @@ func digest(t *testing.T, i v1.Image) string {
 // server is a registry behind TLS that wants dana's password.
 func server(t *testing.T) Session {
 	t.Helper()
-	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	inner := registry.New(registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)))
 	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if user, password, _ := r.BasicAuth(); user != "dana" || password != "open sesame" {
 			w.Header().Set("WWW-Authenticate", `Basic realm="test"`)

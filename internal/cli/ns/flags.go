@@ -67,7 +67,7 @@ func parse(value string) (*resource.Quantity, error) {
 }
 
 // namesOf sets a list of what is allowed; the word any allows everything.
-func namesOf[T any](field func(*atoll.SupervisorNamespaceSpec) *[]T, make func(string) (T, error)) setter {
+func namesOf[T any](field func(*atoll.SupervisorNamespaceSpec) *[]T, read func(string) (T, error)) setter {
 	return func(spec *atoll.SupervisorNamespaceSpec, values []string) error {
 		if len(values) == 1 && (values[0] == anything || values[0] == nothing) {
 			*field(spec) = nil
@@ -75,7 +75,7 @@ func namesOf[T any](field func(*atoll.SupervisorNamespaceSpec) *[]T, make func(s
 		}
 		var out []T
 		for _, v := range values {
-			one, err := make(v)
+			one, err := read(v)
 			if err != nil {
 				return err
 			}

@@ -128,10 +128,11 @@ func (w *world) refused(args ...string) string {
 	return err.Error()
 }
 
-func (w *world) namespace(name string) *atoll.SupervisorNamespace {
+// namespace reads the namespace shop.
+func (w *world) namespace() *atoll.SupervisorNamespace {
 	w.Helper()
 	b := &atoll.SupervisorNamespace{}
-	if err := w.Get(w.Context(), client.ObjectKey{Name: name}, b); err != nil {
+	if err := w.Get(w.Context(), client.ObjectKey{Name: "shop"}, b); err != nil {
 		w.Fatal(err)
 	}
 	return b
@@ -302,7 +303,7 @@ func TestEditByFlags(t *testing.T) {
 	b.Spec = *b.Status.Effective
 	w := newWorld(t, b)
 	w.before = func() { // somebody else is faster
-		other := w.namespace("shop")
+		other := w.namespace()
 		other.Spec.Description = "theirs"
 		if err := w.Update(t.Context(), other); err != nil {
 			t.Error(err)
@@ -312,7 +313,7 @@ func TestEditByFlags(t *testing.T) {
 	if !strings.Contains(got, "shop is changed\n") || !strings.Contains(got, "memory: 20Gi used of 16Gi") {
 		t.Error(got)
 	}
-	now := w.namespace("shop").Spec
+	now := w.namespace().Spec
 	if now.Description != "theirs" || now.VMClasses != nil || now.Resources.CPULimit.String() != "2" || now.Encryption.Required {
 		t.Errorf("%+v", now)
 	}
@@ -343,7 +344,7 @@ func TestEditInEditor(t *testing.T) {
 	if got := w.must("edit", "shop", "--wait=false"); !strings.Contains(got, "shop is changed") || rounds != 2 {
 		t.Error(rounds, got)
 	}
-	if got := w.namespace("shop").Spec.Hosts; len(got) != 1 || got[0] != "host-2" {
+	if got := w.namespace().Spec.Hosts; len(got) != 1 || got[0] != "host-2" {
 		t.Error(got)
 	}
 	if got := w.must("edit", "shop"); got != "shop is not changed\n" {
@@ -358,7 +359,7 @@ func TestEditInEditor(t *testing.T) {
 		if strings.Contains(text, "somebody else has changed shop") {
 			return text
 		}
-		other := w.namespace("shop")
+		other := w.namespace()
 		other.Spec.Description = "theirs"
 		if err := w.Update(t.Context(), other); err != nil {
 			t.Error(err)
@@ -366,7 +367,7 @@ func TestEditInEditor(t *testing.T) {
 		return strings.Replace(text, "host-2", "host-3", 1)
 	}
 	got := w.refused("edit", "shop")
-	if !strings.Contains(got, "what was edited is in ") || w.namespace("shop").Spec.Hosts[0] != "host-2" {
+	if !strings.Contains(got, "what was edited is in ") || w.namespace().Spec.Hosts[0] != "host-2" {
 		t.Error(got)
 	}
 }
@@ -378,7 +379,7 @@ func TestDelete(t *testing.T) {
 	if got, want := w.refused("delete", "shop"), "shop is not empty, there are 1 pods, 1 volumes, 512 MiB of images in it; --with-contents deletes them too"; got != want {
 		t.Error(got)
 	}
-	w.namespace("shop")
+	w.namespace()
 	if got := w.must("delete", "bank"); got != "bank is deleted\n" {
 		t.Error(got)
 	}

@@ -232,7 +232,7 @@ func (a Config) loginCommand(h *registryHost) *cobra.Command {
 	return &cobra.Command{
 		Use: "login", Short: "Say how to log in with docker, podman, skopeo, oras and crane",
 		Args: a.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(*cobra.Command, []string) error {
 			c, err := a.client(h)
 			if err != nil {
 				return err

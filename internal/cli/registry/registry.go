@@ -338,7 +338,7 @@ func (c *Client) readPassword(ctx context.Context, robot *atoll.RobotAccount) (s
 		return "", "", fmt.Errorf("reading the password of robot account %s: %w", robot.Name, err)
 	}
 	if secret.Type != corev1.SecretTypeDockerConfigJson {
-		return "", "", fmt.Errorf("Secret %s is not of type %s", secret.Name, corev1.SecretTypeDockerConfigJson) //nolint:staticcheck // the name of a kind
+		return "", "", fmt.Errorf("Secret %s is not of type %s", secret.Name, corev1.SecretTypeDockerConfigJson)
 	}
 	return robot.Status.User, string(secret.Data["password"]), nil
 }

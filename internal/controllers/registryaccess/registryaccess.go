@@ -22,9 +22,10 @@ import (
 )
 
 const (
-	// Binding is the name of the RoleBinding, Role of the ClusterRole it gives.
+	// Binding is the name of the RoleBinding.
 	Binding = "atoll-registry-pull"
-	Role    = "atoll:registry-puller"
+	// Role is the name of the ClusterRole that it gives.
+	Role = "atoll:registry-puller"
 )
 
 // Setup adds the controller to a manager.

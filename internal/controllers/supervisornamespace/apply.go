@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
@@ -124,9 +125,7 @@ func (r *Reconciler) overwrite(ctx context.Context, want, got client.Object) err
 	if notes == nil {
 		notes = map[string]string{}
 	}
-	for k, v := range out.GetAnnotations() {
-		notes[k] = v
-	}
+	maps.Copy(notes, out.GetAnnotations())
 	out.SetAnnotations(notes)
 	out.SetFinalizers(got.GetFinalizers())
 	out.SetOwnerReferences(got.GetOwnerReferences())

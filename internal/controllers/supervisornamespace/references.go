@@ -24,17 +24,17 @@ type lookup struct {
 	unknown []string
 }
 
-// exists looks an object up.
-func (l *lookup) exists(ctx context.Context, field, name string, key client.ObjectKey, obj client.Object) (bool, error) {
+// exists looks an object up and notes when there is none.
+func (l *lookup) exists(ctx context.Context, field, name string, key client.ObjectKey, obj client.Object) error {
 	err := l.r.Shared.Get(ctx, key, obj)
 	if apierrors.IsNotFound(err) {
 		l.missing(field, name)
-		return false, nil
+		return nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("looking up %s of %s: %w", name, field, err)
+		return fmt.Errorf("looking up %s of %s: %w", name, field, err)
 	}
-	return true, nil
+	return nil
 }
 
 func (l *lookup) missing(field, name string) {
@@ -46,7 +46,7 @@ func (r *Reconciler) references(ctx context.Context, sn *atoll.SupervisorNamespa
 	l := &lookup{r: r}
 	spec := in.Spec
 	for i, c := range spec.StorageClasses {
-		if _, err := l.exists(ctx, fmt.Sprintf("spec.storageClasses[%d]", i), "StorageClass "+c.Name, client.ObjectKey{Name: c.Name}, &storagev1.StorageClass{}); err != nil {
+		if err := l.exists(ctx, fmt.Sprintf("spec.storageClasses[%d]", i), "StorageClass "+c.Name, client.ObjectKey{Name: c.Name}, &storagev1.StorageClass{}); err != nil {
 			return nil, err
 		}
 	}
@@ -55,23 +55,23 @@ func (r *Reconciler) references(ctx context.Context, sn *atoll.SupervisorNamespa
 		if s.Type == "ContentLibrary" {
 			key, obj = client.ObjectKey{Namespace: sn.Name, Name: s.Name}, &imageregistry.ContentLibrary{}
 		}
-		if _, err := l.exists(ctx, fmt.Sprintf("spec.contentSources[%d]", i), s.Type+" "+s.Name, key, obj); err != nil {
+		if err := l.exists(ctx, fmt.Sprintf("spec.contentSources[%d]", i), s.Type+" "+s.Name, key, obj); err != nil {
 			return nil, err
 		}
 	}
 	for i, h := range spec.Hosts {
-		if _, err := l.exists(ctx, fmt.Sprintf("spec.hosts[%d]", i), "host "+h, client.ObjectKey{Name: h}, &corev1.Node{}); err != nil {
+		if err := l.exists(ctx, fmt.Sprintf("spec.hosts[%d]", i), "host "+h, client.ObjectKey{Name: h}, &corev1.Node{}); err != nil {
 			return nil, err
 		}
 	}
 	if name := spec.Encryption.ClassName; name != "" {
-		if _, err := l.exists(ctx, "spec.encryption.className", "EncryptionClass "+sn.Name+"/"+name, client.ObjectKey{Namespace: sn.Name, Name: name}, &encryption.EncryptionClass{}); err != nil {
+		if err := l.exists(ctx, "spec.encryption.className", "EncryptionClass "+sn.Name+"/"+name, client.ObjectKey{Namespace: sn.Name, Name: name}, &encryption.EncryptionClass{}); err != nil {
 			return nil, err
 		}
 	}
 	for field, names := range map[string][]string{"spec.network.fromNamespaces": spec.Network.FromNamespaces, "spec.network.toNamespaces": spec.Network.ToNamespaces} {
 		for i, name := range names {
-			if _, err := l.exists(ctx, fmt.Sprintf("%s[%d]", field, i), "Namespace "+name, client.ObjectKey{Name: name}, &corev1.Namespace{}); err != nil {
+			if err := l.exists(ctx, fmt.Sprintf("%s[%d]", field, i), "Namespace "+name, client.ObjectKey{Name: name}, &corev1.Namespace{}); err != nil {
 				return nil, err
 			}
 		}

@@ -47,7 +47,7 @@ func (r *Reconciler) watch(b *builder.Builder, own cache.Cache) *builder.Builder
 	b = b.WatchesRawSource(source.Kind(own, client.Object(&atoll.SupervisorNamespaceTemplate{}),
 		handler.EnqueueRequestsFromMapFunc(r.those(func(sn *atoll.SupervisorNamespace) bool { return sn.Spec.ClassName != "" })),
 		predicate.GenerationChangedPredicate{}))
-	b = b.WatchesRawSource(source.Kind(own, client.Object(&corev1.Pod{}), handler.TypedEventHandler[client.Object, reconcile.Request](r.later(ofNamespace, countAfter))))
+	b = b.WatchesRawSource(source.Kind(own, client.Object(&corev1.Pod{}), r.later(ofNamespace, countAfter)))
 	for _, obj := range []client.Object{person("User", ""), person("Group", ""), &atoll.IdentityProvider{}} {
 		b = b.WatchesRawSource(source.Kind(own, obj, handler.EnqueueRequestsFromMapFunc(func(ctx context.Context, obj client.Object) []reconcile.Request {
 			return r.those(func(sn *atoll.SupervisorNamespace) bool { return grants(sn, obj) })(ctx, obj)

@@ -11,29 +11,29 @@ import (
 	"github.com/mdlayher/netlink"
 )
 
-// ipv4 is the beginning of a packet from 10.0.0.1.
-func ipv4(protocol byte, to string, port uint16) []byte {
-	a, b := netip.MustParseAddr("10.0.0.1").As4(), netip.MustParseAddr(to).As4()
+// ipv4 is the beginning of a packet from 10.0.0.1 to 10.0.0.2.
+func ipv4(protocol byte, port uint16) []byte {
+	a, b := netip.MustParseAddr("10.0.0.1").As4(), netip.MustParseAddr("10.0.0.2").As4()
 	head := []byte{0x45, 0, 0, 40, 0, 0, 0, 0, 64, protocol, 0, 0}
 	head = append(append(head, a[:]...), b[:]...)
 	return append(head, 0x30, 0x39, byte(port>>8), byte(port), 0, 0, 0, 0)
 }
 
 func TestParse(t *testing.T) {
-	later := ipv4(6, "10.0.0.2", 80)
+	later := ipv4(6, 80)
 	later[7] = 1 // the second part of a datagram
 	for _, tc := range []struct {
 		in   []byte
 		want string
 	}{
-		{ipv4(6, "10.0.0.2", 80), "{10.0.0.1 10.0.0.2 TCP 80 true} true"},
-		{ipv4(17, "10.0.0.2", 53), "{10.0.0.1 10.0.0.2 UDP 53 true} true"},
-		{ipv4(132, "10.0.0.2", 7), "{10.0.0.1 10.0.0.2 SCTP 7 true} true"},
-		{ipv4(1, "10.0.0.2", 7), "{10.0.0.1 10.0.0.2 ICMP 0 false} true"},
-		{ipv4(47, "10.0.0.2", 7), "{10.0.0.1 10.0.0.2 47 0 false} true"},
+		{ipv4(6, 80), "{10.0.0.1 10.0.0.2 TCP 80 true} true"},
+		{ipv4(17, 53), "{10.0.0.1 10.0.0.2 UDP 53 true} true"},
+		{ipv4(132, 7), "{10.0.0.1 10.0.0.2 SCTP 7 true} true"},
+		{ipv4(1, 7), "{10.0.0.1 10.0.0.2 ICMP 0 false} true"},
+		{ipv4(47, 7), "{10.0.0.1 10.0.0.2 47 0 false} true"},
 		{later, "{10.0.0.1 10.0.0.2 TCP 0 false} true"},
-		{ipv4(6, "10.0.0.2", 80)[:22], "{10.0.0.1 10.0.0.2 TCP 0 false} true"},
-		{ipv4(6, "10.0.0.2", 80)[:19], "{invalid IP invalid IP  0 false} false"},
+		{ipv4(6, 80)[:22], "{10.0.0.1 10.0.0.2 TCP 0 false} true"},
+		{ipv4(6, 80)[:19], "{invalid IP invalid IP  0 false} false"},
 		{append([]byte{0x60}, make([]byte, 60)...), "{invalid IP invalid IP  0 false} false"},
 		{append([]byte{0x41}, make([]byte, 60)...), "{invalid IP invalid IP  0 false} false"},
 	} {
@@ -45,7 +45,7 @@ func TestParse(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	f.Add(ipv4(6, "10.0.0.2", 80))
+	f.Add(ipv4(6, 80))
 	f.Add([]byte{0x4f, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if p, ok := Parse(b); ok && (!p.From.Is4() || !p.To.Is4() || p.Protocol == "") {
@@ -60,7 +60,7 @@ func TestLog(t *testing.T) {
 	dir := t.TempDir()
 	names := map[string]string{"10.0.0.1": "shop/client"}
 	l := New(Config{Dir: dir, Now: func() time.Time { return now }, Name: func(a netip.Addr) string { return names[a.String()] }})
-	packet := ipv4(6, "10.0.0.2", 80)
+	packet := ipv4(6, 80)
 	for range 5 {
 		l.packet("ingress/owner/shop", packet)
 	}
@@ -97,8 +97,8 @@ func TestFilesStaySmall(t *testing.T) {
 	if err := os.WriteFile(Path(dir, "shop"), make([]byte, maxFile), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l.packet("ingress/owner/shop", ipv4(6, "10.0.0.2", 80))
-	l.packet("ingress/owner/shop", ipv4(6, "10.0.0.2", 81))
+	l.packet("ingress/owner/shop", ipv4(6, 80))
+	l.packet("ingress/owner/shop", ipv4(6, 81))
 	if info, err := os.Stat(Path(dir, "shop")); err != nil || info.Size() > 1000 {
 		t.Errorf("%v, %v", info, err)
 	}

@@ -90,7 +90,7 @@ func (r *Request) uploading() string {
 
 // refused notes a reason and returns the error. An error of the file system that means that it is full becomes one.
 func (r *Request) refused(err error) error {
-	if wrapped, ok := err.(storagedriver.Error); ok { // it has no Unwrap
+	if wrapped, ok := errors.AsType[storagedriver.Error](err); ok { // it has no Unwrap
 		err = wrapped.Detail
 	}
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {

@@ -17,7 +17,7 @@ import (
 // machine stands still while vCPUs are added, and before that QEMU is made to throw its translations away if there are
 // too many.
 
-// ErrTranslations: vCPUs cannot be added to an emulating QEMU now, since its translations leave no room.
+// ErrTranslations says that vCPUs cannot be added to an emulating QEMU now, since its translations leave no room.
 var ErrTranslations = errors.New("qemu's buffer of translated code is full, and stays so since the guest does too little; try again")
 
 // flushTimeout is how long that may take: as long as a guest needs to run through enough code.

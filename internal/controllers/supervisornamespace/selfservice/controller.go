@@ -48,7 +48,7 @@ func Setup(mgr ctrl.Manager, own cluster.Cluster) error {
 	r := &Reconciler{Client: own.GetClient(), Live: own.GetAPIReader()}
 	b := ctrl.NewControllerManagedBy(mgr).Named("supervisornamespace-selfservice")
 	for _, obj := range []client.Object{&atoll.SupervisorNamespace{}, &atoll.SupervisorNamespaceTemplate{}} {
-		b = b.WatchesRawSource(source.Kind(own.GetCache(), obj, handler.TypedEventHandler[client.Object, reconcile.Request](once())))
+		b = b.WatchesRawSource(source.Kind(own.GetCache(), obj, once()))
 	}
 	return b.Complete(r)
 }

@@ -9,6 +9,7 @@ package usage
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -104,9 +105,7 @@ func text(used resource.Quantity, limit *resource.Quantity) string {
 func quotaUse(quotas []corev1.ResourceQuota) corev1.ResourceList {
 	out := corev1.ResourceList{}
 	for _, q := range quotas {
-		for name, used := range q.Status.Used {
-			out[name] = used
-		}
+		maps.Copy(out, q.Status.Used)
 	}
 	return out
 }

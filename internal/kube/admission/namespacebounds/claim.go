@@ -3,6 +3,7 @@ package namespacebounds
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -46,10 +47,8 @@ func storageClass(b *atoll.SupervisorNamespace, class, asked string) error {
 		return nil
 	}
 	allowed := storageClasses(b)
-	for _, name := range allowed {
-		if name == class {
-			return nil
-		}
+	if slices.Contains(allowed, class) {
+		return nil
 	}
 	return refuse(b, limitStorage, allowed, asked)
 }

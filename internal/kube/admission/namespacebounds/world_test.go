@@ -172,8 +172,7 @@ func text(err error) string {
 	if err == nil {
 		return "accepted"
 	}
-	var status *apierrors.StatusError
-	if errors.As(err, &status) {
+	if status, ok := errors.AsType[*apierrors.StatusError](err); ok {
 		return status.ErrStatus.Message
 	}
 	return err.Error()
