@@ -102,14 +102,12 @@ func (h *handler) group(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
+// resources lists none: to kubectl "contentlibraryitems/upload" is a resource "contentlibraryitems", too, which it would
+// take for the items.
 func (h *handler) resources(w http.ResponseWriter, r *http.Request) {
-	list := &metav1.APIResourceList{TypeMeta: metav1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, GroupVersion: gv().String()}
-	for _, resource := range []string{content.Items, content.ClusterItems} {
-		list.APIResources = append(list.APIResources,
-			metav1.APIResource{Name: resource + "/" + content.Upload, Namespaced: resource == content.Items, Kind: "Upload", Verbs: metav1.Verbs{"get", "update"}},
-			metav1.APIResource{Name: resource + "/" + content.Content, Namespaced: resource == content.Items, Kind: "Content", Verbs: metav1.Verbs{"get"}})
-	}
-	h.answer(w, r, list)
+	h.answer(w, r, &metav1.APIResourceList{
+		TypeMeta: metav1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, GroupVersion: gv().String(), APIResources: []metav1.APIResource{},
+	})
 }
 
 func (h *handler) answer(w http.ResponseWriter, r *http.Request, object runtime.Object) {

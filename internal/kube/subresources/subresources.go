@@ -18,7 +18,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"slices"
 	"strings"
 
 	apidiscoveryv2 "k8s.io/api/apidiscovery/v2"
@@ -125,28 +124,9 @@ func kinds() map[string]machinev1.StreamKind {
 	return map[string]machinev1.StreamKind{subresources.Console: machinev1.StreamSerial, subresources.VNC: machinev1.StreamVNC}
 }
 
+// discovery lists no resource, see resources.
 func discovery() apidiscoveryv2.APIVersionDiscovery {
-	r := apidiscoveryv2.APIResourceDiscovery{
-		Resource: subresources.Resource, SingularResource: "virtualmachine", Scope: apidiscoveryv2.ScopeNamespace, Verbs: []string{},
-		ResponseKind: &metav1.GroupVersionKind{Group: subresources.Group, Version: subresources.Version, Kind: "VirtualMachine"},
-	}
-	for _, name := range names() {
-		r.Subresources = append(r.Subresources, apidiscoveryv2.APISubresourceDiscovery{
-			Subresource: name, Verbs: []string{"get"},
-			ResponseKind: &metav1.GroupVersionKind{Group: subresources.Group, Version: subresources.Version, Kind: "VirtualMachine"},
-		})
-	}
-	return apidiscoveryv2.APIVersionDiscovery{Version: subresources.Version, Freshness: apidiscoveryv2.DiscoveryFreshnessCurrent, Resources: []apidiscoveryv2.APIResourceDiscovery{r}}
-}
-
-// names of the subresources, in a fixed order.
-func names() []string {
-	var out []string
-	for name := range kinds() {
-		out = append(out, name)
-	}
-	slices.Sort(out)
-	return out
+	return apidiscoveryv2.APIVersionDiscovery{Version: subresources.Version, Freshness: apidiscoveryv2.DiscoveryFreshnessCurrent}
 }
 
 func (s *streams) group(w http.ResponseWriter, r *http.Request) {
@@ -157,8 +137,8 @@ func (s *streams) group(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// resources lists none: aggregated discovery makes a resource "virtualmachines" of a "virtualmachines/console", and
-// kubectl would take that one for the virtual machines.
+// resources lists none: to kubectl "virtualmachines/console" is a resource "virtualmachines", too, which it would take
+// for the virtual machines.
 func (s *streams) resources(w http.ResponseWriter, r *http.Request) {
 	s.answer(w, r, &metav1.APIResourceList{
 		TypeMeta: metav1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, GroupVersion: gv().String(), APIResources: []metav1.APIResource{},
