@@ -159,6 +159,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		r.announce(before, vm)
 	}
 	err := errors.Join(failed...)
+	if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+		// A namespace that ends lets its pods end first, and waits for the guest to shut down as long as a pod may take.
+		// What is deleted is powered off.
+		return ctrl.Result{}, client.IgnoreNotFound(r.Delete(ctx, vm))
+	}
 	if apierrors.IsConflict(err) {
 		log.FromContext(ctx).V(1).Info("something has changed meanwhile", "reason", err.Error())
 		return ctrl.Result{RequeueAfter: retryFirst}, nil
