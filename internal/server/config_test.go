@@ -31,7 +31,7 @@ func TestValidateNetwork(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := Config{
-				PKIDir: "/a", KubeconfigDir: "/a", EtcdDir: "/a", StateDir: "/a", AuditLog: "/a", AdminKubeconfig: "/a", DatastorePath: "/a", ContentDir: "/a",
+				PKIDir: "/a", KubeconfigDir: "/a", EtcdDir: "/a", StateDir: "/a", AuditLog: "/a", AdminKubeconfig: "/a", DatastorePath: "/a", ContentDir: "/a", RegistryDir: "/a",
 				NodeName: "n", NodeIP: netip.MustParseAddr("192.0.2.7"), Network: c.network,
 			}
 			err := cfg.WithDefaults().Validate()

@@ -82,7 +82,7 @@ func TestAttackNetwork(t *testing.T) {
 	// Whoever answers for another's address does not get what is sent there.
 	_, _ = shell("ip addr add " + web + "/32 dev eth0; mkdir -p /w; echo stolen >/w/index.html; httpd -p 80 -h /w; arping -U -c 3 -I eth0 " + web)
 	for range 5 {
-		if out := v.exec("client", "wget", "-T", "10", "-qO-", "http://"+web+"/"); strings.TrimSpace(out) != v.name {
+		if out := v.exec("client", "timeout", "10", "wget", "-qO-", "http://"+web+"/"); strings.TrimSpace(out) != v.name {
 			t.Errorf("the attacker answered for the victim: %q", out)
 		}
 	}

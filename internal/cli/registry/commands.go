@@ -231,7 +231,8 @@ a day. Images can be pushed and pulled meanwhile. The registry does it every hou
 func (a Config) loginCommand(h *registryHost) *cobra.Command {
 	return &cobra.Command{
 		Use: "login", Short: "Say how to log in with docker, podman, skopeo, oras and crane",
-		Args: a.NoArgs,
+		Example: `  atoll registry login`,
+		Args:    a.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			c, err := a.client(h)
 			if err != nil {
@@ -318,7 +319,8 @@ func (a Config) robotListCommand(h *registryHost) *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List robot accounts",
-		Args: a.NoArgs,
+		Example: `  atoll registry robot ls -n shop`,
+		Args:    a.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.client(h)
 			if err != nil {
@@ -359,7 +361,8 @@ func (a Config) robotRotateCommand(h *registryHost) *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
 		Use: "rotate <name>", Short: "Make a new password; the old one ends at once",
-		Args: a.Exact("name"),
+		Example: `  atoll registry robot rotate ci -n shop`,
+		Args:    a.Exact("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client(h)
 			if err != nil {
@@ -381,7 +384,8 @@ func (a Config) robotDeleteCommand(h *registryHost) *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
 		Use: "delete <name>", Aliases: []string{"rm"}, Short: "End a robot account at once",
-		Args: a.Exact("name"),
+		Example: `  atoll registry robot delete ci -n shop`,
+		Args:    a.Exact("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client(h)
 			if err != nil {
