@@ -57,7 +57,7 @@ func TestAttackNetwork(t *testing.T) {
 	web, friend := v.field("pod/web", ".status.podIP"), v.field("pod/client", ".status.podIP")
 	shell := func(script string) (string, error) { return m.try("exec", "client", "--", "sh", "-c", script) }
 	counter := func() string {
-		return strings.Fields(v.exec("web", "sh", "-c", "grep '^Icmp: [0-9]' /proc/net/snmp"))[8] // InEchos
+		return strings.Fields(v.exec("web", "sh", "-c", "grep '^Icmp: [0-9]' /proc/net/snmp"))[9] // InEchos
 	}
 	v.exec("client", "ping", "-c", "1", "-w", "5", web)
 	before := counter()
@@ -143,7 +143,7 @@ func TestAttackRegistry(t *testing.T) {
 		send("layer, deleted", v.name+"/app", http.MethodDelete, "blobs/"+layer, nil)
 		send("a project that is not there", "no-such-project/app", http.MethodPost, "blobs/uploads/", nil)
 		send("the library", "library/app", http.MethodPost, "blobs/uploads/", nil)
-		send("no project", "app", http.MethodPost, "blobs/uploads/", nil)
+		send("no project", "app", http.MethodPost, "blobs/uploads/", nil, http.StatusBadRequest)
 	}
 	mountAttacks(t, m, v, layer)
 	// Names that lead elsewhere for whoever reads them carelessly.

@@ -41,25 +41,25 @@ func TestTenantStorage(t *testing.T) {
 	t.Parallel()
 	n := tenantMachines(t, `"storageClasses": [{"name": "atoll", "limit": "1200Mi"}], "resources": {"storageRequestLimit": "1300Mi"}`)
 	n.storageClass(n.name+"-other", "")
-	n.editor.apply(n.name, claim("one", "atoll", ""))
+	n.editor.apply(n.name, claim("one", "atoll", "")+"---"+fmt.Sprintf(writer, "user", "atoll", "one"))
+	n.ready("user")
 	n.editor.apply(n.name, machine("box", "tiny")) // its disk is of the same policy
 	n.power("box", "PoweredOn")
-	large := strings.Replace(claim("two", "atoll", ""), "64Mi", "1190Mi", 1)
+	large := strings.Replace(claim("two", "atoll", ""), "64Mi", "1120Mi", 1)
 	n.editor.refused(n.name, large, "atoll.storageclass.storage.k8s.io/requests.storage", "used", "limited", n.name)
 	n.editor.refused(n.name, claim("two", n.name+"-other", ""), bounded(n, "spec.storageClasses", n.name+"-other", "atoll")...)
 	n.editor.refused(n.name, claim("two", `""`, ""), bounded(n, "spec.storageClasses")...)
 	n.editor.refused(n.name, strings.Replace(machine("second", "tiny"), "storageClass: atoll", "storageClass: "+n.name+"-other", 1), bounded(n, "spec.storageClasses")...)
 	n.editor.denied([]string{"-n", n.name, "patch", "pvc", "one", "--type=merge", "-p", `{"spec":{"resources":{"requests":{"storage":"2Gi"}}}}`}, "exceeded quota")
 	// A claim inside of a pod is a claim too.
-	n.editor.apply(n.name, `
+	n.editor.refused(n.name, `
 apiVersion: v1
 kind: Pod
 metadata: {name: ephemeral}
 spec:
   containers: [{name: box, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, "100000"], volumeMounts: [{name: v, mountPath: /v}]}]
   volumes: [{name: v, ephemeral: {volumeClaimTemplate: {spec: {storageClassName: `+n.name+`-other, accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}}}}]
-`)
-	n.says("pod/ephemeral", "spec.storageClasses")
+`, bounded(n, "spec.storageClasses")...)
 	eventually(t, "the status", func() error {
 		s := n.status()
 		if got := s.used("storageclass/atoll"); !strings.HasSuffix(got, "/1200Mi") || strings.HasPrefix(got, "0/") {

@@ -158,17 +158,13 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		failed = append(failed, r.writeStatus(ctx, before, vm))
 		r.announce(before, vm)
 	}
-	err := errors.Join(failed...)
-	if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-		// A namespace that ends lets its pods end first, and waits for the guest to shut down as long as a pod may take.
-		// What is deleted is powered off.
+	switch err := errors.Join(failed...); {
+	case apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause): // which would wait for its pods, and so for guests
 		return ctrl.Result{}, client.IgnoreNotFound(r.Delete(ctx, vm))
-	}
-	if apierrors.IsConflict(err) {
+	case apierrors.IsConflict(err):
 		log.FromContext(ctx).V(1).Info("something has changed meanwhile", "reason", err.Error())
 		return ctrl.Result{RequeueAfter: retryFirst}, nil
-	}
-	if err != nil {
+	case err != nil:
 		return ctrl.Result{}, err
 	}
 	return ctrl.Result{RequeueAfter: v.again}, nil
