@@ -74,14 +74,14 @@ func TestTenantRoles(t *testing.T) {
 		{"update", "limitranges", false, false, false},
 		{"create", "virtualmachineclasses" + vm, false, false, false},
 		{"create", "endpointslices.discovery.k8s.io", false, false, false},
-		{"impersonate", "serviceaccounts", false, false, false},
+		{"impersonate", "serviceaccounts", false, true, true}, // as upstream: they may run pods with them
 		{"bind", "roles.rbac.authorization.k8s.io", false, false, false},
 		{"escalate", "roles.rbac.authorization.k8s.io", false, false, false},
 	} {
 		check(n.viewer, c.viewer, c.verb, c.resource, here)
 		check(n.editor, c.editor, c.verb, c.resource, here)
 		check(n.owner, c.owner, c.verb, c.resource, here)
-		check(stranger, c.resource == "supervisornamespaces.atoll.dev" && false, c.verb, c.resource, here)
+		check(stranger, false, c.verb, c.resource, here)
 	}
 	for _, resource := range []string{"nodes", "persistentvolumes", "namespaces", "users.atoll.dev", "clusterroles.rbac.authorization.k8s.io", "storageclasses.storage.k8s.io"} {
 		for _, p := range []*actor{n.viewer, n.editor, n.owner, stranger} {

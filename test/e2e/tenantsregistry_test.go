@@ -73,10 +73,14 @@ func newDocker(t *testing.T, user, password string) *docker {
 		t.Fatal("no certificate of the authority")
 	}
 	address := portal(t)
+	// Everybody has an address of their own: who sends too many wrong passwords locks it.
+	b := make([]byte, 3)
+	_, _ = rand.Read(b)
+	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, b[0]|1, b[1], b[2]&0x7f|1)}}
 	transport := &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12},
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, address)
+			return dialer.DialContext(ctx, network, address)
 		},
 	}
 	t.Cleanup(transport.CloseIdleConnections)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -17,6 +18,9 @@ import (
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	"atoll.dev/atoll/internal/controllers/supervisornamespace/deletion"
 )
+
+// emptiedAnnotation is on a Namespace that is being deleted and has no pods any more.
+const emptiedAnnotation = "atoll.dev/emptied"
 
 // finalize ends a SupervisorNamespace that is being deleted.
 //
@@ -48,7 +52,7 @@ func (r *Reconciler) finalize(ctx context.Context, sn *atoll.SupervisorNamespace
 			said = append(said, l.Stuck()...)
 		}
 		r.deleting(sn, "NamespaceTerminating", strings.Join(said, "; "))
-		return ctrl.Result{RequeueAfter: lookAgain}, nil
+		return ctrl.Result{RequeueAfter: lookAgain / 2}, r.emptied(ctx, ns, left)
 	}
 	if sn.Annotations[atoll.DeleteContentsAnnotation] != "true" {
 		left, err := deletion.Contents(ctx, r.Live, sn.Name)
@@ -76,6 +80,20 @@ func (r *Reconciler) finalize(ctx context.Context, sn *atoll.SupervisorNamespace
 	}
 	r.deleting(sn, "NamespaceTerminating", "its contents are being removed")
 	return ctrl.Result{RequeueAfter: lookAgain / 10}, nil
+}
+
+// emptied changes a Namespace when no pod is left in it, for its own controller to look again. That waits for as long as
+// pods may take to end, for minutes if one is a virtual machine, also when they have long ended.
+func (r *Reconciler) emptied(ctx context.Context, ns *corev1.Namespace, left []deletion.Left) error {
+	if ns.Annotations[emptiedAnnotation] != "" || slices.ContainsFunc(left, func(l deletion.Left) bool { return l.Kind == "Pod" }) {
+		return nil
+	}
+	before := ns.DeepCopy()
+	metav1.SetMetaDataAnnotation(&ns.ObjectMeta, emptiedAnnotation, "true")
+	if err := r.Patch(ctx, ns, client.MergeFrom(before)); client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("noting that the Namespace has no pods any more: %w", err)
+	}
+	return nil
 }
 
 func (r *Reconciler) deleting(sn *atoll.SupervisorNamespace, reason, message string) {
