@@ -154,8 +154,8 @@ spec:
 	if out, err := as("e2e-otto", "", "delete", "pod", "web", "-n", "e2e-quick", "--grace-period=1"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if out, err := as("e2e-otto", "", "delete", "namespace", "e2e-quick", "--timeout=180s"); err != nil {
+	if out, err := as("e2e-otto", "", "delete", "namespace", "e2e-quick", "--wait=false"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	run(t, "", "wait", "svns/e2e-quick", "--for=delete", "--timeout=60s")
+	run(t, "", "wait", "svns/e2e-quick", "--for=delete", "--timeout=180s")
 }

@@ -238,7 +238,7 @@ spec:
 		return err
 	})
 	equal(t, "the limit", run(t, "", "get", "resourcequota", mine+"-quota", "-n", mine, "-o", `jsonpath={.spec.hard.limits\.memory}`), "1Gi")
-	equal(t, "isolation from the template", run(t, "", "get", "supervisornamespace", mine, "-o", "jsonpath={.spec.network.isolation}"), "Isolated")
+	equal(t, "isolation from the template", run(t, "", "get", "supervisornamespace", mine, "-o", "jsonpath={.status.effective.network.isolation}"), "Isolated")
 	if out, err := create(n.owner, object(mine+"2", class, "")); err == nil || !strings.Contains(out, "maxPerUser") && !strings.Contains(out, "1") {
 		t.Errorf("a second one: %v\n%s", err, out)
 	}

@@ -22,6 +22,7 @@ func namespaceManifests(cfg Config) []manifest {
 		{resource: rbac("clusterroles"), text: aggregatedRole("atoll:owner", "rbac.authorization.k8s.io/aggregate-to-edit", "atoll.dev/aggregate-to-edit", "atoll.dev/aggregate-to-owner")},
 		{resource: rbac("clusterroles"), text: registryReaderRole},
 		{resource: rbac("clusterroles"), text: registryEditorRole},
+		{resource: rbac("clusterroles"), text: podEditorRole},
 		// Pods pull with the service accounts of their namespace.
 		{resource: rbac("clusterroles"), text: registryPullerRole},
 		// What people may do whom an administrator offers templates; the webhooks bound it.
@@ -140,6 +141,21 @@ rules:
 - apiGroups: [atoll.dev]
   resources: [robotaccounts]
   verbs: [get, list, watch, create, update, patch, delete]
+`
+
+// podEditorRole is for kubectl debug and resizing in place, which upstream's edit does not have; what they ask for is held to
+// the bounds and quotas of the namespace.
+const podEditorRole = `
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata:
+  name: atoll:pod-editor
+  labels:
+    atoll.dev/aggregate-to-edit: "true"
+rules:
+- apiGroups: [""]
+  resources: [pods/ephemeralcontainers, pods/resize]
+  verbs: [get, update, patch]
 `
 
 const registryPullerRole = `
