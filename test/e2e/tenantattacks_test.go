@@ -203,7 +203,7 @@ func TestAttackPods(t *testing.T) {
 		"pod-level limits":      with("spec:", "spec:\n  resources: {limits: {memory: 2Gi}}", "exceeded quota"),
 		"system priority":       with("spec:", "spec:\n  priorityClassName: system-node-critical", "orbidden"),
 		"another's account":     with("spec:", "spec:\n  serviceAccountName: "+v.name, "orbidden"),
-		"a mirror pod":          with("metadata: {name: evil}", "metadata: {name: evil, annotations: {kubernetes.io/config.mirror: x}}", "orbidden"),
+		"a mirror pod":          with("metadata: {name: evil}", "metadata: {name: evil, annotations: {kubernetes.io/config.mirror: x}}", "mirror"),
 		"more memory":           resize(`{"spec":{"containers":[{"name":"box","resources":{"limits":{"memory":"2Gi"}}}]}}`),
 		"more processors":       resize(`{"spec":{"containers":[{"name":"box","resources":{"limits":{"cpu":"4"}}}]}}`),
 		"ownership of the host": with("metadata: {name: evil}", "metadata: {name: evil, annotations: {vm.atoll.dev/machine: '{}'}}", "orbidden"),

@@ -180,7 +180,13 @@ func TestTenantHosts(t *testing.T) {
 	n := tenantMachines(t, fmt.Sprintf(`"hosts": [%q]`, node))
 	n.editor.apply(n.name, sleeper)
 	n.ready("box")
-	n.declare(`"zones": [{"name": "elsewhere"}]`)
+	n.want(`"zones": [{"name": "elsewhere"}]`)
+	eventually(t, "the zone to be missed", func() error {
+		if c := n.status().condition("Ready"); c.Status != "False" || !strings.Contains(c.Message, "zone elsewhere does not exist") {
+			return fmt.Errorf("condition Ready is %+v", c)
+		}
+		return nil
+	})
 	n.editor.apply(n.name, strings.Replace(sleeper, "name: box}", "name: later}", 1))
 	n.says("pod/later", "didn't match")
 	n.editor.refused(n.name, strings.Replace(strings.Replace(sleeper, "name: box}", "name: direct}", 1), "spec:", "spec:\n  nodeName: "+node, 1), bounded(n, "spec.zones")...)

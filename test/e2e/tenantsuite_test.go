@@ -240,6 +240,13 @@ func newTenant(t *testing.T, suffix, spec string) *tenant {
 // declare makes the SupervisorNamespace what the spec says, and waits until it is in place.
 func (n *tenant) declare(spec string) {
 	n.t.Helper()
+	n.want(spec)
+	n.settled()
+}
+
+// want makes the SupervisorNamespace what the spec says.
+func (n *tenant) want(spec string) {
+	n.t.Helper()
 	access := fmt.Sprintf(`[{"subjectType": "User", "subject": %q, "role": "Owner"}, {"subjectType": "User", "subject": %q, "role": "Edit"}, {"subjectType": "User", "subject": %q, "role": "View"}]`,
 		n.owner.name, n.editor.name, n.viewer.name)
 	if spec != "" {
@@ -247,7 +254,6 @@ func (n *tenant) declare(spec string) {
 	}
 	object := fmt.Sprintf(`{"apiVersion": "atoll.dev/v1alpha1", "kind": "SupervisorNamespace", "metadata": {"name": %q}, "spec": {"accessList": %s%s}}`, n.name, access, spec)
 	run(n.t, object, "apply", "-f", "-")
-	n.settled()
 }
 
 // settled waits until the controller has seen the latest spec and put it in place.

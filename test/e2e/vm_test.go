@@ -89,8 +89,8 @@ func TestMachineLife(t *testing.T) {
 	}
 }
 
-// console types a line at the serial console of the machine box and returns what came until some text did.
-func (n *namespace) console(line, until string) string {
+// console types a line at the serial console of the machine box and waits for some text.
+func (n *namespace) console(line, until string) {
 	n.t.Helper()
 	ctx, cancel := context.WithTimeout(n.t.Context(), patience)
 	defer cancel()
@@ -123,7 +123,6 @@ func (n *namespace) console(line, until string) string {
 			n.t.Fatalf("console: %v after %q", err, got.String())
 		}
 	}
-	return got.String()
 }
 
 // killMachine kills the QEMU of a machine.
