@@ -224,7 +224,7 @@ func TestTenantShrinks(t *testing.T) {
 	n.ready("box")
 	uid := n.field("pod/box", ".metadata.uid")
 	n.is("WithinLimits", "True", "")
-	n.declare(`"resources": {"memoryLimit": "100Mi", "memoryLimitDefault": "128Mi", "counts": {"podCount": 0}}`)
+	n.declare(`"resources": {"memoryLimit": "100Mi", "memoryLimitDefault": "64Mi", "counts": {"podCount": 0}}`)
 	n.is("WithinLimits", "False", "memory")
 	n.editor.refused(n.name, strings.Replace(sleeper, "name: box}", "name: other}", 1), "exceeded quota", n.name)
 	equal(t, "the pod", n.field("pod/box", ".metadata.uid")+n.field("pod/box", ".status.phase"), uid+"Running")
