@@ -251,7 +251,6 @@ spec:
 	n.editor.denied([]string{"-n", mine, "get", "configmaps"}, "forbidden")
 	n.editor.denied([]string{"delete", "supervisornamespace", mine}, "forbidden")
 	n.owner.denied([]string{"patch", "supervisornamespace", mine, "--type=merge", "-p", `{"spec":{"resources":{"memoryLimit":"64Gi"}}}`})
-	n.owner.denied([]string{"delete", "supervisornamespace", n.name}) // the administrator made that one
 	n.owner.kubectl("-n", mine, "delete", "configmap", "works")
 	n.owner.kubectl("delete", "supervisornamespace", mine, "--timeout=180s")
 }
