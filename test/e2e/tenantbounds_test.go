@@ -157,7 +157,7 @@ func TestTenantPods(t *testing.T) {
 	}
 	n.ready("box")
 	n.editor.denied([]string{"-n", n.name, "debug", "box", "--image=docker.io/library/nginx", "--", "true"}, bounded(n, "spec.images")...)
-	n.editor.denied([]string{"-n", n.name, "debug", "box", "--image=busybox", "--profile=sysadmin", "--", "true"}, bounded(n, "spec.podRuntime.privilegedAllowed")...)
+	n.editor.denied([]string{"-n", n.name, "debug", "box", "--image=busybox", "--profile=sysadmin", "--", "true"}, n.name, "privileged", "administrator")
 	// What a Deployment makes is held to the same, and says so.
 	n.editor.kubectl("-n", n.name, "create", "deployment", "evil", "--image=evil.example/x")
 	eventually(t, "the deployment to say why it has no pods", func() error {

@@ -243,7 +243,7 @@ func TestTenantDeletion(t *testing.T) {
 	n.editor.apply(n.name, sleeper+"---"+claim("data", "atoll", ""))
 	n.ready("box")
 	run(t, "", "delete", "supervisornamespace", n.name, "--wait=false")
-	n.is("Deleting", "True", "pod")
+	n.is("Deleting", "True", "1 Pod (box)")
 	contains(t, n.status().condition("Deleting").Message, "box")
 	contains(t, n.status().condition("Deleting").Message, "atoll.dev/delete-contents")
 	equal(t, "the pod meanwhile", n.field("pod/box", ".status.phase"), "Running")
