@@ -143,7 +143,7 @@ func TestTenantAccess(t *testing.T) {
 }
 
 const limits = `"resources": {
-	"cpuLimit": "1500m", "memoryLimit": "1200Mi", "cpuLimitDefault": "200m", "cpuRequestDefault": "10m", "memoryLimitDefault": "64Mi", "memoryRequestDefault": "64Mi",
+	"cpuLimit": "1800m", "memoryLimit": "1200Mi", "cpuLimitDefault": "200m", "cpuRequestDefault": "10m", "memoryLimitDefault": "64Mi", "memoryRequestDefault": "64Mi",
 	"counts": {"podCount": 4, "serviceCount": 1, "configMapCount": 3, "secretCount": 2, "deploymentCount": 1, "statefulSetCount": 0, "jobCount": 1, "virtualMachineCount": 1, "persistentVolumeClaimCount": 2}
 }`
 
@@ -229,7 +229,7 @@ func TestTenantShrinks(t *testing.T) {
 	n.editor.refused(n.name, strings.Replace(sleeper, "name: box}", "name: other}", 1), "exceeded quota", n.name)
 	equal(t, "the pod", n.field("pod/box", ".metadata.uid")+n.field("pod/box", ".status.phase"), uid+"Running")
 	equal(t, "exec in it", n.editor.kubectl("-n", n.name, "exec", "box", "--", "echo", "alive"), "alive")
-	contains(t, host(t, "", "ns", "describe", n.name), "over")
+	contains(t, host(t, "", "ns", "describe", n.name), "OverLimit")
 	n.declare(`"resources": {"memoryLimit": "1Gi", "memoryLimitDefault": "128Mi", "counts": {"podCount": 5}}`)
 	n.is("WithinLimits", "True", "")
 	n.editor.apply(n.name, strings.Replace(sleeper, "name: box}", "name: other}", 1))
