@@ -100,7 +100,8 @@ type Ports struct {
 
 // Network is what an agent must know of the cluster's address plan.
 type Network struct {
-	PodCIDR netip.Prefix // 10.244.0.0/16
+	PodCIDR     netip.Prefix // 10.244.0.0/16
+	ServiceCIDR netip.Prefix // 10.96.0.0/16
 	// BridgeAddress is the pod bridge's gateway address; CoreDNS listens there
 	// as soon as the address exists.
 	BridgeAddress netip.Addr // 10.244.0.1
@@ -142,6 +143,9 @@ func (c Config) WithDefaults() Config {
 	n := &c.Network
 	if !n.PodCIDR.IsValid() {
 		n.PodCIDR = netip.MustParsePrefix("10.244.0.0/16")
+	}
+	if !n.ServiceCIDR.IsValid() {
+		n.ServiceCIDR = netip.MustParsePrefix("10.96.0.0/16")
 	}
 	if !n.BridgeAddress.IsValid() {
 		n.BridgeAddress = netip.MustParseAddr("10.244.0.1")

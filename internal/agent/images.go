@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -209,11 +210,11 @@ func (i *imageStore) Rollback(ctx context.Context, volume, snapshot string) erro
 }
 
 // newImageStore opens the library in a directory.
-func newImageStore(dir string, set *stores.Set, claims *imageclaims.Reader, node string, log *slog.Logger) (*imageStore, error) {
-	if err := os.MkdirAll(filepath.Clean(dir), 0o700); err != nil {
+func newImageStore(cfg library.Config, set *stores.Set, claims *imageclaims.Reader, node string, log *slog.Logger) (*imageStore, error) {
+	if err := os.MkdirAll(filepath.Clean(cfg.Dir), 0o700); err != nil {
 		return nil, fmt.Errorf("opening the image library: %w", err)
 	}
-	l, err := library.New(library.Config{Dir: dir})
+	l, err := library.New(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -236,7 +237,9 @@ func (a *Agent) images(client *rest.Config, set *stores.Set) (imageParts, error)
 	if err != nil {
 		return imageParts{}, err
 	}
-	store, err := newImageStore(a.cfg.ContentDir, set, claims, a.cfg.NodeName, a.cfg.Logger)
+	store, err := newImageStore(library.Config{
+		Dir: a.cfg.ContentDir, Guarded: []netip.Prefix{a.cfg.Network.PodCIDR, a.cfg.Network.ServiceCIDR},
+	}, set, claims, a.cfg.NodeName, a.cfg.Logger)
 	if err != nil {
 		return imageParts{}, err
 	}

@@ -160,7 +160,7 @@ func TestAttackBounds(t *testing.T) {
 // TestAttackPods: pods that reach for the host, for another's account, or past the limits.
 func TestAttackPods(t *testing.T) {
 	t.Parallel()
-	m, v := two(t, `"resources": {"memoryLimit": "700Mi", "memoryLimitDefault": "64Mi", "cpuLimit": "2", "cpuLimitDefault": "100m"}, "storageClasses": [{"name": "atoll", "limit": "200Mi"}], "podRuntime": {"privilegedAllowed": true}`)
+	m, v := two(t, `"resources": {"memoryLimit": "700Mi", "memoryLimitDefault": "64Mi", "cpuLimit": "1", "cpuLimitDefault": "100m"}, "storageClasses": [{"name": "atoll", "limit": "200Mi"}], "podRuntime": {"privilegedAllowed": true}`)
 	m.editor.apply(m.name, strings.Replace(sleeper, "image: busybox", "resources: {limits: {memory: 512Mi, cpu: 1}}, image: busybox", 1))
 	v.editor.apply(v.name, claim("data", "atoll", "")+"---"+fmt.Sprintf(writer, "one", "atoll", "data"))
 	v.ready("one")
@@ -204,7 +204,7 @@ func TestAttackPods(t *testing.T) {
 		"another's account":     with("spec:", "spec:\n  serviceAccountName: "+v.name, "orbidden"),
 		"a mirror pod":          with("metadata: {name: evil}", "metadata: {name: evil, annotations: {kubernetes.io/config.mirror: x}}", "mirror"),
 		"more memory":           resize(`{"spec":{"containers":[{"name":"box","resources":{"requests":{"memory":"2Gi"},"limits":{"memory":"2Gi"}}}]}}`),
-		"more processors":       resize(`{"spec":{"containers":[{"name":"box","resources":{"requests":{"cpu":"4"},"limits":{"cpu":"4"}}}]}}`),
+		"more processors":       resize(`{"spec":{"containers":[{"name":"box","resources":{"requests":{"cpu":"1500m"},"limits":{"cpu":"1500m"}}}]}}`),
 		"ownership of the host": with("metadata: {name: evil}", "metadata: {name: evil, annotations: {vm.atoll.dev/machine: '{}'}}", "orbidden"),
 		"a volume of another":   object(strings.Replace(claim("theft", `""`, ", volumeName: "+volume), "64Mi", "1Mi", 1), "spec.storageClasses"),
 		"a volume by hand": object(fmt.Sprintf(`{"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "%s-pv"}, "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "csi": {"driver": "csi.atoll.dev", "volumeHandle": "default/%s"}}}`, m.name, volume),

@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -238,7 +239,7 @@ func fileName(r *http.Response) string {
 type errGuarded struct{ addr string }
 
 func (e errGuarded) Error() string {
-	return fmt.Sprintf("%s is an address of this host or its link, which images of a namespace may not come from; let an administrator import it with --cluster", e.addr)
+	return fmt.Sprintf("%s is an address of this host, its link or the cluster, which images of a namespace may not come from; let an administrator import it with --cluster", e.addr)
 }
 
 // transport connects, and only where it may.
@@ -250,7 +251,7 @@ func (l *Library) transport(ca string, guarded bool) (*http.Transport, error) {
 			if err != nil {
 				return err
 			}
-			if ip := addr.Addr().Unmap(); !ip.IsGlobalUnicast() || ip.IsLoopback() || isOwn(ip) {
+			if ip := addr.Addr().Unmap(); !ip.IsGlobalUnicast() || ip.IsLoopback() || isOwn(ip) || l.inCluster(ip) {
 				return errGuarded{address}
 			}
 			return nil
@@ -266,6 +267,11 @@ func (l *Library) transport(ca string, guarded bool) (*http.Transport, error) {
 	config, err := trust([]byte(ca))
 	t.TLSClientConfig = config
 	return t, err
+}
+
+// inCluster tells whether an address is of a pod or a Service.
+func (l *Library) inCluster(ip netip.Addr) bool {
+	return slices.ContainsFunc(l.cfg.Guarded, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
 // isOwn tells whether an address is one of this host's.

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -75,6 +76,9 @@ type Config struct {
 	MaxUnpacked int64
 	// Reserve is the part of the file system that is not filled; 0 is 0.05.
 	Reserve float64
+	// Guarded are networks that items which may not reach this host may not reach either: those of the cluster, where
+	// this host gets past every network policy.
+	Guarded []netip.Prefix
 	// AllowLocal lets items that may not reach this host (Source.Guarded) do so; for tests.
 	AllowLocal bool
 }
