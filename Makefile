@@ -130,7 +130,7 @@ HOLDS_KUBERNETES := ^\./(cmd/atoll|internal/(agent|cli|kube|server))(/|$$)
 
 .PHONY: lint
 lint: build/tools/golangci-lint ## linters (.golangci.yml)
-	@packages=$$(go list -tags integration,e2e,ceph ./... | sed 's,^atoll.dev/atoll,.,'); status=0; \
+	@packages=$$(go list -tags integration,e2e,ceph,debian ./... | sed 's,^atoll.dev/atoll,.,'); status=0; \
 	build/tools/golangci-lint run --allow-serial-runners $$(grep -vE '$(HOLDS_KUBERNETES)' <<<"$$packages") || status=1; \
 	LINT_FACTS=none build/tools/golangci-lint run --allow-serial-runners $$(grep -E '$(HOLDS_KUBERNETES)' <<<"$$packages") || status=1; \
 	exit $$status
@@ -170,14 +170,15 @@ test-ceph: deps assets build/tools/gotest ## volumes on real Ceph clusters of on
 
 E2E_STAGE := e2e
 .PHONY: test-e2e
-test-e2e: build images build/vm/debian-12.qcow2 build/tools/gotest ## a supervisor on this host, used the way a person does
+E2E_TAGS := e2e
+test-e2e: build images build/tools/gotest ## a supervisor on this host, used the way a person does
 	@dir=$${ATOLL_E2E_DATA_DIR:-}; \
 	if [ -z "$$dir" ] && $(ROOT) $(ATOLL) status --data-dir $(DATA_DIR) 2>/dev/null | grep -q ^SERVICE; then \
 		echo "a supervisor runs on $(DATA_DIR) (make demo?); the tests use it"; \
 		dir=$(DATA_DIR); $(ROOT) $(ATOLL) up --detach --data-dir $$dir; \
 	fi; \
 	$(ROOT) env ATOLL_E2E_DATA_DIR=$$dir ATOLL_CRASH_ROUNDS='$(CRASH_ROUNDS)' ATOLL_CRASH_SEED='$(CRASH_SEED)' \
-		$(GOTEST) -stage $(E2E_STAGE) -log build/test-$(E2E_STAGE).log -- -count=1 -timeout 120m -tags e2e $(E2E_FLAGS) ./test/e2e
+		$(GOTEST) -stage $(E2E_STAGE) -log build/test-$(E2E_STAGE).log -- -count=1 -timeout 120m -tags $(E2E_TAGS) $(E2E_FLAGS) ./test/e2e
 
 .PHONY: test-crash
 test-crash: E2E_STAGE := crash
@@ -185,6 +186,12 @@ test-crash: E2E_FLAGS := -run '^TestCrash$$'
 test-crash: CRASH_ROUNDS := 20
 test-crash: test-e2e ## a database loses nothing when its micro-VM and the services are killed: CRASH_ROUNDS=20 CRASH_SEED=...
 	@grep -o 'ATOLL_CRASH_SEED=.*\|round .*' build/test-crash.log
+
+.PHONY: test-debian
+test-debian: E2E_STAGE := debian
+test-debian: E2E_TAGS := e2e,debian
+test-debian: E2E_FLAGS := -run '^TestMachineDebian$$'
+test-debian: build/vm/debian-12.qcow2 test-e2e ## a whole Debian as a virtual machine, which takes ten minutes where guests are emulated
 
 .PHONY: test
 test: build images build/tools/gotest ## everything: unit, integration, end to end

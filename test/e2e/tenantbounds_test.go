@@ -156,7 +156,7 @@ func TestTenantPods(t *testing.T) {
 		n.editor.refused(n.name, c.yaml, c.wants...)
 	}
 	n.ready("box")
-	n.editor.denied([]string{"-n", n.name, "debug", "box", "--image=docker.io/library/nginx", "--", "true"}, bounded(n, "spec.images")...)
+	n.editor.denied([]string{"-n", n.name, "debug", "box", "--image=docker.io/library/nginx", "--profile=baseline", "--", "true"}, bounded(n, "spec.images")...)
 	n.editor.denied([]string{"-n", n.name, "debug", "box", "--image=busybox", "--profile=sysadmin", "--", "true"}, n.name, "privileged", "administrator")
 	// What a Deployment makes is held to the same, and says so.
 	n.editor.kubectl("-n", n.name, "create", "deployment", "evil", "--image=evil.example/x")
