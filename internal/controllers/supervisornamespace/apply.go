@@ -43,7 +43,14 @@ func (r *Reconciler) objects(ctx context.Context, in expand.Input) (pending stri
 // counted says whether the ResourceQuota is in effect: it refuses everything until its use has been counted.
 func (r *Reconciler) counted(ctx context.Context, want *corev1.ResourceQuota) string {
 	have := &corev1.ResourceQuota{}
-	if err := r.Shared.Get(ctx, client.ObjectKeyFromObject(want), have); err != nil || !equality.Semantic.DeepEqual(have.Status.Hard, want.Spec.Hard) {
+	err := r.Shared.Get(ctx, client.ObjectKeyFromObject(want), have)
+	// Objects of a kind that a definition has just brought are counted some seconds later than the others.
+	for name := range want.Spec.Hard {
+		if _, ok := have.Status.Used[name]; !ok && err == nil {
+			return fmt.Sprintf("what ResourceQuota %s bounds is being counted: %s", want.Name, name)
+		}
+	}
+	if err != nil || !equality.Semantic.DeepEqual(have.Status.Hard, want.Spec.Hard) {
 		return fmt.Sprintf("what ResourceQuota %s bounds is being counted", want.Name)
 	}
 	return ""
