@@ -160,7 +160,7 @@ func TestAttackBounds(t *testing.T) {
 // TestAttackPods: pods that reach for the host, for another's account, or past the limits.
 func TestAttackPods(t *testing.T) {
 	t.Parallel()
-	m, v := two(t, `"resources": {"memoryLimit": "700Mi", "memoryLimitDefault": "64Mi", "cpuLimit": "1", "cpuLimitDefault": "100m"}, "storageClasses": [{"name": "atoll", "limit": "200Mi"}], "podRuntime": {"privilegedAllowed": true}`)
+	m, v := two(t, `"resources": {"memoryLimit": "700Mi", "memoryLimitDefault": "64Mi", "cpuLimit": "1200m", "cpuLimitDefault": "100m"}, "storageClasses": [{"name": "atoll", "limit": "200Mi"}], "podRuntime": {"privilegedAllowed": true}`)
 	m.editor.apply(m.name, strings.Replace(sleeper, "image: busybox", "resources: {limits: {memory: 512Mi, cpu: 1}}, image: busybox", 1))
 	v.editor.apply(v.name, claim("data", "atoll", "")+"---"+fmt.Sprintf(writer, "one", "atoll", "data"))
 	v.ready("one")
