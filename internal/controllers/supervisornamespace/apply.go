@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"time"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	corev1 "k8s.io/api/core/v1"
@@ -40,13 +41,20 @@ func (r *Reconciler) objects(ctx context.Context, in expand.Input) (pending stri
 	return pending, errors.Join(errs...)
 }
 
+// recountAfter is how long a quota may take to be counted.
+const recountAfter = 10 * time.Second
+
 // counted says whether the ResourceQuota is in effect: it refuses everything until its use has been counted.
 func (r *Reconciler) counted(ctx context.Context, want *corev1.ResourceQuota) string {
 	have := &corev1.ResourceQuota{}
 	err := r.Shared.Get(ctx, client.ObjectKeyFromObject(want), have)
-	// Objects of a kind that a definition has just brought are counted some seconds later than the others.
+	// Objects of a kind that a definition has brought are counted some seconds after the server has started, but a quota
+	// that was there before only minutes later. It is made anew.
 	for name := range want.Spec.Hard {
 		if _, ok := have.Status.Used[name]; !ok && err == nil {
+			if !have.CreationTimestamp.IsZero() && time.Since(have.CreationTimestamp.Time) > recountAfter {
+				_ = r.Delete(ctx, have, client.Preconditions{UID: &have.UID}) // tried again
+			}
 			return fmt.Sprintf("what ResourceQuota %s bounds is being counted: %s", want.Name, name)
 		}
 	}

@@ -148,6 +148,9 @@ func (r *Reconciler) expandAll(ctx context.Context, sn *atoll.SupervisorNamespac
 	if r.Registry != nil {
 		result.RequeueAfter = registryEvery
 	}
+	if pending != "" {
+		result.RequeueAfter = lookAgain
+	}
 	return result, applyErr
 }
 
