@@ -24,7 +24,7 @@ import (
 )
 
 // objects makes everything but the Namespace what it is to be. Pending says what is not in effect yet.
-func (r *Reconciler) objects(ctx context.Context, in expand.Input) (pending string, err error) {
+func (r *Reconciler) objects(ctx context.Context, sn *atoll.SupervisorNamespace, in expand.Input) (pending string, err error) {
 	want := expand.Objects(in)
 	var errs []error
 	for _, o := range want {
@@ -35,7 +35,7 @@ func (r *Reconciler) objects(ctx context.Context, in expand.Input) (pending stri
 	errs = append(errs, r.prune(ctx, in.Name, want), r.defaultClasses(ctx, in))
 	for _, o := range want {
 		if q, ok := o.(*corev1.ResourceQuota); ok && pending == "" {
-			pending = r.counted(ctx, q)
+			pending = r.counted(ctx, sn, q)
 		}
 	}
 	return pending, errors.Join(errs...)
@@ -44,22 +44,26 @@ func (r *Reconciler) objects(ctx context.Context, in expand.Input) (pending stri
 // recountAfter is how long a quota may take to be counted.
 const recountAfter = 10 * time.Second
 
-// counted says whether the ResourceQuota is in effect: it refuses everything until its use has been counted.
-func (r *Reconciler) counted(ctx context.Context, want *corev1.ResourceQuota) string {
+// counted says whether the ResourceQuota is in effect: it refuses everything until its use has been counted. On a server
+// that has just started, objects of a kind that a definition brings are counted some seconds later than the others, but
+// for a quota that was there before only after minutes, or when it changes: such a limit is taken away, to come again.
+// The other limits hold meanwhile.
+func (r *Reconciler) counted(ctx context.Context, sn *atoll.SupervisorNamespace, want *corev1.ResourceQuota) string {
 	have := &corev1.ResourceQuota{}
-	err := r.Shared.Get(ctx, client.ObjectKeyFromObject(want), have)
-	// Objects of a kind that a definition has brought are counted some seconds after the server has started, but a quota
-	// that was there before only minutes later. It is made anew.
-	for name := range want.Spec.Hard {
-		if _, ok := have.Status.Used[name]; !ok && err == nil {
-			if !have.CreationTimestamp.IsZero() && time.Since(have.CreationTimestamp.Time) > recountAfter {
-				_ = r.Delete(ctx, have, client.Preconditions{UID: &have.UID}) // tried again
-			}
-			return fmt.Sprintf("what ResourceQuota %s bounds is being counted: %s", want.Name, name)
-		}
-	}
-	if err != nil || !equality.Semantic.DeepEqual(have.Status.Hard, want.Spec.Hard) {
+	if err := r.Shared.Get(ctx, client.ObjectKeyFromObject(want), have); err != nil || !equality.Semantic.DeepEqual(have.Status.Hard, want.Spec.Hard) {
 		return fmt.Sprintf("what ResourceQuota %s bounds is being counted", want.Name)
+	}
+	for name := range want.Spec.Hard {
+		if _, ok := have.Status.Used[name]; ok {
+			continue
+		}
+		c := meta.FindStatusCondition(sn.Status.Conditions, atoll.NamespaceReady)
+		if c != nil && c.Reason == atoll.ReasonNotExpanded && time.Since(c.LastTransitionTime.Time) > recountAfter {
+			without := have.DeepCopy()
+			delete(without.Spec.Hard, name)
+			_ = r.Patch(ctx, without, client.MergeFrom(have)) // tried again
+		}
+		return fmt.Sprintf("what ResourceQuota %s bounds is being counted: %s", want.Name, name)
 	}
 	return ""
 }

@@ -128,7 +128,7 @@ func (r *Reconciler) expandAll(ctx context.Context, sn *atoll.SupervisorNamespac
 	if r.RegistryHost != "" {
 		sn.Status.RegistryProject = r.RegistryHost + "/" + sn.Name
 	}
-	pending, applyErr := r.objects(ctx, in)
+	pending, applyErr := r.objects(ctx, sn, in)
 	if err := r.report(ctx, sn); err != nil {
 		return ctrl.Result{}, errors.Join(err, applyErr)
 	}

@@ -72,13 +72,13 @@ func look(t *testing.T, r *Reconciler) *atoll.SupervisorNamespace {
 			t.Fatal(err)
 		}
 		for i := range quotas.Items {
-			quotas.Items[i].Status.Hard = quotas.Items[i].Spec.Hard
-			for name := range quotas.Items[i].Spec.Hard {
-				if _, ok := quotas.Items[i].Status.Used[name]; !ok {
-					mergeUsed(&quotas.Items[i], name)
-				}
+			q := &quotas.Items[i]
+			used := corev1.ResourceList{}
+			for name := range q.Spec.Hard {
+				used[name] = q.Status.Used[name]
 			}
-			if err := r.Status().Update(t.Context(), &quotas.Items[i]); err != nil {
+			q.Status.Hard, q.Status.Used = q.Spec.Hard, used
+			if err := r.Status().Update(t.Context(), q); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -88,13 +88,6 @@ func look(t *testing.T, r *Reconciler) *atoll.SupervisorNamespace {
 		t.Fatal(err)
 	}
 	return sn
-}
-
-func mergeUsed(q *corev1.ResourceQuota, name corev1.ResourceName) {
-	if q.Status.Used == nil {
-		q.Status.Used = corev1.ResourceList{}
-	}
-	q.Status.Used[name] = resource.Quantity{}
 }
 
 func wantReady(t *testing.T, sn *atoll.SupervisorNamespace, reason, message string) {
