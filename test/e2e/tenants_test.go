@@ -200,7 +200,7 @@ func TestTenantQuota(t *testing.T) {
 	equal(t, "defaults", n.field("pod/plain", ".spec.containers[0].resources"), `{"limits":{"cpu":"200m","memory":"64Mi"},"requests":{"cpu":"10m","memory":"64Mi"}}`)
 	eventually(t, "the status to count pods and the machine", func() error {
 		s := n.status()
-		for resource, want := range map[string]string{"memory": "1088Mi/1200Mi", "count/pods": "3/4", "count/virtualmachines.vmoperator.vmware.com": "1/1"} {
+		for resource, want := range map[string]string{"memory": "1088Mi/1200Mi", "count/pods": "3/4", "count/virtualmachines": "1/1"} {
 			if got := s.used(resource); got != want {
 				return fmt.Errorf("%s: got %q, want %q", resource, got, want)
 			}

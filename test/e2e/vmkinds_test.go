@@ -188,14 +188,18 @@ func get(t *testing.T, url, text string) error {
 	if err != nil {
 		return err
 	}
+	req.Close = true // who answered before rules were there is not asked again
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil || !strings.Contains(string(body), text) {
-		return fmt.Errorf("%s says %q: %w", url, body, err)
+	if err != nil {
+		return fmt.Errorf("%s: %w", url, err)
+	}
+	if !strings.Contains(string(body), text) {
+		return fmt.Errorf("%s says %s %q", url, resp.Status, body)
 	}
 	return nil
 }

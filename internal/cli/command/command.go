@@ -75,9 +75,11 @@ func Unknown(cmd *cobra.Command, got string) error {
 		}
 	}
 	hint := ""
-	cmd.SuggestionsMinimumDistance = 2
-	if near := cmd.SuggestionsFor(got); len(near) > 0 {
-		hint = fmt.Sprintf(" (did you mean %s?)", strings.Join(near, " or "))
+	for cmd.SuggestionsMinimumDistance = 1; cmd.SuggestionsMinimumDistance <= min(2, len(got)/2); cmd.SuggestionsMinimumDistance++ {
+		if near := cmd.SuggestionsFor(got); len(near) > 0 {
+			hint = fmt.Sprintf(" (did you mean %s?)", strings.Join(near, " or "))
+			break
+		}
 	}
 	return UsageError{Err: fmt.Errorf("unknown command %q%s\ncommands of %q: %s", got, hint, cmd.CommandPath(), strings.Join(names, " "))}
 }
