@@ -26,6 +26,7 @@ import (
 
 	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/disks"
+	"atoll.dev/atoll/internal/cli/netpol"
 	"atoll.dev/atoll/internal/datadir"
 )
 
@@ -117,7 +118,7 @@ runs in its own QEMU micro-VM.`,
 	root.AddCommand(
 		a.upCommand(), a.downCommand(), a.statusCommand(), a.logsCommand(),
 		a.preflightCommand(), a.kubectlCommand(), a.versionCommand(), a.keeperCommand(), a.imageCommand(),
-		a.vmCommand(), a.nsCommand(), a.networkCommand(), a.registryCommand(),
+		a.vmCommand(), a.nsCommand(), netpol.Command(a.shared(), podNetwork), a.registryCommand(),
 	)
 	root.AddCommand(disks.Commands(a.shared())...)
 	root.AddCommand(a.peopleCommands()...)

@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -109,37 +107,6 @@ func TestTakeDataDir(t *testing.T) {
 		dir, rest := takeDataDir(strings.Fields(tt.in))
 		if dir != tt.dir || strings.Join(rest, " ") != tt.rest {
 			t.Errorf("takeDataDir(%s) = %q, %q", tt.in, dir, rest)
-		}
-	}
-}
-
-func TestPrintLog(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.log")
-	var lines []string
-	for range 5000 {
-		lines = append(lines, strings.Repeat("a line that is long enough to need blocks ", 3))
-	}
-	lines = append(lines, "last but one", "last")
-	for _, end := range []string{"\n", ""} {
-		if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")+end), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		f, err := os.Open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, n := range []int{0, 1, 2, 4000, 9999} {
-			var out bytes.Buffer
-			if err := printLog(t.Context(), &out, f, n, false); err != nil {
-				t.Fatal(err)
-			}
-			got := slices.Collect(strings.Lines(out.String()))
-			if want := min(n, len(lines)); len(got) != want {
-				t.Errorf("end %q, n %d: %d lines", end, n, len(got))
-			}
-		}
-		if err := f.Close(); err != nil {
-			t.Fatal(err)
 		}
 	}
 }
