@@ -139,7 +139,7 @@ func (a *app) tree() (datadir.Tree, error) {
 
 // shared is what commands in packages of their own get.
 func (a *app) shared() command.App {
-	return command.App{Out: a.out, ErrOut: a.errOut, Tree: a.tree}
+	return command.App{In: os.Stdin, Out: a.out, ErrOut: a.errOut, Tree: a.tree}
 }
 
 // logger writes to w in the chosen format.

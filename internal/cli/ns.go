@@ -9,17 +9,15 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/ns"
 )
 
 // nsCommand is `atoll ns`, which has a package of its own.
 func (a *app) nsCommand() *cobra.Command {
 	return ns.Command(ns.Config{
-		In: os.Stdin, Out: a.out, ErrOut: a.errOut, Getenv: os.Getenv,
+		App: a.shared(), Getenv: os.Getenv,
 		Kubeconfig: a.adminKubeconfig,
 		Edit:       a.edit,
-		Usage:      func(err error) error { return command.UsageError{Err: err} },
 	})
 }
 

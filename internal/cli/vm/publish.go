@@ -8,6 +8,8 @@ import (
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 func (c *commands) publishCommand() *cobra.Command {
@@ -20,7 +22,7 @@ func (c *commands) publishCommand() *cobra.Command {
 as if its power had been cut; stop it before, or clean the guest up, if that matters.`,
 		Example: `  atoll vm publish box --library images --item debian-with-nginx
   atoll vm publish box --no-wait`,
-		Args:              c.names("name"),
+		Args:              command.ExactArgs("name"),
 		ValidArgsFunction: c.completeMachines(false),
 		RunE: c.with(func(s *session, cmd *cobra.Command, args []string) error {
 			vm, err := s.machine(cmd.Context(), args[0])
@@ -33,10 +35,10 @@ as if its power had been cut; stop it before, or clean the guest up, if that mat
 				return err
 			}
 			if w.no {
-				c.printf("%s is being published; `kubectl get vmpub %s -o yaml` shows how it is\n", vm.Name, request.Name)
+				c.Printf("%s is being published; `kubectl get vmpub %s -o yaml` shows how it is\n", vm.Name, request.Name)
 				return nil
 			}
-			c.printf("%s is published as %s; the image is %s\n", vm.Name, name, request.Status.ImageName)
+			c.Printf("%s is published as %s; the image is %s\n", vm.Name, name, request.Status.ImageName)
 			return nil
 		}),
 	}
