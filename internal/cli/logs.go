@@ -40,7 +40,7 @@ func (a *app) logsCommand() *cobra.Command {
 				return fmt.Errorf("opening the log: %w", err)
 			}
 			defer f.Close()
-			return tail.Print(cmd.Context(), a.out, f, lines, follow)
+			return tail.Print(cmd.Context(), a.Out, f, lines, follow)
 		},
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on printing what is added")

@@ -14,7 +14,7 @@ import (
 func (a *app) loginConfig() login.Config {
 	home, _ := os.UserHomeDir() // "" is said when it matters
 	return login.Config{
-		App: a.shared(), Getenv: os.Getenv, Home: home,
+		App: a.App, Getenv: os.Getenv, Home: home,
 		Authority: func() ([]byte, error) {
 			t, err := a.tree()
 			if err != nil {
@@ -28,7 +28,7 @@ func (a *app) loginConfig() login.Config {
 // peopleCommands are login, logout, whoami, user and group.
 func (a *app) peopleCommands() []*cobra.Command {
 	cfg := people.Config{
-		App: a.shared(),
+		App: a.App,
 		Kubeconfig: func() (string, error) {
 			t, err := a.tree()
 			if err != nil {

@@ -53,7 +53,7 @@ func (a *app) newRole(name, nodeIP string) (role, error) {
 	if err != nil {
 		return role{}, err
 	}
-	logger, err := a.logger(a.errOut)
+	logger, err := a.logger(a.ErrOut)
 	if err != nil {
 		return role{}, err
 	}

@@ -13,7 +13,7 @@ import (
 // vmCommand is `atoll vm`, which has a package of its own.
 func (a *app) vmCommand() *cobra.Command {
 	return vm.Command(vm.Config{
-		App: a.shared(), Getenv: os.Getenv,
+		App: a.App, Getenv: os.Getenv,
 		Kubeconfig: a.adminKubeconfig,
 		Export: func(ctx context.Context, kubeconfig, namespace, image, format, file string) error {
 			images := a.vmImages()

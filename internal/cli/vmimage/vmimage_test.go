@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -14,13 +13,12 @@ import (
 	"testing"
 
 	content "atoll.dev/atoll/api/content/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 func config() Config {
-	return Config{ErrOut: io.Discard, Size: func(int64) string { return "n" }, Usage: func(err error) error { return errors.Join(errUsage, err) }}
+	return Config{App: command.App{ErrOut: io.Discard}}
 }
-
-var errUsage = errors.New("usage")
 
 func TestPlan(t *testing.T) {
 	dir := t.TempDir()
