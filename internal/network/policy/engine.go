@@ -282,7 +282,7 @@ func (e *Engine) change(tx *knftables.Transaction, have, want *table) (narrowed 
 	}
 	for _, name := range sorted(want.sets) {
 		if old := have.sets[name]; old != want.sets[name] {
-			narrowed = elements(tx, name, old, want.sets[name]) || narrowed
+			narrowed = elements(tx, name, old, want.sets[name], have.sets[knownSet]) || narrowed
 		}
 	}
 	unused := missing(have.chains, want.chains)
@@ -302,8 +302,8 @@ func (e *Engine) change(tx *knftables.Transaction, have, want *table) (narrowed 
 }
 
 // elements writes the elements of one set that differ, and reports whether that may deny something: an element of a set
-// has gone, or a pod that was there has come into a map.
-func elements(tx *knftables.Transaction, name string, have, want *set) (narrowed bool) {
+// has gone, or a pod that was known has come into a map. A pod that was not has no connections.
+func elements(tx *knftables.Transaction, name string, have, want, known *set) (narrowed bool) {
 	var old map[string]string
 	if have != nil {
 		old = have.elements
@@ -328,7 +328,10 @@ func elements(tx *knftables.Transaction, name string, have, want *set) (narrowed
 		verdict, there := old[key]
 		if !there || verdict != want.elements[key] {
 			tx.Add(element(key, want.elements[key]))
-			narrowed = narrowed || want.verdicts
+			if want.verdicts && known != nil {
+				_, old := known.elements[key]
+				narrowed = narrowed || old
+			}
 		}
 	}
 	return narrowed

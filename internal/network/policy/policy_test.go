@@ -191,6 +191,28 @@ func TestChangesAreSmall(t *testing.T) {
 	}
 }
 
+// TestNewPodsHaveNothingToCut starts pods, which is no reason to look at all connections.
+func TestNewPodsHaveNothingToCut(t *testing.T) {
+	e, _ := fakeEngine(t)
+	apply(t, e, shop())
+	s := shop()
+	s.Pods[addr("10.244.1.6")] = pod("shop/db-2", "10.244.1.6", "shop/bound", "shop/db")
+	if apply(t, e, s) {
+		t.Error("a pod that is new has connections to cut")
+	}
+	again := shop()
+	again.Pods[addr("10.244.1.6")] = pod("shop/db-2", "10.244.1.6", "shop/bound", "shop/db")
+	again.Pods[addr("10.244.1.5")] = pod("free/pod", "10.244.1.5", "shop/closed")
+	if !apply(t, e, again) {
+		t.Error("a pod that was open has no connections to cut")
+	}
+	again.Pods[addr("10.244.1.6")] = pod("shop/db-2", "10.244.1.6", "shop/bound", "shop/db", "shop/closed")
+	next := *again
+	if !apply(t, e, &next) {
+		t.Error("a pod with one more policy has no connections to cut")
+	}
+}
+
 func TestFailureIsFollowedByEverything(t *testing.T) {
 	e, _ := fakeEngine(t)
 	apply(t, e, state())
