@@ -157,4 +157,3 @@ func TestCutOutlivesRestart(t *testing.T) {
 	// A new connection between the same pods is not the one that was cut.
 	can(t, "the db to the client", db.netns, "tcp4", client.at(80))
 }
-
