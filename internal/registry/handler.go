@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 
 	v2 "github.com/distribution/distribution/v3/registry/api/v2"
@@ -69,7 +70,7 @@ func (r *Registry) serveV2(w http.ResponseWriter, req *http.Request) {
 	c := &call{route: route, name: vars["name"], vars: vars}
 	var rest string
 	if c.project, rest, ok = splitName(c.name); !ok || rest == "" {
-		writeError(w, http.StatusBadRequest, codeNameInvalid, "the name of a repository is NAMESPACE/NAME, in lower case and at most 255 bytes long")
+		refuseName(w, req, c.name)
 		return
 	}
 	if c.id, ok = r.authorize(w, req, c); !ok {
@@ -117,18 +118,18 @@ func (r *Registry) authorize(w http.ResponseWriter, req *http.Request, c *call) 
 	if !ok {
 		return Identity{}, false
 	}
-	for _, a := range actions {
-		if !token.holds(c.name, a) {
-			r.challenge(w, req, wanted, "insufficient_scope", denied(token.Identity, c.name, []string{a}))
-			return Identity{}, false
-		}
+	for _, a := range slices.Backward(actions) { // who may not push is told that first
 		allowed, err := r.allowed(req.Context(), token.Identity, c.project, a)
 		if err != nil {
 			r.unavailable(w, err)
 			return Identity{}, false
 		}
 		if !allowed {
-			writeError(w, http.StatusForbidden, codeDenied, denied(token.Identity, c.name, []string{a}))
+			r.deny(w, req, c, token, a)
+			return Identity{}, false
+		}
+		if !token.holds(c.name, a) {
+			r.challenge(w, req, wanted, "insufficient_scope", "the token is not for "+a+" of "+c.name+"; ask for one that is")
 			return Identity{}, false
 		}
 	}
