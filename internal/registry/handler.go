@@ -227,15 +227,40 @@ func (r *Registry) serveUpload(w *explainer, req *http.Request, c *call) {
 	if req.Method != http.MethodGet && req.Method != http.MethodHead && req.Method != http.MethodDelete {
 		if err := r.store.Check(req.Context(), c.project, max(req.ContentLength, 0)); err != nil {
 			w.WriteHeader(http.StatusInternalServerError) // which the reason replaces
+			r.abandon(req, c)
 			linger(w, req)
 			return
 		}
 	}
 	r.app.ServeHTTP(w, req)
 	if w.replaced {
+		r.abandon(req, c)
 		linger(w, req)
 	}
 }
+
+// abandon removes an upload that was refused: what has come of it would count, and no client goes on with it.
+func (r *Registry) abandon(req *http.Request, c *call) {
+	if c.route != v2.RouteNameBlobUploadChunk {
+		return
+	}
+	written, err := r.store.Abandon(c.request)
+	if err != nil {
+		r.cfg.Logger.Warn("an upload that was refused cannot be removed", "repository", c.name, "error", err)
+	}
+	if !written { // nothing of this request was, but maybe of one before
+		end := req.Clone(context.WithoutCancel(req.Context()))
+		end.Method, end.Body, end.ContentLength = http.MethodDelete, http.NoBody, 0
+		r.app.ServeHTTP(&nobody{header: make(http.Header)}, end)
+	}
+}
+
+// nobody hears an answer that nobody waits for.
+type nobody struct{ header http.Header }
+
+func (n *nobody) Header() http.Header         { return n.header }
+func (n *nobody) Write(b []byte) (int, error) { return len(b), nil }
+func (n *nobody) WriteHeader(int)             {}
 
 // checkMount takes the wish to mount a blob of another repository off a request whose sender may not pull from there.
 // It becomes an ordinary upload then, as the specification wants.

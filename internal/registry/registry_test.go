@@ -285,9 +285,10 @@ func TestQuota(t *testing.T) {
 	}
 	err = remote.Write(h.ref("shop/c:1"), h.image(90_000, 1), h.as("olga")...)
 	refused(t, err, "DENIED", "project shop", "quota 136.7 KiB", "used")
-	// What was refused is not counted for ever: the upload is given up.
-	if after, _ := h.reg.Usage(t.Context(), "shop"); after > 140_000 {
-		t.Errorf("used %d", after)
+	// What was refused is not counted: the upload is given up. Its configuration has come.
+	after, _ := h.reg.Usage(t.Context(), "shop")
+	if after > used+2_000 {
+		t.Errorf("used %d, before %d", after, used)
 	}
 	// Midway, when the client does not say how much is coming.
 	_, token := h.token("olga", passwords()["olga"], "repository:shop/d:pull,push")
@@ -295,6 +296,19 @@ func TestQuota(t *testing.T) {
 	status, _, body := h.do(http.MethodPatch, location, token, io.MultiReader(bytes.NewReader(make([]byte, 80_000))), nil)
 	if status != http.StatusForbidden || !strings.Contains(body, "project shop") {
 		t.Errorf("%d %s", status, body)
+	}
+	if got, _ := h.reg.Usage(t.Context(), "shop"); got != after {
+		t.Errorf("a refused upload counts: used %d, before %d", got, after)
+	}
+	// Also what had come before, and when it is said how much is coming.
+	_, location = h.upload(token, "shop/d", "")
+	status, header, body := h.do(http.MethodPatch, location, token, bytes.NewReader(make([]byte, 10_000)), nil)
+	if status != http.StatusAccepted {
+		t.Fatalf("%d %s", status, body)
+	}
+	status, _, body = h.do(http.MethodPatch, header.Get("Location"), token, bytes.NewReader(make([]byte, 80_000)), nil)
+	if got, _ := h.reg.Usage(t.Context(), "shop"); status != http.StatusForbidden || got != after {
+		t.Errorf("%d %s: used %d, before %d", status, body, got, after)
 	}
 	// Counted anew from the disk it is the same.
 	counted, _ := h.reg.Usage(t.Context(), "shop")

@@ -203,7 +203,7 @@ func (a Config) collectCommand(h *registryHost) *cobra.Command {
 		Use: "gc", Short: "Remove what nobody uses from the registry, while it serves",
 		Long: `Removes manifests without a tag that nobody has pulled for a week (spec.garbageCollection.untaggedAge of the
 RegistryConfiguration), layers that no manifest refers to for two hours, and uploads that nobody has gone on with for
-a day. Images can be pushed and pulled meanwhile. The registry does it every hour by itself. Administrators only.`,
+an hour. Images can be pushed and pulled meanwhile. The registry does it every hour by itself. Administrators only.`,
 		Example: `  atoll registry gc --dry-run`,
 		Args:    a.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
