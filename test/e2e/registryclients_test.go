@@ -89,7 +89,7 @@ func says(t *testing.T, what string, err error, wants ...string) {
 	}
 }
 
-// TestRegistryClient pushes, pulls, copies, lists, attaches and deletes.
+// TestRegistryClient pushes, pulls, copies, lists, attaches, goes on and deletes.
 func TestRegistryClient(t *testing.T) {
 	t.Parallel()
 	n := newTenant(t, "", "")
@@ -106,7 +106,7 @@ func TestRegistryClient(t *testing.T) {
 	equal(t, "digest", must(must(viewer.read(n.name+"/app:1"))(t).Digest())(t).String(), digest.String())
 
 	// To another repository, layers are mounted; an index of two images.
-	index := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: must(c.read(n.name+"/app:1"))(t)}, mutate.IndexAddendum{Add: must(random.Image(1000, 1))(t)})
+	index := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: must(c.read(n.name + "/app:1"))(t)}, mutate.IndexAddendum{Add: must(random.Image(1000, 1))(t)})
 	if err := remote.WriteIndex(ref(t, n.name+"/deep/er/copy:1"), index, c.opts...); err != nil {
 		t.Fatal(err)
 	}
@@ -129,6 +129,8 @@ func TestRegistryClient(t *testing.T) {
 		n.editor.apply(n.name, strings.Replace(script(pod, "echo runs"), "image: busybox", "image: "+registry+"/"+n.name+"/app:second", 1))
 		equal(t, pod, n.ended(pod), "Succeeded")
 	}
+
+	resume(t, n)
 
 	if err := remote.Delete(ref(t, n.name+"/app:second"), c.opts...); err != nil {
 		t.Fatal(err)
@@ -201,10 +203,9 @@ func TestRegistryRefusals(t *testing.T) {
 	}
 }
 
-// TestRegistryResume: an upload in pieces, which goes on where it was broken off.
-func TestRegistryResume(t *testing.T) {
-	t.Parallel()
-	n := newTenant(t, "", "")
+// resume is an upload in pieces, which goes on where it was broken off.
+func resume(t *testing.T, n *tenant) {
+	t.Helper()
 	d := n.editor.docker()
 	repository := n.name + "/pieces"
 	blob := make([]byte, 3<<20)

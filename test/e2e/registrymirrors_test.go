@@ -19,6 +19,9 @@ import (
 	"time"
 )
 
+// proxyPath is where a project that is a proxy, as Harbor has them, serves the same.
+const proxyPath = "/v2/proxy/"
+
 // upstream is a registry outside of the cluster, with TLS of an authority of its own and a password.
 type upstream struct {
 	*registry
@@ -28,7 +31,10 @@ type upstream struct {
 func newUpstream(t *testing.T) *upstream {
 	t.Helper()
 	u := &upstream{registry: newRegistry(t)}
-	server := httptest.NewTLSServer(u.registry)
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		req.URL.Path = strings.Replace(req.URL.Path, proxyPath, "/v2/", 1)
+		u.registry.ServeHTTP(w, req)
+	}))
 	t.Cleanup(server.Close)
 	u.url = server.URL
 	u.ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
@@ -131,7 +137,7 @@ func TestMirrors(t *testing.T) {
 	locked, lonely, strange := nobodyAt(t), nobodyAt(t), nobodyAt(t)
 	configureRegistries(t, map[string]any{"mirrors": []any{
 		// The first does not answer, so the second is asked.
-		map[string]any{"registry": "docker.io", "endpoints": []string{"https://" + down, u.url}, "ca": u.ca},
+		map[string]any{"registry": "docker.io", "endpoints": []string{"https://" + down, u.url + strings.TrimSuffix(proxyPath, "/")}, "ca": u.ca},
 		map[string]any{"registry": locked, "endpoints": []string{u.url}, "ca": u.ca},
 		map[string]any{"registry": lonely, "endpoints": []string{"https://" + down}},
 		map[string]any{"registry": strange, "endpoints": []string{u.url}},
