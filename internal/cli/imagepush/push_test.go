@@ -159,7 +159,7 @@ func TestWrong(t *testing.T) {
 		write("gz.tar", []byte{0x1f, 0x8b, 8, 0}):             {"", "h.example/p/a:1", "gunzip"},
 		write("text.tar", bytes.Repeat([]byte("text"), 1000)): {"", "h.example/p/a:1", "reading the archive"},
 		write("empty.tar", make([]byte, 1024)):                {"", "h.example/p/a:1", "index.json"},
-		write("cut.tar", b[:513]):                        {"", "h.example/p/a:1", "reading the archive"},
+		write("cut.tar", b[:513]):                             {"", "h.example/p/a:1", "reading the archive"},
 		good:                                                  {"three", "h.example/p/a:1", "docker.io/library/two:latest"},
 		write("a", nil):                                       {"", "shop/app:1", RegistryHost + "/PROJECT"},
 		write("b", nil):                                       {"", "h.example/shop/app@sha256:" + strings.Repeat("0", 64), "digest"},
