@@ -192,7 +192,7 @@ func (a Config) collectCommand(h *registryHost) *cobra.Command {
 		Use: "gc", Short: "Remove what nobody uses from the registry, while it serves",
 		Long: `Removes manifests without a tag that nobody has pulled for a week (spec.garbageCollection.untaggedAge of the
 RegistryConfiguration), layers that no manifest refers to for two hours, and uploads that nobody has gone on with for
-a day. Images can be pushed and pulled meanwhile. The registry does it every hour by itself. Administrators only.`,
+an hour. Images can be pushed and pulled meanwhile. The registry does it every hour by itself. Administrators only.`,
 		Example: `  atoll registry gc --dry-run`,
 		Args:    command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -240,15 +240,16 @@ registry.atoll.local/shop/NAME:TAG). Log in as a person (NAME and password), or 
 
   kubectl config view --raw --minify -o jsonpath='{.clusters[0].cluster.certificate-authority-data}' | base64 -d >ca.crt
 
-  docker   mkdir -p /etc/docker/certs.d/%[1]s && cp ca.crt /etc/docker/certs.d/%[1]s/
-           docker login %[1]s -u NAME
-  podman   mkdir -p /etc/containers/certs.d/%[1]s && cp ca.crt /etc/containers/certs.d/%[1]s/
-           podman login %[1]s -u NAME
-  skopeo   mkdir -p /etc/containers/certs.d/%[1]s && cp ca.crt /etc/containers/certs.d/%[1]s/
-           skopeo login %[1]s -u NAME
-  oras     oras login %[1]s -u NAME --ca-file ca.crt
-  crane    export SSL_CERT_FILE=$PWD/ca.crt
-           crane auth login %[1]s -u NAME -p PASSWORD
+  docker, podman, buildah, skopeo (as root; all of them look there):
+    mkdir -p /etc/docker/certs.d/%[1]s && cp ca.crt /etc/docker/certs.d/%[1]s/
+    docker login %[1]s -u NAME        or: podman, buildah, skopeo
+
+  oras, crane (on Linux; in each shell that uses them):
+    mkdir -p ~/.atoll-certs && cp ca.crt ~/.atoll-certs/ && export SSL_CERT_DIR=~/.atoll-certs
+    oras login %[1]s -u NAME
+    crane auth login %[1]s -u NAME -p PASSWORD
+
+The name of a robot account has a $ in it: put it between single quotes, 'robot$shop+ci'.
 `
 
 func (a Config) robotCommand(h *registryHost) *cobra.Command {

@@ -24,8 +24,8 @@ import (
 // Defaults of a Config.
 const (
 	defaultGrace       = 2 * time.Hour
-	defaultUntaggedAge = 7 * 24 * time.Hour
-	defaultUploadAge   = 24 * time.Hour
+	defaultUntaggedAge = 7 * time.Hour
+	defaultUploadAge   = time.Hour
 	// reserveBytes and reservePart of a disk are kept free of images, whichever is less.
 	reserveBytes = 2 << 30
 	reservePart  = 25
@@ -41,7 +41,7 @@ type Config struct {
 	Quota func(project string) (limit int64, ok bool)
 	// Grace is how long what nothing refers to is kept, 2 hours when zero.
 	Grace time.Duration
-	// UploadAge is how long an upload that nobody goes on with is kept, 24 hours when zero.
+	// UploadAge is how long an upload that nobody goes on with is kept, one hour when zero: those of an interrupted push count.
 	UploadAge time.Duration
 	// Reserve are the bytes of the disk that images may not take: 4 % of it and at most 2 GiB when zero.
 	Reserve int64
