@@ -118,8 +118,16 @@ func newApp(driver storagedriver.StorageDriver) (app *handlers.App, err error) {
 	return handlers.NewApp(context.Background(), cfg), nil
 }
 
+// settings of a project. The library is nobody's: a namespace that has its name says nothing about it.
+func (r *Registry) settings(project string) atoll.NamespaceRegistry {
+	if project == atoll.RegistryLibrary {
+		return atoll.NamespaceRegistry{}
+	}
+	return r.cfg.Directory.Settings(project)
+}
+
 func (r *Registry) quota(project string) (int64, bool) {
-	if q := r.cfg.Directory.Settings(project).Quota; q != nil {
+	if q := r.settings(project).Quota; q != nil {
 		return q.Value(), true
 	}
 	return 0, false
@@ -195,7 +203,7 @@ func (r *Registry) tidy() error {
 		return err
 	}
 	for _, p := range projects {
-		if len(r.cfg.Directory.Settings(p).Retention) == 0 {
+		if len(r.settings(p).Retention) == 0 {
 			continue
 		}
 		list, err := r.store.Repositories(p)
