@@ -25,7 +25,12 @@ func (r *Registry) serveManifest(w *explainer, req *http.Request, c *call) {
 		r.putManifest(w, req, c)
 	case http.MethodDelete:
 		defer r.lockRepository(c.name)()
-		if kept := r.immutable(c, c.vars["reference"]); kept != "" {
+		kept, err := r.immutable(c, c.vars["reference"])
+		if err != nil {
+			r.broken(w, c.project, err)
+			return
+		}
+		if kept != "" {
 			writeError(w, http.StatusForbidden, codeDenied, "tag "+c.name+":"+kept+" is immutable (spec.registry.immutableTags of SupervisorNamespace "+c.project+") and cannot be deleted by hand")
 			return
 		}
@@ -56,7 +61,12 @@ func (r *Registry) putManifest(w *explainer, req *http.Request, c *call) {
 	defer r.lockRepository(c.name)()
 	defer r.store.Hold()()
 	ref := c.vars["reference"]
-	if before, ok := r.store.Tag(c.name, ref); ok && r.isImmutable(c, ref) && before.Digest != digestlib.FromBytes(body).String() {
+	before, ok, err := r.store.Tag(c.name, ref)
+	if err != nil {
+		r.broken(w, c.project, err)
+		return
+	}
+	if ok && r.isImmutable(c, ref) && before.Digest != digestlib.FromBytes(body).String() {
 		writeError(w, http.StatusForbidden, codeDenied, "tag "+c.name+":"+ref+" is immutable (spec.registry.immutableTags of SupervisorNamespace "+c.project+") and points to "+before.Digest+"; push another tag")
 		return
 	}
@@ -109,32 +119,39 @@ func matches(patterns []string, text string) bool {
 }
 
 func (r *Registry) isImmutable(c *call, tag string) bool {
-	return matches(r.cfg.Directory.Settings(c.project).ImmutableTags, short(c.project, c.name, tag))
+	return matches(r.settings(c.project).ImmutableTags, short(c.project, c.name, tag))
 }
 
-// immutable returns the tag that a reference is, or that points to it, and that may not be deleted.
-func (r *Registry) immutable(c *call, ref string) string {
+// immutable returns the tag that a reference is, or that needs what it names, and that may not be deleted.
+func (r *Registry) immutable(c *call, ref string) (tag string, err error) {
 	if !strings.Contains(ref, ":") {
 		if r.isImmutable(c, ref) {
-			return ref
+			return ref, nil
 		}
-		return ""
+		return "", nil
+	}
+	if len(r.settings(c.project).ImmutableTags) == 0 {
+		return "", nil
 	}
 	tags, err := r.store.Tags(c.name)
 	if err != nil {
-		return ""
+		return "", err
 	}
 	for _, t := range tags {
-		if t.Digest == ref && r.isImmutable(c, t.Name) {
-			return t.Name
+		if !r.isImmutable(c, t.Name) {
+			continue
+		}
+		if needs, err := r.store.Needs(c.name, t.Digest, ref); err != nil || needs {
+			return t.Name, err
 		}
 	}
-	return ""
+	return "", nil
 }
 
-// retain removes tags that are older than those a rule keeps. A tag that several rules match stays when one keeps it.
+// retain removes tags that are older than those a rule keeps. A tag that several rules match stays when one keeps it,
+// and one that is immutable stays in any case.
 func (r *Registry) retain(project, name string) error {
-	rules := r.cfg.Directory.Settings(project).Retention
+	rules, immutable := r.settings(project).Retention, r.settings(project).ImmutableTags
 	if len(rules) == 0 {
 		return nil
 	}
@@ -157,7 +174,7 @@ func (r *Registry) retain(project, name string) error {
 	}
 	var errs []error
 	for _, t := range tags {
-		if matched[t.Name] && !kept[t.Name] {
+		if matched[t.Name] && !kept[t.Name] && !matches(immutable, short(project, name, t.Name)) {
 			errs = append(errs, r.store.Untag(name, t))
 		}
 	}

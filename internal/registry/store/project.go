@@ -87,14 +87,18 @@ func (s *Store) load(p *project) error {
 		}
 		switch at := parse(strings.TrimPrefix(path, s.cfg.Dir)); {
 		case at.kind == layer || at.kind == revision:
-			if info, err := os.Stat(s.blobPath(at.digest)); err == nil {
+			info, err := os.Stat(s.blobPath(at.digest))
+			if err == nil {
 				p.add(at.digest, info.Size())
 			}
+			return ignoreMissing(err)
 		case at.kind == upload && at.data:
-			if info, err := d.Info(); err == nil {
+			info, err := d.Info()
+			if err == nil {
 				p.uploads[at.upload] += info.Size()
 				p.used += info.Size()
 			}
+			return ignoreMissing(err)
 		}
 		return nil
 	})
@@ -103,6 +107,13 @@ func (s *Store) load(p *project) error {
 	}
 	p.loaded = true
 	return nil
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // add counts one more link.
