@@ -138,12 +138,25 @@ func (r *Registry) Usage(_ context.Context, project string) (int64, error) {
 	return r.store.Usage(project)
 }
 
-// Forget puts the images of a namespace aside, which has been deleted.
-func (r *Registry) Forget(project string) error {
+// Deleted puts the images of the namespace with a uid aside, which has been deleted. There may be another of its name by
+// now, whose images stay.
+func (r *Registry) Deleted(project, uid string) error {
 	if project == atoll.RegistryLibrary {
 		return nil
 	}
-	return r.store.Remove(project)
+	return r.store.Remove(project, uid)
+}
+
+// Forget puts the images of a namespace aside that is not there, unless one is that they are of.
+func (r *Registry) Forget(project string) error {
+	owner, err := r.store.Owner(project) // before anybody is asked: who comes after that is not removed
+	if err != nil {
+		return err
+	}
+	if uid, ok := r.cfg.Directory.Namespace(project); ok && uid == owner {
+		return nil // Deleted follows if it is known to be there for too long
+	}
+	return r.Deleted(project, owner)
 }
 
 // Run collects from time to time, and removes projects whose namespace has gone. It holds until ctx ends.
@@ -168,8 +181,13 @@ func (r *Registry) Run(ctx context.Context) error {
 func (r *Registry) forgetOthers() {
 	projects, err := r.store.Projects()
 	for _, p := range projects {
+		owner, unknown := r.store.Owner(p) // first, see Forget
+		if unknown != nil {
+			err = errors.Join(err, unknown)
+			continue
+		}
 		if p != atoll.RegistryLibrary && !r.cfg.Directory.Exists(p) {
-			err = errors.Join(err, r.Forget(p))
+			err = errors.Join(err, r.Deleted(p, owner))
 		}
 	}
 	if err != nil {

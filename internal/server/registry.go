@@ -31,8 +31,8 @@ func (s *Server) newRegistry(people *identity.Service) (*imageRegistry, error) {
 		return nil, fmt.Errorf("configuring the registry: %w", err)
 	}
 	r := &imageRegistry{}
-	r.cluster, err = cluster.New(cluster.Config{Client: client, Gone: func(namespace string) {
-		if err := r.Registry.Forget(namespace); err != nil {
+	r.cluster, err = cluster.New(cluster.Config{Client: client, Gone: func(namespace, uid string) {
+		if err := r.Deleted(namespace, uid); err != nil {
 			s.cfg.Logger.Error("images of a namespace that was deleted stay", "namespace", namespace, "error", err)
 		}
 	}})
