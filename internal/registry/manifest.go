@@ -58,6 +58,10 @@ func (r *Registry) putManifest(w *explainer, req *http.Request, c *call) {
 		writeError(w, http.StatusBadRequest, codeManifest, "the manifest is no JSON")
 		return
 	}
+	if elsewhere := m.Elsewhere(); elsewhere != "" {
+		writeError(w, http.StatusBadRequest, codeManifest, elsewhere+" has urls: layers that are not in the registry are not taken; push an image that has its layers itself")
+		return
+	}
 	defer r.lockRepository(c.name)()
 	defer r.store.Hold()()
 	ref := c.vars["reference"]
@@ -70,10 +74,12 @@ func (r *Registry) putManifest(w *explainer, req *http.Request, c *call) {
 		writeError(w, http.StatusForbidden, codeDenied, "tag "+c.name+":"+ref+" is immutable (spec.registry.immutableTags of SupervisorNamespace "+c.project+") and points to "+before.Digest+"; push another tag")
 		return
 	}
-	if err := r.store.Check(req.Context(), c.project, 0); err != nil {
+	release, err := r.store.Reserve(req.Context(), c.project, digestlib.FromBytes(body).String(), int64(len(body)))
+	if err != nil {
 		w.WriteHeader(http.StatusInternalServerError) // which the reason replaces
 		return
 	}
+	defer release()
 	if m.Subject != nil {
 		w.Header().Set("OCI-Subject", m.Subject.Digest)
 	}

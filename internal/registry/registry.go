@@ -111,8 +111,9 @@ func newApp(driver storagedriver.StorageDriver) (app *handlers.App, err error) {
 			}},
 		},
 	}
-	// Layers that are not distributed name where clients get them.
-	cfg.Validation.Manifests.URLs.Allow = []string{"^https?://"}
+	// A layer that names where clients get it is not looked for in the repository: by its digest it could be another
+	// project's, which a host has already.
+	cfg.Validation.Manifests.URLs.Deny = []string{".*"}
 	cfg.HTTP.Secret = rand.Text()
 	cfg.HTTP.RelativeURLs = true
 	return handlers.NewApp(context.Background(), cfg), nil

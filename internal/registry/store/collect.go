@@ -2,11 +2,14 @@ package store
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -97,7 +100,13 @@ func (c *collection) run() error {
 			return err
 		}
 	}
-	return c.sweep()
+	if err := c.sweep(); err != nil {
+		return err
+	}
+	if !c.opts.DryRun {
+		c.settle()
+	}
+	return nil
 }
 
 // emptyTrash removes projects that were put aside.
@@ -343,6 +352,24 @@ func (c *collection) sweep() error {
 		}
 		return c.removeBlob(path, at.digest, filepath.Dir(path))
 	})
+}
+
+// settle has projects not pay any more for blobs that are gone, or that somebody has a link of.
+func (c *collection) settle() {
+	c.mu.Lock()
+	all := slices.Collect(maps.Values(c.projects))
+	c.mu.Unlock()
+	for _, p := range all {
+		p.mu.Lock()
+		for k := range p.loose {
+			digest := "sha256:" + hex.EncodeToString(k[:])
+			_, live := c.live[digest]
+			if _, err := os.Stat(c.blobPath(digest)); live || errors.Is(err, fs.ErrNotExist) {
+				p.settle(k)
+			}
+		}
+		p.mu.Unlock()
+	}
 }
 
 // removeBlob removes target if the file path is still as old as it has to be.

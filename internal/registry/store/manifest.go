@@ -24,6 +24,7 @@ type Descriptor struct {
 	Size         int64             `json:"size"`
 	ArtifactType string            `json:"artifactType,omitempty"`
 	Annotations  map[string]string `json:"annotations,omitempty"`
+	URLs         []string          `json:"urls,omitempty"`
 }
 
 // Manifest is what the registry looks at in a manifest or an index.
@@ -55,6 +56,20 @@ func (m *Manifest) blobs() []string {
 		out = append(out, l.Digest)
 	}
 	return out
+}
+
+// Elsewhere is the digest of something that is to be had at another place, "" if there is none.
+func (m *Manifest) Elsewhere() string {
+	all := slices.Concat(m.Layers, m.Manifests)
+	if m.Config != nil {
+		all = append(all, *m.Config)
+	}
+	for _, d := range all {
+		if len(d.URLs) > 0 {
+			return d.Digest
+		}
+	}
+	return ""
 }
 
 // Tag is one tag of a repository.
