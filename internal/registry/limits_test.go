@@ -1,13 +1,16 @@
 package registry
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/registry/store"
 )
 
 const ociManifest = "application/vnd.oci.image.manifest.v1+json"
@@ -121,5 +125,124 @@ func TestLayersFromElsewhere(t *testing.T) {
 	tags, err := remote.List(h.ref("shop/web:x").Context(), h.as("olga")...)
 	if err != nil || len(tags) != 1 {
 		t.Errorf("%v, %v", tags, err)
+	}
+}
+
+// slow is a body that goes on when it is told to.
+func slow() (body io.Reader, begin, end func()) {
+	r, w := io.Pipe()
+	return r, func() { _, _ = w.Write([]byte("{")) }, func() { _ = w.Close() }
+}
+
+// TestManifestsAtTheSameTime have a bound in all and one of each project, and end when they do not go on.
+func TestManifestsAtTheSameTime(t *testing.T) {
+	h := start(t)
+	h.reg.bodies = newBudget(2*(store.MaxManifest+1), store.MaxManifest+1)
+	h.reg.bodies.within = time.Millisecond
+	tokens := map[string]string{}
+	for project, who := range map[string]string{"shop": "olga", "bank": "root", "library": "root"} {
+		_, tokens[project] = h.token(who, passwords()[who], "repository:"+project+"/web:pull,push")
+	}
+	put := func(project string, body io.Reader) (int, string) {
+		status, header, _ := h.do(http.MethodPut, "/v2/"+project+"/web/manifests/1", tokens[project], body, nil)
+		return status, header.Get("Retry-After")
+	}
+	var wg sync.WaitGroup
+	var ends []func()
+	occupy := func(project string) {
+		body, begin, end := slow()
+		ends = append(ends, end)
+		wg.Go(func() {
+			if status, _ := put(project, body); status != http.StatusBadRequest {
+				t.Errorf("half a manifest: %d", status)
+			}
+		})
+		begin() // the server has asked for the body, or the client has buffered it
+		for h.reg.bodies.taken(project) == 0 {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	occupy("shop")
+	if status, retry := put("shop", strings.NewReader("{}")); status != http.StatusTooManyRequests || retry == "" {
+		t.Errorf("another one of the project: %d, %q", status, retry)
+	}
+	if status, _ := put("bank", strings.NewReader("[]")); status != http.StatusBadRequest {
+		t.Errorf("one of another project: %d", status)
+	}
+	occupy("bank")
+	if status, _ := put("library", strings.NewReader("{}")); status != http.StatusTooManyRequests {
+		t.Errorf("one too many in all: %d", status)
+	}
+	for _, end := range ends {
+		end()
+	}
+	wg.Wait()
+	if status, _ := put("shop", strings.NewReader("[]")); status != http.StatusBadRequest {
+		t.Errorf("when all have ended: %d", status)
+	}
+	h.reg.manifestWithin = 20 * time.Millisecond
+	body, begin, end := slow()
+	defer end()
+	wg.Go(begin)
+	if status, _ := put("shop", body); status != http.StatusRequestTimeout {
+		t.Errorf("one that does not go on: %d", status)
+	}
+	wg.Wait()
+	if n := h.reg.bodies.taken("shop"); n != 0 {
+		t.Errorf("%d bytes are taken", n)
+	}
+}
+
+// taken is what a key has.
+func (b *budget) taken(key string) int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.by[key]
+}
+
+// hanging is an API server that does not answer whose tokens are until it is released.
+type hanging struct {
+	*cluster
+	asked   chan struct{}
+	release chan struct{}
+}
+
+func (g *hanging) Review(ctx context.Context, token, audience string) (Identity, bool, error) {
+	g.asked <- struct{}{}
+	<-g.release
+	return g.cluster.Review(ctx, token, audience)
+}
+
+// TestTokensOfNobody: who sends many of them does not have the API server asked for all at once.
+func TestTokensOfNobody(t *testing.T) {
+	h := start(t)
+	api := &hanging{cluster: h.cluster, asked: make(chan struct{}, maxReviews), release: make(chan struct{})}
+	h.reg.cfg.Authority = api
+	h.reg.reviews.within = time.Millisecond
+	var wg sync.WaitGroup
+	for range maxReviewsPerSource {
+		wg.Go(func() {
+			if status, _ := h.token("x", webToken("none")); status != http.StatusUnauthorized {
+				t.Errorf("a token of nobody: %d", status)
+			}
+		})
+	}
+	for range maxReviewsPerSource {
+		<-api.asked
+	}
+	if status, _ := h.token("x", webToken("none")); status != http.StatusTooManyRequests {
+		t.Errorf("one too many: %d", status)
+	}
+	// A token that does not even claim to be for the registry is not asked for.
+	if status, _ := h.token("x", "eyJhbGciOiJSUzI1NiJ9.e30.sig"); status != http.StatusUnauthorized {
+		t.Errorf("a token for something else: %d", status)
+	}
+	if status, _ := h.token("olga", passwords()["olga"]); status != http.StatusOK {
+		t.Errorf("a password meanwhile: %d", status)
+	}
+	close(api.release)
+	wg.Wait()
+	if len(api.asked) != 0 {
+		t.Errorf("asked %d times more", len(api.asked))
 	}
 }

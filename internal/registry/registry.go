@@ -29,8 +29,8 @@ type Config struct {
 	// Authority is the API server, Directory what is known of its objects.
 	Authority Authority
 	Directory Directory
-	// Authenticate checks the password of a person; nil knows none.
-	Authenticate func(ctx context.Context, name, password string) (Identity, error)
+	// People are asked for those who log in with a password; nil knows none.
+	People People
 	// Pushed, when set, is called after a tag was pushed.
 	Pushed func(project, repository, tag string)
 	// CollectEvery is the pause between two collections of what is unused, one hour when zero.
@@ -51,6 +51,9 @@ type Registry struct {
 	issuer *issuer
 	rights *rights
 	now    func() time.Time
+	// reviews are questions to the API server by source, bodies the bytes of manifests by project.
+	reviews, bodies *budget
+	manifestWithin  time.Duration
 
 	repositories [64]sync.Mutex // of what changes manifests, by hash of the repository
 }
@@ -66,7 +69,9 @@ func New(cfg Config) (*Registry, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	r := &Registry{cfg: cfg, now: time.Now, router: v2.RouterWithPrefix("")}
+	r := &Registry{cfg: cfg, now: time.Now, manifestWithin: manifestWithin, router: v2.RouterWithPrefix("")}
+	r.reviews = newBudget(maxReviews, maxReviewsPerSource)
+	r.bodies = newBudget(maxBodies, maxBodiesPerProject)
 	r.issuer = newIssuer(func() time.Time { return r.now() })
 	r.rights = &rights{authority: cfg.Authority, now: func() time.Time { return r.now() }}
 	var err error
