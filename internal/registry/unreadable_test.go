@@ -43,7 +43,7 @@ func TestCollectWhenTheDiskDoesNotSay(t *testing.T) {
 				"manifest": filepath.Join(root, "blobs/sha256", digest.Hex[:2], digest.Hex, "data"),
 				"tag":      filepath.Join(root, "repositories/shop/web/_manifests/tags/1/current/link"),
 			}[broken]
-			mend := func() {}
+			var mend func()
 			if file != "" {
 				mend = unreadable(t, file)
 			} else {
