@@ -22,6 +22,7 @@ const (
 	codeUnknownTag   = "MANIFEST_UNKNOWN"
 	codeDigest       = "DIGEST_INVALID"
 	codeUnavailable  = "UNAVAILABLE"
+	codeTooMany      = "TOOMANYREQUESTS"
 )
 
 // writeError answers with one error in the form of the specification. Its length is known, so that a client has all of
@@ -39,6 +40,12 @@ func (r *Registry) unavailable(w http.ResponseWriter, err error) {
 	r.cfg.Logger.Warn("registry request failed", "error", err)
 	w.Header().Set("Retry-After", "2")
 	writeError(w, http.StatusServiceUnavailable, codeUnavailable, "the registry cannot ask the API server who may do what; try again")
+}
+
+// tooMany answers who is to try again in a moment.
+func tooMany(w http.ResponseWriter, message string) {
+	w.Header().Set("Retry-After", "1")
+	writeError(w, http.StatusTooManyRequests, codeTooMany, message)
 }
 
 // refusal is how the store's reasons are told: status and code.

@@ -144,8 +144,16 @@ func (r *Registry) bearer(w http.ResponseWriter, req *http.Request, wanted *scop
 		return nil, false
 	}
 	token, err := r.issuer.verify(text)
-	if err == nil && token.Identity.Robot != nil && !r.robotStands(token.Identity.Robot) {
-		err = errToken
+	if err == nil {
+		var stands bool
+		var unknown error
+		if token.Identity, stands, unknown = r.stands(req.Context(), token.Identity); unknown != nil {
+			r.unavailable(w, unknown)
+			return nil, false
+		}
+		if !stands {
+			err = errToken
+		}
 	}
 	if err != nil {
 		r.challenge(w, req, wanted, "invalid_token", errToken.Error())

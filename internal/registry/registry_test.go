@@ -203,19 +203,21 @@ func TestRobots(t *testing.T) {
 func TestServiceAccountTokens(t *testing.T) {
 	h := start(t)
 	h.push("shop/web:1", h.image(512, 1), h.as("olga"))
+	pod, nobodys := webToken("pod"), webToken("none")
 	account := Identity{Name: "system:serviceaccount:shop:default", Groups: []string{serviceAccounts, serviceAccounts + ":shop"}}
 	h.may(account.Name, "shop", "get")
 	h.change(func() {
-		h.tokens[atoll.RegistryAudience+"/eyJa.pod.sig"] = account
+		h.tokens[atoll.RegistryAudience+"/"+pod] = account
+		h.tokens[atoll.RegistryAudience+"/eyJa.api.sig"] = account // would be, if it were asked for
 		h.tokens["/eyJa.api.sig"] = account
 		h.tokens["/eyJa.session.sig"] = Identity{Name: "victor"}
 	})
-	if err := h.pull("shop/web:1", h.login("serviceaccount", "eyJa.pod.sig")); err != nil {
+	if err := h.pull("shop/web:1", h.login("serviceaccount", pod)); err != nil {
 		t.Error(err)
 	}
-	refused(t, h.pull("bank/web:1", h.login("serviceaccount", "eyJa.pod.sig")), "may not pull")
+	refused(t, h.pull("bank/web:1", h.login("serviceaccount", pod)), "may not pull")
 	refused(t, h.pull("shop/web:1", h.login("serviceaccount", "eyJa.api.sig")), "UNAUTHORIZED")
-	refused(t, h.pull("shop/web:1", h.login("serviceaccount", "eyJa.none.sig")), "UNAUTHORIZED")
+	refused(t, h.pull("shop/web:1", h.login("serviceaccount", nobodys)), "UNAUTHORIZED")
 	if err := h.pull("shop/web:1", h.login("victor", "eyJa.session.sig")); err != nil {
 		t.Errorf("a session token: %v", err)
 	}

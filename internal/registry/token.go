@@ -183,9 +183,9 @@ func (r *Registry) serveToken(w http.ResponseWriter, req *http.Request) {
 	if !ok {
 		return
 	}
-	id, err := r.authenticate(req.Context(), name, password)
+	id, err := r.authenticate(req.Context(), sourceOf(req), name, password)
 	if err != nil {
-		r.refuseLogin(w, name, err)
+		r.refuseLogin(w, req, name, err)
 		return
 	}
 	asked, err := parseScopes(scopes)
@@ -250,12 +250,16 @@ func credentials(req *http.Request) (name, password string, ok bool) {
 }
 
 // refuseLogin answers a login that failed, and tells apart whether it was the client or the API server.
-func (r *Registry) refuseLogin(w http.ResponseWriter, name string, err error) {
+func (r *Registry) refuseLogin(w http.ResponseWriter, req *http.Request, name string, err error) {
+	if errors.Is(err, ErrBusy) {
+		tooMany(w, ErrBusy.Error())
+		return
+	}
 	if !errors.Is(err, errCredentials) {
 		r.unavailable(w, err)
 		return
 	}
-	r.cfg.Logger.Info("registry login refused", "user", name, "reason", err)
+	r.cfg.Logger.Info("registry login refused", "user", r.loggable(req.Context(), name), "reason", err)
 	w.Header().Set("WWW-Authenticate", `Basic realm="Atoll registry"`)
 	writeError(w, http.StatusUnauthorized, codeUnauthorized, errCredentials.Error())
 }

@@ -115,16 +115,15 @@ func (s *Store) Own(name, owner string) error {
 	if p.owner == owner {
 		return nil
 	}
-	file := filepath.Join(s.owners(), name)
-	known, err := os.ReadFile(file)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("registry project %s: %w", name, err)
+	known, err := s.Owner(name)
+	if err != nil {
+		return err
 	}
-	if string(known) != owner {
+	if known != owner {
 		if err := s.discard(p); err != nil {
 			return fmt.Errorf("registry project %s: %w", name, err)
 		}
-		if err := atomicfile.Write(file, []byte(owner), 0o600); err != nil {
+		if err := atomicfile.Write(filepath.Join(s.owners(), name), []byte(owner), 0o600); err != nil {
 			return fmt.Errorf("registry project %s: %w", name, err)
 		}
 	}
@@ -132,11 +131,23 @@ func (s *Store) Own(name, owner string) error {
 	return nil
 }
 
-// Remove puts a project aside, whose namespace has gone.
-func (s *Store) Remove(name string) error {
+// Owner is the uid of the namespace that a project is of, "" when nobody has used it.
+func (s *Store) Owner(name string) (string, error) {
+	known, err := os.ReadFile(filepath.Join(s.owners(), name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("registry project %s: %w", name, err)
+	}
+	return string(known), nil
+}
+
+// Remove puts a project aside whose namespace has gone, if it still is of that one and not of another of its name.
+func (s *Store) Remove(name, owner string) error {
 	p := s.project(name)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if known, err := s.Owner(name); err != nil || known != owner {
+		return err
+	}
 	if err := s.discard(p); err != nil {
 		return fmt.Errorf("removing registry project %s: %w", name, err)
 	}
