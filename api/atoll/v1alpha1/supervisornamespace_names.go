@@ -11,8 +11,8 @@ const (
 	// SelfServiceAnnotation is "true" on what was made by somebody who is no administrator, from a template. The API
 	// server writes it.
 	SelfServiceAnnotation = "atoll.dev/self-service"
-	// TemplateAnnotation of a Namespace that an owner has made with kubectl is the template of the SupervisorNamespace
-	// that it becomes. The API server writes it.
+	// TemplateAnnotation of a Namespace that somebody has made by themselves is its template. Where it was made with kubectl,
+	// the SupervisorNamespace is made for it.
 	TemplateAnnotation = "atoll.dev/template"
 	// NamespaceFinalizer keeps a SupervisorNamespace until everything it expands into is gone.
 	NamespaceFinalizer = "atoll.dev/supervisor-namespace"

@@ -116,6 +116,9 @@ func (r *Reconciler) expandAll(ctx context.Context, sn *atoll.SupervisorNamespac
 		return ctrl.Result{}, err
 	}
 	in := expand.Input{Name: sn.Name, Spec: sn.Status.Effective, Network: r.Network, Owner: *metav1.NewControllerRef(sn, atoll.GroupVersion().WithKind("SupervisorNamespace"))}
+	if sn.Annotations[atoll.SelfServiceAnnotation] == "true" {
+		in.Creator = sn.Annotations[atoll.CreatorAnnotation]
+	}
 	wait, err := r.namespace(ctx, sn, in)
 	if err != nil || wait {
 		return ctrl.Result{}, err

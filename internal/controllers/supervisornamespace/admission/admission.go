@@ -20,6 +20,7 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -223,9 +224,6 @@ func (w *Webhook) check(ctx context.Context, p who, sn *atoll.SupervisorNamespac
 
 // ValidateUpdate implements admission.Validator.
 func (w *Webhook) ValidateUpdate(ctx context.Context, before, sn *atoll.SupervisorNamespace) (admission.Warnings, error) {
-	if sn.DeletionTimestamp != nil && sameSpec(before, sn) {
-		return nil, nil
-	}
 	p, err := w.who(ctx)
 	if err != nil {
 		return nil, err
@@ -249,7 +247,8 @@ func (w *Webhook) ValidateUpdate(ctx context.Context, before, sn *atoll.Supervis
 	return nil, refuse(sn, errs)
 }
 
-// notes refuses annotations and finalizers that only administrators set.
+// notes refuses annotations and finalizers that only administrators set, also of one that is being deleted: without its
+// finalizer the object would be gone, and its Namespace, with all that runs in it, would stay.
 func (w *Webhook) notes(p who, before, sn *atoll.SupervisorNamespace) error {
 	if p.admin {
 		return nil
@@ -298,7 +297,12 @@ func (w *Webhook) may(ctx context.Context, user authenticationv1.UserInfo, templ
 	if err := w.Live.Get(ctx, client.ObjectKey{Name: template}, t); err != nil {
 		return fmt.Errorf("reading SupervisorNamespaceTemplate %s: %w", template, err)
 	}
-	return w.Granted.May(user, t, all.Items, name)
+	made := &metav1.PartialObjectMetadataList{}
+	made.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NamespaceList"))
+	if err := w.Live.List(ctx, made); err != nil {
+		return fmt.Errorf("listing Namespaces: %w", err)
+	}
+	return w.Granted.May(user, t, all.Items, made.Items, name)
 }
 
 func kind() schema.GroupKind {

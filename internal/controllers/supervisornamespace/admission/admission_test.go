@@ -165,6 +165,32 @@ func TestSelfService(t *testing.T) {
 	wantError(t, w.update(t, olga, first, allow), "")
 }
 
+// Who may delete a SupervisorNamespace cannot leave its Namespace behind, by its finalizer, or its place in the template.
+func TestDeletionKeepsFinalizer(t *testing.T) {
+	sn := owned("mine")
+	sn.Spec.ClassName = "team"
+	sn.Finalizers = []string{atoll.NamespaceFinalizer}
+	sn.DeletionTimestamp = new(metav1.Now())
+	sn.Annotations = map[string]string{atoll.SelfServiceAnnotation: "true", atoll.CreatorAnnotation: olga}
+	left := func(name string) *corev1.Namespace {
+		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{atoll.CreatorAnnotation: olga, atoll.TemplateAnnotation: "team"}}}
+	}
+	w := newWebhook(t, team(), owned("first"), left("a"), left("b"))
+	bare := sn.DeepCopy()
+	bare.Finalizers = nil
+	wantError(t, w.update(t, olga, sn, bare.DeepCopy()), "only an administrator changes finalizers")
+	wantError(t, w.update(t, root, sn, bare.DeepCopy()), "")
+	wantError(t, w.update(t, controller, sn, bare.DeepCopy()), "")
+	adopt := sn.DeepCopy()
+	adopt.Annotations[atoll.AdoptAnnotation] = "true"
+	wantError(t, w.update(t, olga, sn, adopt), "only an administrator sets annotation")
+	contents := sn.DeepCopy()
+	contents.Annotations[atoll.DeleteContentsAnnotation] = "true"
+	wantError(t, w.update(t, olga, sn, contents), "")
+	third := &atoll.SupervisorNamespace{ObjectMeta: metav1.ObjectMeta{Name: "c"}, Spec: atoll.SupervisorNamespaceSpec{ClassName: "team"}}
+	wantError(t, w.create(t, olga, third), "allows 2 for each user")
+}
+
 func TestTemplates(t *testing.T) {
 	a, b := team(), team()
 	a.Name, b.Name = "a", "b"

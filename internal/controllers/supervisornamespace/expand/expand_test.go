@@ -89,6 +89,18 @@ func TestGoldenObjects(t *testing.T) {
 }
 
 // TestPlainPodsFit: where CPU or memory is limited, a container that says nothing gets what fits.
+// What somebody made by themselves is counted by its Namespace, too.
+func TestNamespaceOfSelfService(t *testing.T) {
+	spec := &atoll.SupervisorNamespaceSpec{ClassName: "team"}
+	notes := Namespace(Input{Name: "mine", Creator: "sso:olga@atoll.local", Spec: spec}).Annotations
+	if notes[atoll.CreatorAnnotation] != "sso:olga@atoll.local" || notes[atoll.TemplateAnnotation] != "team" {
+		t.Errorf("annotations %v", notes)
+	}
+	if notes = Namespace(Input{Name: "shop", Spec: spec}).Annotations; notes[atoll.TemplateAnnotation] != "" {
+		t.Errorf("annotations of an administrator's %v", notes)
+	}
+}
+
 func TestPlainPodsFit(t *testing.T) {
 	for _, c := range []struct{ cpu, memory, limitDefault, requestDefault, want, request string }{
 		{"", "1Gi", "", "", "512Mi", "64Mi"},
