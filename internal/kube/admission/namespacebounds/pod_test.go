@@ -61,6 +61,10 @@ func ephemeral(class string) func(*core.Pod) {
 	}
 }
 
+func volume(source core.VolumeSource) func(*core.Pod) {
+	return func(p *core.Pod) { p.Spec.Volumes = []core.Volume{{Name: "v", VolumeSource: source}} }
+}
+
 func nodeName(name string) func(*core.Pod) { return func(p *core.Pod) { p.Spec.NodeName = name } }
 
 func mirror(p *core.Pod) { p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"} }
@@ -95,6 +99,8 @@ func TestPods(t *testing.T) {
 		{"a probe of another address", spec{PodRuntime: atoll.NamespacePodRuntime{PrivilegedAllowed: true}}, admission.Create, "", []func(*core.Pod){probe}},
 		{"host port under runc", spec{PodRuntime: atoll.NamespacePodRuntime{Policy: atoll.RuntimeRunc}}, admission.Create, "", []func(*core.Pod){hostPort}},
 		{"host network under runc", spec{PodRuntime: atoll.NamespacePodRuntime{Policy: atoll.RuntimeRunc}}, admission.Create, "", []func(*core.Pod){class("runc"), hostNetwork}},
+		{"a volume of a server", spec{}, admission.Create, "", []func(*core.Pod){volume(core.VolumeSource{NFS: &core.NFSVolumeSource{Server: "192.0.2.1", Path: "/"}})}},
+		{"a volume of a driver", spec{}, admission.Create, "", []func(*core.Pod){volume(core.VolumeSource{CSI: &core.CSIVolumeSource{Driver: "nfs.example"}})}},
 		{"runc", spec{}, admission.Create, "", []func(*core.Pod){class("runc")}},
 		{"runc by another name", spec{}, admission.Create, "", []func(*core.Pod){class("sneaky")}},
 		{"runc allowed", spec{PodRuntime: atoll.NamespacePodRuntime{Policy: atoll.RuntimeRunc}}, admission.Create, "", []func(*core.Pod){class("sneaky")}},
