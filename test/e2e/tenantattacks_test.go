@@ -210,7 +210,7 @@ func TestAttackPods(t *testing.T) {
 		"a volume by hand": object(fmt.Sprintf(`{"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "%s-pv"}, "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "csi": {"driver": "csi.atoll.dev", "volumeHandle": "default/%s"}}}`, m.name, volume),
 			"orbidden"),
 		"a server's volume": volumes("{name: v, nfs: {server: 127.0.0.1, path: /}}", "spec.volumes[0].nfs"),
-		"an inline volume": volumes("{name: v, csi: {driver: csi.atoll.dev, volumeAttributes: {handle: default/" + volume + "}}}"),
+		"an inline volume":  volumes("{name: v, csi: {driver: csi.atoll.dev, volumeAttributes: {handle: default/" + volume + "}}}"),
 		"content of a snapshot": object(fmt.Sprintf(`{"apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshotContent", "metadata": {"name": "%s-c"}, "spec": {"deletionPolicy": "Retain", "driver": "csi.atoll.dev", "source": {"volumeHandle": "default/%s"}, "volumeSnapshotRef": {"name": "s", "namespace": "%s"}}}`, m.name, volume, m.name),
 			"orbidden"),
 		"an attachment":    object(`{"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment", "metadata": {"name": "mine"}, "spec": {"attacher": "csi.atoll.dev", "nodeName": "x", "source": {"persistentVolumeName": "`+volume+`"}}}`, "orbidden"),

@@ -63,7 +63,7 @@ func TestGoldenObjects(t *testing.T) {
 		"full": {
 			Resources: atoll.NamespaceResources{
 				CPULimit: quantity("8"), MemoryLimit: quantity("24Gi"), StorageRequestLimit: quantity("1Ti"), CPULimitDefault: quantity("1"),
-				Counts: atoll.NamespaceCounts{Pods: new(int64(100)), VirtualMachines: new(int64(4)), Deployments: new(int64(10)), PersistentVolumeClaims: new(int64(0))},
+				Counts: atoll.NamespaceCounts{Pods: new(int64(100)), VirtualMachines: new(int64(4)), Deployments: new(int64(10)), PersistentVolumeClaims: new(int64(0)), VolumeSnapshots: new(int64(6)), VirtualMachineSnapshots: new(int64(3)), ContentLibraryItems: new(int64(2))},
 			},
 			StorageClasses: []atoll.NamespaceStorageClass{{Name: "gold", Limit: quantity("500Gi")}, {Name: "silver"}},
 			VMClasses:      []atoll.NamespaceReference{{Name: "best-effort-small"}, {Name: "unknown"}},
@@ -88,7 +88,6 @@ func TestGoldenObjects(t *testing.T) {
 	}
 }
 
-// TestPlainPodsFit: where CPU or memory is limited, a container that says nothing gets what fits.
 // What somebody made by themselves is counted by its Namespace, too.
 func TestNamespaceOfSelfService(t *testing.T) {
 	spec := &atoll.SupervisorNamespaceSpec{ClassName: "team"}
@@ -101,6 +100,7 @@ func TestNamespaceOfSelfService(t *testing.T) {
 	}
 }
 
+// TestPlainPodsFit: where CPU or memory is limited, a container that says nothing gets what fits.
 func TestPlainPodsFit(t *testing.T) {
 	for _, c := range []struct{ cpu, memory, limitDefault, requestDefault, want, request string }{
 		{"", "1Gi", "", "", "512Mi", "64Mi"},

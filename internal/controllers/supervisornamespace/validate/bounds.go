@@ -1,6 +1,7 @@
 package validate
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"path"
@@ -102,6 +103,11 @@ func (b *bounds) storage(spec, template *atoll.SupervisorNamespaceSpec, at *fiel
 			continue
 		}
 		b.most(at.Index(i).Child("limit"), c.Limit, template.StorageClasses[n].Limit, false)
+		for j, v := range c.VolumeAttributesClasses {
+			if allowed := template.StorageClasses[n].VolumeAttributesClasses; !slices.Contains(allowed, v) {
+				b.add(at.Index(i).Child("volumeAttributesClasses").Index(j), v, "is not in the template, which has "+cmp.Or(strings.Join(allowed, ", "), "none"))
+			}
+		}
 	}
 }
 

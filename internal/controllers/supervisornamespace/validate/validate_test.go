@@ -39,6 +39,9 @@ func TestSpec(t *testing.T) {
 		{"storage", "spec.storageClasses[0].limit", func(s *spec) {
 			s.Resources.StorageRequestLimit, s.StorageClasses = quantity("1Gi"), []atoll.NamespaceStorageClass{{Name: "gold", Limit: quantity("2Gi")}}
 		}},
+		{"attributes", "spec.storageClasses[0].volumeAttributesClasses[0]", func(s *spec) {
+			s.StorageClasses = []atoll.NamespaceStorageClass{{Name: "gold", VolumeAttributesClasses: []string{"Fast!"}}}
+		}},
 		{"count", "spec.resources.counts.podCount", func(s *spec) { s.Resources.Counts.Pods = new(int64(-1)) }},
 		{"empty list", "spec.vmClasses: Invalid value: \"[]\"", func(s *spec) { s.VMClasses = []atoll.NamespaceReference{} }},
 		{"twice", "spec.hosts[1]: Duplicate", func(s *spec) { s.Hosts = []string{"a", "a"} }},
@@ -82,9 +85,9 @@ func TestWithin(t *testing.T) {
 	template := spec{
 		Resources: atoll.NamespaceResources{
 			CPULimit: quantity("4"), MemoryReservation: quantity("1Gi"), MemoryLimit: quantity("8Gi"),
-			Counts: atoll.NamespaceCounts{Pods: new(int64(10))},
+			Counts: atoll.NamespaceCounts{Pods: new(int64(10)), VolumeSnapshots: new(int64(5))},
 		},
-		StorageClasses: []atoll.NamespaceStorageClass{{Name: "gold", Limit: quantity("10Gi")}},
+		StorageClasses: []atoll.NamespaceStorageClass{{Name: "gold", Limit: quantity("10Gi"), VolumeAttributesClasses: []string{"slow"}}},
 		VMClasses:      []atoll.NamespaceReference{{Name: "small"}},
 		Images:         []string{"registry.atoll.local/shop/**"},
 		Zones:          []atoll.NamespaceReference{{Name: "z1"}},
@@ -109,6 +112,9 @@ func TestWithin(t *testing.T) {
 		{"class", "spec.vmClasses[0]", func(s *spec) { s.VMClasses = []atoll.NamespaceReference{{Name: "large"}} }},
 		{"storage", "spec.storageClasses[0]", func(s *spec) { s.StorageClasses = []atoll.NamespaceStorageClass{{Name: "silver"}} }},
 		{"storage limit", "spec.storageClasses[0].limit", func(s *spec) { s.StorageClasses = []atoll.NamespaceStorageClass{{Name: "gold"}} }},
+		{"attributes", "spec.storageClasses[0].volumeAttributesClasses[0]: Invalid value: \"fast\": is not in the template, which has slow", func(s *spec) { s.StorageClasses[0].VolumeAttributesClasses = []string{"fast"} }},
+		{"no attributes", "", func(s *spec) { s.StorageClasses[0].VolumeAttributesClasses = nil }},
+		{"snapshots", "spec.resources.counts.volumeSnapshotCount", func(s *spec) { s.Resources.Counts.VolumeSnapshots = nil }},
 		{"images", "spec.images[0]", func(s *spec) { s.Images = []string{"registry.atoll.local/**"} }},
 		{"zone", "spec.zones[0]", func(s *spec) { s.Zones = []atoll.NamespaceReference{{Name: "z2"}} }},
 		{"isolation", "spec.network.isolation", func(s *spec) { s.Network.Isolation = "Open" }},

@@ -9,7 +9,7 @@
 //	always                             the priority classes of the system, which preempt pods of others; spec.externalIPs of
 //	                                   Services, which take the traffic of others
 //	spec.hosts, spec.zones             a required node affinity that is ANDed into every pod; nodeName and bindings are checked
-//	spec.storageClasses, encryption    claims, generic ephemeral volumes, templates of StatefulSets, virtual machines
+//	spec.storageClasses, encryption    claims with their VolumeAttributesClasses, generic ephemeral volumes, templates of StatefulSets, virtual machines
 //	spec.vmClasses, contentSources     VirtualMachines and VirtualMachineReplicaSets, claims made of images
 //	spec.resources.*Reservation        what others request, wherever they are: requests must fit into what the nodes have,
 //	                                   less what is requested already, less what is reserved for others and not used
