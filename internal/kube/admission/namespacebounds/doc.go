@@ -19,7 +19,7 @@
 // What a SupervisorNamespace expands into carries a label. Such objects, the label itself, the tier of
 // administrators on NetworkPolicies, and the labels of the Namespace that decide what its pods may do, are changed by
 // administrators (who may update every SupervisorNamespace), by their controller, and by the parts of the control plane that
-// clean up.
+// clean up. So is the EncryptionClass that spec.encryption.className names.
 //
 // It also adds to the refusals of upstream's plugins for quota, limit ranges and pod security who can change the limit.
 //
