@@ -11,6 +11,9 @@ const (
 	// SelfServiceAnnotation is "true" on what was made by somebody who is no administrator, from a template. The API
 	// server writes it.
 	SelfServiceAnnotation = "atoll.dev/self-service"
+	// WidenedAnnotation is "true" on one that somebody has made by themselves, and that an administrator has made wider than
+	// its template. The API server writes it.
+	WidenedAnnotation = "atoll.dev/wider-than-template"
 	// TemplateAnnotation of a Namespace that somebody has made by themselves is its template. Where it was made with kubectl,
 	// the SupervisorNamespace is made for it.
 	TemplateAnnotation = "atoll.dev/template"

@@ -337,6 +337,9 @@ const (
 	NamespaceReservationsMet = "ReservationsMet"
 	// NamespacePeopleKnown: all who have access exist, or come from an issuer that does.
 	NamespacePeopleKnown = "PeopleKnown"
+	// NamespaceWithinTemplate: what somebody made by themselves is no wider than its template, or an administrator has widened
+	// it. False after the template has become stricter: what the template allows is enforced.
+	NamespaceWithinTemplate = "WithinTemplate"
 	// NamespaceDeleting says what a deletion waits for.
 	NamespaceDeleting = "Deleting"
 )

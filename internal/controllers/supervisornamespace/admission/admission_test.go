@@ -137,9 +137,9 @@ func TestSelfService(t *testing.T) {
 	wantError(t, w.create(t, olga, mine("a", func(sn *atoll.SupervisorNamespace) { sn.Spec.Resources.MemoryLimit = quantity("5Gi") })), "is above that of the template, which is 4Gi")
 	wantError(t, w.create(t, olga, mine("a", func(sn *atoll.SupervisorNamespace) { sn.Annotations = map[string]string{atoll.AdoptAnnotation: "true"} })), "only an administrator")
 	wantError(t, w.create(t, olga, mine("taken", nothing)), "there is a Namespace taken already")
-	sn := mine("a", func(sn *atoll.SupervisorNamespace) { sn.Annotations = map[string]string{atoll.CreatorAnnotation: root} })
+	sn := mine("a", func(sn *atoll.SupervisorNamespace) { sn.Annotations = map[string]string{atoll.CreatorAnnotation: root, atoll.WidenedAnnotation: "true"} })
 	wantError(t, w.create(t, olga, sn), "")
-	if sn.Annotations[atoll.CreatorAnnotation] != olga || sn.Annotations[atoll.SelfServiceAnnotation] != "true" || len(sn.Spec.AccessList) != 1 || sn.Spec.AccessList[0].Role != "Owner" {
+	if sn.Annotations[atoll.WidenedAnnotation] != "" || sn.Annotations[atoll.CreatorAnnotation] != olga || sn.Annotations[atoll.SelfServiceAnnotation] != "true" || len(sn.Spec.AccessList) != 1 || sn.Spec.AccessList[0].Role != "Owner" {
 		t.Errorf("%+v", sn)
 	}
 	// What was granted a moment ago counts, though nobody can see it yet.
@@ -155,6 +155,20 @@ func TestSelfService(t *testing.T) {
 	adopt := sn.DeepCopy()
 	adopt.Annotations[atoll.AdoptAnnotation] = "true"
 	wantError(t, w.update(t, olga, sn, adopt), "only an administrator")
+	note := sn.DeepCopy()
+	note.Annotations[atoll.WidenedAnnotation] = "true"
+	wantError(t, w.update(t, olga, sn, note), "")
+	if note.Annotations[atoll.WidenedAnnotation] != "" {
+		t.Error("an owner says that an administrator has widened it")
+	}
+	wantError(t, w.update(t, root, sn, wider), "")
+	if wider.Annotations[atoll.WidenedAnnotation] != "true" {
+		t.Error("it is not noted that an administrator has widened it")
+	}
+	wantError(t, w.update(t, olga, wider, less), "")
+	if less.Annotations[atoll.WidenedAnnotation] != "" {
+		t.Error("it is within its template again")
+	}
 
 	first := owned("first")
 	change := first.DeepCopy()

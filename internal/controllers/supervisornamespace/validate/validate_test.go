@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -130,6 +131,26 @@ func TestWithin(t *testing.T) {
 			s := template.DeepCopy()
 			c.change(s)
 			check(t, Within(s, &template, field.NewPath("spec")), c.want)
+			was := s.DeepCopy()
+			Cut(s, &template)
+			check(t, Within(s, &template, field.NewPath("spec")), "")
+			check(t, Spec(s, field.NewPath("spec"), Network{}), "")
+			if c.want == "" && !equality.Semantic.DeepEqual(was, s) {
+				t.Errorf("narrower than it was: %+v", s)
+			}
 		})
+	}
+}
+
+// A template that has nothing but the strictest isolation leaves no address and no exception.
+func TestCutToDenyAll(t *testing.T) {
+	template := spec{Network: atoll.NamespaceNetwork{Isolation: atoll.IsolationDenyAll}}
+	s := spec{Network: atoll.NamespaceNetwork{Isolation: atoll.IsolationIsolated, EgressCIDRs: []string{"192.0.2.0/24"}, IngressCIDRs: []string{"192.0.2.0/24"}, ToNamespaces: []string{"ops"}}}
+	resolve.Default(&template)
+	resolve.Default(&s)
+	Cut(&s, &template)
+	check(t, Within(&s, &template, field.NewPath("spec")), "")
+	if n := s.Network; n.Isolation != atoll.IsolationDenyAll || n.EgressCIDRs != nil || n.IngressCIDRs != nil || n.ToNamespaces != nil {
+		t.Errorf("%+v", n)
 	}
 }
