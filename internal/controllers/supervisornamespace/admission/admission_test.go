@@ -137,7 +137,9 @@ func TestSelfService(t *testing.T) {
 	wantError(t, w.create(t, olga, mine("a", func(sn *atoll.SupervisorNamespace) { sn.Spec.Resources.MemoryLimit = quantity("5Gi") })), "is above that of the template, which is 4Gi")
 	wantError(t, w.create(t, olga, mine("a", func(sn *atoll.SupervisorNamespace) { sn.Annotations = map[string]string{atoll.AdoptAnnotation: "true"} })), "only an administrator")
 	wantError(t, w.create(t, olga, mine("taken", nothing)), "there is a Namespace taken already")
-	sn := mine("a", func(sn *atoll.SupervisorNamespace) { sn.Annotations = map[string]string{atoll.CreatorAnnotation: root, atoll.WidenedAnnotation: "true"} })
+	sn := mine("a", func(sn *atoll.SupervisorNamespace) {
+		sn.Annotations = map[string]string{atoll.CreatorAnnotation: root, atoll.WidenedAnnotation: "true"}
+	})
 	wantError(t, w.create(t, olga, sn), "")
 	if sn.Annotations[atoll.WidenedAnnotation] != "" || sn.Annotations[atoll.CreatorAnnotation] != olga || sn.Annotations[atoll.SelfServiceAnnotation] != "true" || len(sn.Spec.AccessList) != 1 || sn.Spec.AccessList[0].Role != "Owner" {
 		t.Errorf("%+v", sn)
