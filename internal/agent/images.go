@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -82,11 +81,11 @@ func (i *imageStore) login(item *api.ContentLibraryItem, source *library.Source)
 	if source.OCI == nil || i.registry == nil {
 		return nil
 	}
-	path, ok := strings.CutPrefix(strings.TrimPrefix(strings.TrimPrefix(source.OCI.Reference, "oci://"), "docker://"), atoll.RegistryHost+"/")
-	if !ok {
-		return nil
+	ref, err := source.OCI.Parse()
+	if err != nil || ref.Context().RegistryStr() != atoll.RegistryHost {
+		return nil // what is wrong with it is said when it is fetched
 	}
-	project, _, _ := strings.Cut(path, "/")
+	project, _, _ := strings.Cut(ref.Context().RepositoryStr(), "/")
 	if item.Namespace != "" && project != item.Namespace && project != atoll.RegistryLibrary {
 		return fmt.Errorf("images of namespace %s can come from the registry's projects %s and %s, not from %s", item.Namespace, item.Namespace, atoll.RegistryLibrary, project)
 	}
@@ -238,7 +237,7 @@ func (a *Agent) images(client *rest.Config, set *stores.Set) (imageParts, error)
 		return imageParts{}, err
 	}
 	store, err := newImageStore(library.Config{
-		Dir: a.cfg.ContentDir, Guarded: []netip.Prefix{a.cfg.Network.PodCIDR, a.cfg.Network.ServiceCIDR},
+		Dir: a.cfg.ContentDir, Guarded: a.cfg.Network.cluster(),
 	}, set, claims, a.cfg.NodeName, a.cfg.Logger)
 	if err != nil {
 		return imageParts{}, err
