@@ -94,6 +94,7 @@ func TestSupervisorNamespaceSelfService(t *testing.T) {
 	supervisorNamespace(t, "e2e-owned", `{accessList: [{subjectType: User, subject: e2e-otto, role: Owner}]}`)
 	t.Cleanup(func() {
 		ctx := context.Background()
+		_, _ = kubectl(ctx, "", "annotate", "svns", "e2e-made", "atoll.dev/delete-contents=true", "--overwrite")
 		_, _ = kubectl(ctx, "", "delete", "svns", "e2e-made", "e2e-quick", "--ignore-not-found")
 		_, _ = kubectl(ctx, "", "delete", "svnstemplate", "e2e-team", "--ignore-not-found")
 	})
@@ -150,6 +151,16 @@ spec:
 	}
 	if out, err := as("e2e-otto", "", "create", "namespace", "e2e-third"); err == nil || !strings.Contains(out, "allows 2 for each user") {
 		t.Errorf("one too many: %v: %s", err, out)
+	}
+	// While it is being deleted it keeps its finalizer, so that the Namespace with what runs in it is not left behind.
+	if out, err := as("e2e-otto", script("stay", "sleep infinity"), "apply", "-n", "e2e-made", "-f", "-"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if out, err := as("e2e-otto", "", "delete", "svns", "e2e-made", "--wait=false"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if out, err := as("e2e-otto", "", "patch", "svns", "e2e-made", "--type=merge", "-p", `{"metadata":{"finalizers":[]}}`); err == nil || !strings.Contains(out, "only an administrator changes finalizers") {
+		t.Errorf("the finalizer: %v: %s", err, out)
 	}
 	if out, err := as("e2e-otto", "", "delete", "pod", "web", "-n", "e2e-quick", "--grace-period=1"); err != nil {
 		t.Fatalf("%v: %s", err, out)

@@ -11,8 +11,11 @@ const (
 	// SelfServiceAnnotation is "true" on what was made by somebody who is no administrator, from a template. The API
 	// server writes it.
 	SelfServiceAnnotation = "atoll.dev/self-service"
-	// TemplateAnnotation of a Namespace that an owner has made with kubectl is the template of the SupervisorNamespace
-	// that it becomes. The API server writes it.
+	// WidenedAnnotation is "true" on one that somebody has made by themselves, and that an administrator has made wider than
+	// its template. The API server writes it.
+	WidenedAnnotation = "atoll.dev/wider-than-template"
+	// TemplateAnnotation of a Namespace that somebody has made by themselves is its template. Where it was made with kubectl,
+	// the SupervisorNamespace is made for it.
 	TemplateAnnotation = "atoll.dev/template"
 	// NamespaceFinalizer keeps a SupervisorNamespace until everything it expands into is gone.
 	NamespaceFinalizer = "atoll.dev/supervisor-namespace"

@@ -180,6 +180,17 @@ type NamespaceCounts struct {
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	PersistentVolumeClaims *int64 `json:"persistentVolumeClaimCount,omitempty"`
+	// VolumeSnapshots are those of volumes. What snapshots and images take is in no limit of storage.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	VolumeSnapshots *int64 `json:"volumeSnapshotCount,omitempty"`
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	VirtualMachineSnapshots *int64 `json:"virtualMachineSnapshotCount,omitempty"`
+	// ContentLibraryItems are the images of virtual machines in its own content libraries.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	ContentLibraryItems *int64 `json:"contentLibraryItemCount,omitempty"`
 }
 
 // NamespaceStorageClass is a storage policy a namespace may use.
@@ -189,6 +200,10 @@ type NamespaceStorageClass struct {
 	// Limit of the sizes of its volumes together. Nil is no limit.
 	// +optional
 	Limit *resource.Quantity `json:"limit,omitempty"`
+	// VolumeAttributesClasses may be given to its volumes, and replace what the policy says of speed. Without any, none may.
+	// +optional
+	// +listType=set
+	VolumeAttributesClasses []string `json:"volumeAttributesClasses,omitempty"`
 }
 
 // NamespaceReference names something a namespace may use.
@@ -322,6 +337,9 @@ const (
 	NamespaceReservationsMet = "ReservationsMet"
 	// NamespacePeopleKnown: all who have access exist, or come from an issuer that does.
 	NamespacePeopleKnown = "PeopleKnown"
+	// NamespaceWithinTemplate: what somebody made by themselves is no wider than its template, or an administrator has widened
+	// it. False after the template has become stricter: what the template allows is enforced.
+	NamespaceWithinTemplate = "WithinTemplate"
 	// NamespaceDeleting says what a deletion waits for.
 	NamespaceDeleting = "Deleting"
 )

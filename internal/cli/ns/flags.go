@@ -206,6 +206,7 @@ func countFields(c *atoll.NamespaceCounts) map[string]**int64 {
 		"deployments": &c.Deployments, "daemonsets": &c.DaemonSets, "replicasets": &c.ReplicaSets,
 		"replicationcontrollers": &c.ReplicationControllers, "statefulsets": &c.StatefulSets, "jobs": &c.Jobs,
 		"configmaps": &c.ConfigMaps, "secrets": &c.Secrets, "persistentvolumeclaims": &c.PersistentVolumeClaims, "pvcs": &c.PersistentVolumeClaims,
+		"volumesnapshots": &c.VolumeSnapshots, "virtualmachinesnapshots": &c.VirtualMachineSnapshots, "contentlibraryitems": &c.ContentLibraryItems,
 	}
 }
 

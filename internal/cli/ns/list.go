@@ -195,7 +195,7 @@ func wrong(b *atoll.SupervisorNamespace) []string {
 	if d := meta.FindStatusCondition(b.Status.Conditions, atoll.NamespaceDeleting); b.DeletionTimestamp != nil && d != nil {
 		out = append(out, "deleting: "+d.Message)
 	}
-	for _, kind := range []string{atoll.NamespaceReady, atoll.NamespaceWithinLimits, atoll.NamespaceReservationsMet} {
+	for _, kind := range []string{atoll.NamespaceReady, atoll.NamespaceWithinLimits, atoll.NamespaceWithinTemplate, atoll.NamespaceReservationsMet} {
 		if cond := meta.FindStatusCondition(b.Status.Conditions, kind); cond != nil && cond.Status == metav1.ConditionFalse {
 			out = append(out, cmp.Or(cond.Message, cond.Reason))
 		}

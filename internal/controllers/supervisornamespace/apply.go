@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"strings"
-	"time"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	corev1 "k8s.io/api/core/v1"
@@ -39,33 +38,6 @@ func (r *Reconciler) objects(ctx context.Context, sn *atoll.SupervisorNamespace,
 		}
 	}
 	return pending, errors.Join(errs...)
-}
-
-// recountAfter is how long a quota may take to be counted.
-const recountAfter = 10 * time.Second
-
-// counted says whether the ResourceQuota is in effect: it refuses everything until its use has been counted. On a server
-// that has just started, objects of a kind that a definition brings are counted some seconds later than the others, but
-// for a quota that was there before only after minutes, or when it changes: such a limit is taken away, to come again.
-// The other limits hold meanwhile.
-func (r *Reconciler) counted(ctx context.Context, sn *atoll.SupervisorNamespace, want *corev1.ResourceQuota) string {
-	have := &corev1.ResourceQuota{}
-	if err := r.Shared.Get(ctx, client.ObjectKeyFromObject(want), have); err != nil || !equality.Semantic.DeepEqual(have.Status.Hard, want.Spec.Hard) {
-		return fmt.Sprintf("what ResourceQuota %s bounds is being counted", want.Name)
-	}
-	for name := range want.Spec.Hard {
-		if _, ok := have.Status.Used[name]; ok {
-			continue
-		}
-		c := meta.FindStatusCondition(sn.Status.Conditions, atoll.NamespaceReady)
-		if c != nil && c.Reason == atoll.ReasonNotExpanded && time.Since(c.LastTransitionTime.Time) > recountAfter {
-			without := have.DeepCopy()
-			delete(without.Spec.Hard, name)
-			_ = r.Patch(ctx, without, client.MergeFrom(have)) // tried again
-		}
-		return fmt.Sprintf("what ResourceQuota %s bounds is being counted: %s", want.Name, name)
-	}
-	return ""
 }
 
 // reader is where objects of a kind are cached.

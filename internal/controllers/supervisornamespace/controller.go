@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
@@ -20,6 +21,7 @@ import (
 	"atoll.dev/atoll/internal/controllers/supervisornamespace/expand"
 	"atoll.dev/atoll/internal/controllers/supervisornamespace/resolve"
 	"atoll.dev/atoll/internal/controllers/supervisornamespace/selfservice"
+	"atoll.dev/atoll/internal/controllers/supervisornamespace/validate"
 )
 
 // fieldManager owns what is applied.
@@ -54,6 +56,8 @@ type Reconciler struct {
 	EndpointURL, RegistryHost string
 	// Registry may be nil.
 	Registry Registry
+
+	recounts recounts
 }
 
 // Reconcile does what one SupervisorNamespace needs now.
@@ -116,6 +120,9 @@ func (r *Reconciler) expandAll(ctx context.Context, sn *atoll.SupervisorNamespac
 		return ctrl.Result{}, err
 	}
 	in := expand.Input{Name: sn.Name, Spec: sn.Status.Effective, Network: r.Network, Owner: *metav1.NewControllerRef(sn, atoll.GroupVersion().WithKind("SupervisorNamespace"))}
+	if sn.Annotations[atoll.SelfServiceAnnotation] == "true" {
+		in.Creator = sn.Annotations[atoll.CreatorAnnotation]
+	}
 	wait, err := r.namespace(ctx, sn, in)
 	if err != nil || wait {
 		return ctrl.Result{}, err
@@ -171,6 +178,11 @@ func (r *Reconciler) effective(ctx context.Context, sn *atoll.SupervisorNamespac
 	if err != nil {
 		return err
 	}
+	if sn.Spec.ClassName != "" && sn.Annotations[atoll.SelfServiceAnnotation] == "true" {
+		if err := withinTemplate(sn, spec, find); err != nil {
+			return err
+		}
+	}
 	if equality.Semantic.DeepEqual(spec, sn.Status.Effective) {
 		return nil
 	}
@@ -181,6 +193,30 @@ func (r *Reconciler) effective(ctx context.Context, sn *atoll.SupervisorNamespac
 	if err := r.Status().Patch(ctx, patch, client.MergeFrom(before)); err != nil {
 		return fmt.Errorf("writing what is enforced into the status: %w", err)
 	}
+	return nil
+}
+
+// withinTemplate cuts what somebody made by themselves to its template, which may have become stricter, and says so. What an
+// administrator has made wider stays.
+func withinTemplate(sn *atoll.SupervisorNamespace, spec *atoll.SupervisorNamespaceSpec, find resolve.Templates) error {
+	template, err := resolve.Template(sn.Spec.ClassName, find)
+	if err != nil {
+		return err
+	}
+	resolve.Default(template)
+	condition := metav1.Condition{Type: atoll.NamespaceWithinTemplate, Status: metav1.ConditionTrue, Reason: "WithinTemplate", ObservedGeneration: sn.Generation}
+	wider := validate.Within(spec, template, field.NewPath("spec"))
+	switch {
+	case len(wider) == 0:
+	case sn.Annotations[atoll.WidenedAnnotation] == "true":
+		condition.Reason = "WidenedByAdministrator"
+	default:
+		validate.Cut(spec, template)
+		condition.Status, condition.Reason = metav1.ConditionFalse, "WiderThanTemplate"
+		condition.Message = fmt.Sprintf("what SupervisorNamespaceTemplate %s allows is enforced instead of: %s. An owner can narrow this object, or an administrator widen the template",
+			sn.Spec.ClassName, strings.TrimSuffix(strings.TrimPrefix(wider.ToAggregate().Error(), "["), "]"))
+	}
+	meta.SetStatusCondition(&sn.Status.Conditions, condition)
 	return nil
 }
 

@@ -240,6 +240,40 @@ func TestPeople(t *testing.T) {
 	}
 }
 
+// TestStricterTemplate: what people made by themselves follows its template, unless an administrator has widened it.
+func TestStricterTemplate(t *testing.T) {
+	template := &atoll.SupervisorNamespaceTemplate{ObjectMeta: metav1.ObjectMeta{Name: "team"}}
+	template.Spec.Template.Resources.MemoryLimit = quantity("4Gi")
+	mine := shop(atoll.SupervisorNamespaceSpec{ClassName: "team", Resources: atoll.NamespaceResources{MemoryLimit: quantity("3Gi"), MemoryLimitDefault: quantity("2Gi")}})
+	mine.Annotations = map[string]string{atoll.SelfServiceAnnotation: "true", atoll.CreatorAnnotation: "sso:olga@atoll.local"}
+	r := newReconciler(t, mine, template)
+	want := func(limit string, status metav1.ConditionStatus, message string) {
+		t.Helper()
+		sn := look(t, r)
+		wantReady(t, sn, atoll.ReasonReady, "")
+		q := get(t, r, &corev1.ResourceQuota{ObjectMeta: in("shop-quota")})
+		if got := q.Spec.Hard["limits.memory"]; got.String() != limit || sn.Status.Effective.Resources.MemoryLimit.String() != limit {
+			t.Errorf("the limit is %s, not %s", got.String(), limit)
+		}
+		c := meta.FindStatusCondition(sn.Status.Conditions, atoll.NamespaceWithinTemplate)
+		if c == nil || c.Status != status || !strings.HasPrefix(c.Message, message) {
+			t.Errorf("condition %+v", c)
+		}
+	}
+	want("3Gi", metav1.ConditionTrue, "")
+	template.Spec.Template.Resources.MemoryLimit = quantity("1Gi")
+	if err := r.Update(t.Context(), template); err != nil {
+		t.Fatal(err)
+	}
+	want("1Gi", metav1.ConditionFalse, `what SupervisorNamespaceTemplate team allows is enforced instead of: spec.resources.memoryLimit: Invalid value: "3Gi": is above that of the template, which is 1Gi. An owner can narrow`)
+	get(t, r, mine)
+	mine.Annotations[atoll.WidenedAnnotation] = "true"
+	if err := r.Update(t.Context(), mine); err != nil {
+		t.Fatal(err)
+	}
+	want("3Gi", metav1.ConditionTrue, "")
+}
+
 func TestTemplateTroubleKeepsBounds(t *testing.T) {
 	template := &atoll.SupervisorNamespaceTemplate{ObjectMeta: metav1.ObjectMeta{Name: "team"}}
 	template.Spec.Template.Resources.MemoryLimit = quantity("1Gi")

@@ -20,6 +20,7 @@ import (
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -111,7 +112,7 @@ func (w *Webhook) Default(ctx context.Context, sn *atoll.SupervisorNamespace) er
 		return err
 	}
 	if !p.create {
-		return w.keepNotes(ctx, sn)
+		return w.keepNotes(ctx, p, sn)
 	}
 	if !slices.Contains(sn.Finalizers, atoll.NamespaceFinalizer) {
 		sn.Finalizers = append(sn.Finalizers, atoll.NamespaceFinalizer)
@@ -124,6 +125,7 @@ func (w *Webhook) Default(ctx context.Context, sn *atoll.SupervisorNamespace) er
 	}
 	sn.Annotations[atoll.CreatorAnnotation] = p.user.Username
 	delete(sn.Annotations, atoll.SelfServiceAnnotation)
+	delete(sn.Annotations, atoll.WidenedAnnotation)
 	if p.admin {
 		return nil
 	}
@@ -132,8 +134,9 @@ func (w *Webhook) Default(ctx context.Context, sn *atoll.SupervisorNamespace) er
 	return nil
 }
 
-// keepNotes gives back what nobody changes by hand.
-func (w *Webhook) keepNotes(ctx context.Context, sn *atoll.SupervisorNamespace) error {
+// keepNotes gives back what nobody changes by hand, and notes where an administrator widens what somebody made by
+// themselves: a template holds for all others.
+func (w *Webhook) keepNotes(ctx context.Context, p who, sn *atoll.SupervisorNamespace) error {
 	req, err := admission.RequestFromContext(ctx)
 	if err != nil {
 		return err
@@ -142,7 +145,7 @@ func (w *Webhook) keepNotes(ctx context.Context, sn *atoll.SupervisorNamespace) 
 	if err := decode(req.OldObject.Raw, before); err != nil {
 		return err
 	}
-	for _, key := range []string{atoll.CreatorAnnotation, atoll.SelfServiceAnnotation} {
+	for _, key := range []string{atoll.CreatorAnnotation, atoll.SelfServiceAnnotation, atoll.WidenedAnnotation} {
 		value, had := before.Annotations[key]
 		switch now, has := sn.Annotations[key]; {
 		case had && now != value:
@@ -154,7 +157,38 @@ func (w *Webhook) keepNotes(ctx context.Context, sn *atoll.SupervisorNamespace) 
 			delete(sn.Annotations, key)
 		}
 	}
+	if p.controller || sn.Annotations[atoll.SelfServiceAnnotation] != "true" || sameSpec(before, sn) {
+		return nil
+	}
+	delete(sn.Annotations, atoll.WidenedAnnotation)
+	if p.admin {
+		wider, err := w.wider(ctx, sn)
+		if err != nil {
+			return err
+		}
+		if len(wider) > 0 {
+			sn.Annotations[atoll.WidenedAnnotation] = "true"
+		}
+	}
 	return nil
+}
+
+// wider says where a spec is wider than its template. One that has none, or that cannot be used, is not.
+func (w *Webhook) wider(ctx context.Context, sn *atoll.SupervisorNamespace) (field.ErrorList, error) {
+	find, err := w.templates(ctx, sn.Spec.ClassName)
+	if err != nil || sn.Spec.ClassName == "" {
+		return nil, err
+	}
+	effective, err := resolve.Effective(&sn.Spec, find)
+	if err != nil {
+		return nil, nil //nolint:nilerr // the validation names it
+	}
+	template, err := resolve.Template(sn.Spec.ClassName, find)
+	if err != nil {
+		return nil, nil //nolint:nilerr // the validation names it
+	}
+	resolve.Default(template)
+	return validate.Within(effective, template, field.NewPath("spec")), nil
 }
 
 func (w *Webhook) net() validate.Network {
@@ -210,22 +244,14 @@ func (w *Webhook) check(ctx context.Context, p who, sn *atoll.SupervisorNamespac
 		return append(errs, field.Invalid(spec.Child("className"), sn.Spec.ClassName, err.Error())), nil
 	}
 	errs = append(errs, validate.Spec(effective, spec, w.net())...)
-	if p.admin || len(errs) > 0 || sn.Spec.ClassName == "" {
+	if p.admin || len(errs) > 0 {
 		return errs, nil
 	}
-	template, err := resolve.Template(sn.Spec.ClassName, find)
-	if err != nil {
-		return errs, nil
-	}
-	resolve.Default(template)
-	return append(errs, validate.Within(effective, template, spec)...), nil
+	return w.wider(ctx, sn)
 }
 
 // ValidateUpdate implements admission.Validator.
 func (w *Webhook) ValidateUpdate(ctx context.Context, before, sn *atoll.SupervisorNamespace) (admission.Warnings, error) {
-	if sn.DeletionTimestamp != nil && sameSpec(before, sn) {
-		return nil, nil
-	}
 	p, err := w.who(ctx)
 	if err != nil {
 		return nil, err
@@ -249,7 +275,8 @@ func (w *Webhook) ValidateUpdate(ctx context.Context, before, sn *atoll.Supervis
 	return nil, refuse(sn, errs)
 }
 
-// notes refuses annotations and finalizers that only administrators set.
+// notes refuses annotations and finalizers that only administrators set, also of one that is being deleted: without its
+// finalizer the object would be gone, and its Namespace, with all that runs in it, would stay.
 func (w *Webhook) notes(p who, before, sn *atoll.SupervisorNamespace) error {
 	if p.admin {
 		return nil
@@ -298,7 +325,12 @@ func (w *Webhook) may(ctx context.Context, user authenticationv1.UserInfo, templ
 	if err := w.Live.Get(ctx, client.ObjectKey{Name: template}, t); err != nil {
 		return fmt.Errorf("reading SupervisorNamespaceTemplate %s: %w", template, err)
 	}
-	return w.Granted.May(user, t, all.Items, name)
+	made := &metav1.PartialObjectMetadataList{}
+	made.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NamespaceList"))
+	if err := w.Live.List(ctx, made); err != nil {
+		return fmt.Errorf("listing Namespaces: %w", err)
+	}
+	return w.Granted.May(user, t, all.Items, made.Items, name)
 }
 
 func kind() schema.GroupKind {

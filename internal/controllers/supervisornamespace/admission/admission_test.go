@@ -137,9 +137,11 @@ func TestSelfService(t *testing.T) {
 	wantError(t, w.create(t, olga, mine("a", func(sn *atoll.SupervisorNamespace) { sn.Spec.Resources.MemoryLimit = quantity("5Gi") })), "is above that of the template, which is 4Gi")
 	wantError(t, w.create(t, olga, mine("a", func(sn *atoll.SupervisorNamespace) { sn.Annotations = map[string]string{atoll.AdoptAnnotation: "true"} })), "only an administrator")
 	wantError(t, w.create(t, olga, mine("taken", nothing)), "there is a Namespace taken already")
-	sn := mine("a", func(sn *atoll.SupervisorNamespace) { sn.Annotations = map[string]string{atoll.CreatorAnnotation: root} })
+	sn := mine("a", func(sn *atoll.SupervisorNamespace) {
+		sn.Annotations = map[string]string{atoll.CreatorAnnotation: root, atoll.WidenedAnnotation: "true"}
+	})
 	wantError(t, w.create(t, olga, sn), "")
-	if sn.Annotations[atoll.CreatorAnnotation] != olga || sn.Annotations[atoll.SelfServiceAnnotation] != "true" || len(sn.Spec.AccessList) != 1 || sn.Spec.AccessList[0].Role != "Owner" {
+	if sn.Annotations[atoll.WidenedAnnotation] != "" || sn.Annotations[atoll.CreatorAnnotation] != olga || sn.Annotations[atoll.SelfServiceAnnotation] != "true" || len(sn.Spec.AccessList) != 1 || sn.Spec.AccessList[0].Role != "Owner" {
 		t.Errorf("%+v", sn)
 	}
 	// What was granted a moment ago counts, though nobody can see it yet.
@@ -155,6 +157,20 @@ func TestSelfService(t *testing.T) {
 	adopt := sn.DeepCopy()
 	adopt.Annotations[atoll.AdoptAnnotation] = "true"
 	wantError(t, w.update(t, olga, sn, adopt), "only an administrator")
+	note := sn.DeepCopy()
+	note.Annotations[atoll.WidenedAnnotation] = "true"
+	wantError(t, w.update(t, olga, sn, note), "")
+	if note.Annotations[atoll.WidenedAnnotation] != "" {
+		t.Error("an owner says that an administrator has widened it")
+	}
+	wantError(t, w.update(t, root, sn, wider), "")
+	if wider.Annotations[atoll.WidenedAnnotation] != "true" {
+		t.Error("it is not noted that an administrator has widened it")
+	}
+	wantError(t, w.update(t, olga, wider, less), "")
+	if less.Annotations[atoll.WidenedAnnotation] != "" {
+		t.Error("it is within its template again")
+	}
 
 	first := owned("first")
 	change := first.DeepCopy()
@@ -163,6 +179,32 @@ func TestSelfService(t *testing.T) {
 	allow := first.DeepCopy()
 	allow.Annotations = map[string]string{atoll.DeleteContentsAnnotation: "true"}
 	wantError(t, w.update(t, olga, first, allow), "")
+}
+
+// Who may delete a SupervisorNamespace cannot leave its Namespace behind, by its finalizer, or its place in the template.
+func TestDeletionKeepsFinalizer(t *testing.T) {
+	sn := owned("mine")
+	sn.Spec.ClassName = "team"
+	sn.Finalizers = []string{atoll.NamespaceFinalizer}
+	sn.DeletionTimestamp = new(metav1.Now())
+	sn.Annotations = map[string]string{atoll.SelfServiceAnnotation: "true", atoll.CreatorAnnotation: olga}
+	left := func(name string) *corev1.Namespace {
+		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{atoll.CreatorAnnotation: olga, atoll.TemplateAnnotation: "team"}}}
+	}
+	w := newWebhook(t, team(), owned("first"), left("a"), left("b"))
+	bare := sn.DeepCopy()
+	bare.Finalizers = nil
+	wantError(t, w.update(t, olga, sn, bare.DeepCopy()), "only an administrator changes finalizers")
+	wantError(t, w.update(t, root, sn, bare.DeepCopy()), "")
+	wantError(t, w.update(t, controller, sn, bare.DeepCopy()), "")
+	adopt := sn.DeepCopy()
+	adopt.Annotations[atoll.AdoptAnnotation] = "true"
+	wantError(t, w.update(t, olga, sn, adopt), "only an administrator sets annotation")
+	contents := sn.DeepCopy()
+	contents.Annotations[atoll.DeleteContentsAnnotation] = "true"
+	wantError(t, w.update(t, olga, sn, contents), "")
+	third := &atoll.SupervisorNamespace{ObjectMeta: metav1.ObjectMeta{Name: "c"}, Spec: atoll.SupervisorNamespaceSpec{ClassName: "team"}}
+	wantError(t, w.create(t, olga, third), "allows 2 for each user")
 }
 
 func TestTemplates(t *testing.T) {

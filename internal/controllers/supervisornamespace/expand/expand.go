@@ -59,6 +59,8 @@ const (
 // Input is what objects are made of.
 type Input struct {
 	Name string
+	// Creator is who made a SupervisorNamespace by themselves, "" for one of an administrator's.
+	Creator string
 	// Spec is the effective one.
 	Spec    *atoll.SupervisorNamespaceSpec
 	Network Network
@@ -73,6 +75,9 @@ func Namespace(in Input) *corev1.Namespace {
 	ns := &corev1.Namespace{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"},
 		ObjectMeta: metav1.ObjectMeta{Name: in.Name, Labels: labels(in.Name), Annotations: map[string]string{atoll.RestartPriorityAnnotation: in.Spec.RestartPriority}},
+	}
+	if in.Creator != "" { // self-service counts the Namespace by these, whatever becomes of the SupervisorNamespace
+		ns.Annotations[atoll.CreatorAnnotation], ns.Annotations[atoll.TemplateAnnotation] = in.Creator, in.Spec.ClassName
 	}
 	level, host := "baseline", hostAccessDenied
 	if in.Spec.PodRuntime.PrivilegedAllowed {

@@ -63,7 +63,7 @@ func TestGoldenObjects(t *testing.T) {
 		"full": {
 			Resources: atoll.NamespaceResources{
 				CPULimit: quantity("8"), MemoryLimit: quantity("24Gi"), StorageRequestLimit: quantity("1Ti"), CPULimitDefault: quantity("1"),
-				Counts: atoll.NamespaceCounts{Pods: new(int64(100)), VirtualMachines: new(int64(4)), Deployments: new(int64(10)), PersistentVolumeClaims: new(int64(0))},
+				Counts: atoll.NamespaceCounts{Pods: new(int64(100)), VirtualMachines: new(int64(4)), Deployments: new(int64(10)), PersistentVolumeClaims: new(int64(0)), VolumeSnapshots: new(int64(6)), VirtualMachineSnapshots: new(int64(3)), ContentLibraryItems: new(int64(2))},
 			},
 			StorageClasses: []atoll.NamespaceStorageClass{{Name: "gold", Limit: quantity("500Gi")}, {Name: "silver"}},
 			VMClasses:      []atoll.NamespaceReference{{Name: "best-effort-small"}, {Name: "unknown"}},
@@ -85,6 +85,18 @@ func TestGoldenObjects(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) { golden.Compare(t, name+".yaml", text(t, input(spec))) })
+	}
+}
+
+// What somebody made by themselves is counted by its Namespace, too.
+func TestNamespaceOfSelfService(t *testing.T) {
+	spec := &atoll.SupervisorNamespaceSpec{ClassName: "team"}
+	notes := Namespace(Input{Name: "mine", Creator: "sso:olga@atoll.local", Spec: spec}).Annotations
+	if notes[atoll.CreatorAnnotation] != "sso:olga@atoll.local" || notes[atoll.TemplateAnnotation] != "team" {
+		t.Errorf("annotations %v", notes)
+	}
+	if notes = Namespace(Input{Name: "shop", Spec: spec}).Annotations; notes[atoll.TemplateAnnotation] != "" {
+		t.Errorf("annotations of an administrator's %v", notes)
 	}
 }
 

@@ -202,6 +202,9 @@ func Counts(c *atoll.NamespaceCounts) []Count {
 		{"configMapCount", "configmaps", "count/configmaps", &c.ConfigMaps},
 		{"secretCount", "secrets", "count/secrets", &c.Secrets},
 		{"persistentVolumeClaimCount", "persistentvolumeclaims", "count/persistentvolumeclaims", &c.PersistentVolumeClaims},
+		{"volumeSnapshotCount", "volumesnapshots", "count/volumesnapshots.snapshot.storage.k8s.io", &c.VolumeSnapshots},
+		{"virtualMachineSnapshotCount", "virtualmachinesnapshots", "count/virtualmachinesnapshots.vmoperator.vmware.com", &c.VirtualMachineSnapshots},
+		{"contentLibraryItemCount", "contentlibraryitems", "count/contentlibraryitems.imageregistry.vmware.com", &c.ContentLibraryItems},
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
@@ -84,8 +85,9 @@ type grant struct {
 // NewGrants has granted nothing.
 func NewGrants() *Grants { return &Grants{now: time.Now} }
 
-// May says whether a user may make a namespace from a template. All are the SupervisorNamespaces that there are.
-func (g *Grants) May(user authenticationv1.UserInfo, t *atoll.SupervisorNamespaceTemplate, all []atoll.SupervisorNamespace, name string) error {
+// May says whether a user may make a namespace from a template. All are the SupervisorNamespaces that there are, and made
+// the Namespaces: one whose SupervisorNamespace is not there yet, or not any more, counts too.
+func (g *Grants) May(user authenticationv1.UserInfo, t *atoll.SupervisorNamespaceTemplate, all []atoll.SupervisorNamespace, made []metav1.PartialObjectMetadata, name string) error {
 	offered := slices.ContainsFunc(t.Spec.SelfService.Subjects, func(s atoll.TemplateSubject) bool {
 		return Is(user, s.SubjectType, s.Subject, s.Domain)
 	})
@@ -104,6 +106,11 @@ func (g *Grants) May(user authenticationv1.UserInfo, t *atoll.SupervisorNamespac
 		sn := &all[i]
 		if sn.Spec.ClassName == t.Name && sn.Annotations[atoll.SelfServiceAnnotation] == "true" && sn.Annotations[atoll.CreatorAnnotation] == user.Username {
 			have[sn.Name] = true
+		}
+	}
+	for i := range made {
+		if notes := made[i].Annotations; notes[atoll.TemplateAnnotation] == t.Name && notes[atoll.CreatorAnnotation] == user.Username {
+			have[made[i].Name] = true
 		}
 	}
 	for _, x := range g.recent {

@@ -29,21 +29,44 @@ func TestMay(t *testing.T) {
 	g := NewGrants()
 	g.now = func() time.Time { return now }
 	dave := authenticationv1.UserInfo{Username: "sso:dave@atoll.local", Groups: []string{"sso:devs@atoll.local"}}
-	if err := g.May(dave, template(), nil, "a"); err != nil {
+	if err := g.May(dave, template(), nil, nil, "a"); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.May(dave, template(), nil, "b"); err == nil {
+	if err := g.May(dave, template(), nil, nil, "b"); err == nil {
 		t.Error("a second one was granted")
 	}
-	if err := g.May(dave, template(), nil, "a"); err != nil {
+	if err := g.May(dave, template(), nil, nil, "a"); err != nil {
 		t.Errorf("the same one again: %v", err)
 	}
 	now = now.Add(time.Minute) // it never came to be
-	if err := g.May(dave, template(), nil, "b"); err != nil {
+	if err := g.May(dave, template(), nil, nil, "b"); err != nil {
 		t.Error(err)
 	}
-	if err := g.May(authenticationv1.UserInfo{Username: "dave", Groups: []string{"devs"}}, template(), nil, "c"); err == nil {
+	if err := g.May(authenticationv1.UserInfo{Username: "dave", Groups: []string{"devs"}}, template(), nil, nil, "c"); err == nil {
 		t.Error("somebody else of that name was let in")
+	}
+}
+
+// A Namespace counts also where its SupervisorNamespace is gone, or not there yet.
+func TestNamespacesCount(t *testing.T) {
+	dave := authenticationv1.UserInfo{Username: "sso:dave@atoll.local", Groups: []string{"sso:devs@atoll.local"}}
+	made := func(creator, template string) []metav1.PartialObjectMetadata {
+		return []metav1.PartialObjectMetadata{{ObjectMeta: metav1.ObjectMeta{Name: "left", Annotations: map[string]string{
+			atoll.CreatorAnnotation: creator, atoll.TemplateAnnotation: template,
+		}}}}
+	}
+	for _, c := range []struct {
+		creator, template, name string
+		counts                  bool
+	}{
+		{dave.Username, "team", "next", true},
+		{dave.Username, "team", "left", false},
+		{dave.Username, "other", "next", false},
+		{"sso:olga@atoll.local", "team", "next", false},
+	} {
+		if err := NewGrants().May(dave, template(), nil, made(c.creator, c.template), c.name); (err != nil) != c.counts {
+			t.Errorf("%+v: %v", c, err)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package validate
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"path"
@@ -42,11 +43,17 @@ func Within(spec, template *atoll.SupervisorNamespaceSpec, at *field.Path) field
 		b.add(at.Child("podRuntime", "privilegedAllowed"), true, "the template does not allow privileged containers")
 	}
 	b.most(at.Child("registry", "quota"), spec.Registry.Quota, template.Registry.Quota, false)
-	priorities := []string{"Lowest", "Low", "Medium", "High", "Highest"}
-	if slices.Index(priorities, spec.RestartPriority) > slices.Index(priorities, template.RestartPriority) {
+	if slices.Index(priorities(), spec.RestartPriority) > slices.Index(priorities(), template.RestartPriority) {
 		b.add(at.Child("restartPriority"), spec.RestartPriority, "is above that of the template, which is "+template.RestartPriority)
 	}
 	return b.errs
+}
+
+func priorities() []string { return []string{"Lowest", "Low", "Medium", "High", "Highest"} }
+
+// isolations are the modes, the strictest last.
+func isolations() []string {
+	return []string{atoll.IsolationOpen, atoll.IsolationIsolated, atoll.IsolationDenyAll}
 }
 
 type bounds struct{ errs field.ErrorList }
@@ -102,6 +109,11 @@ func (b *bounds) storage(spec, template *atoll.SupervisorNamespaceSpec, at *fiel
 			continue
 		}
 		b.most(at.Index(i).Child("limit"), c.Limit, template.StorageClasses[n].Limit, false)
+		for j, v := range c.VolumeAttributesClasses {
+			if allowed := template.StorageClasses[n].VolumeAttributesClasses; !slices.Contains(allowed, v) {
+				b.add(at.Index(i).Child("volumeAttributesClasses").Index(j), v, "is not in the template, which has "+cmp.Or(strings.Join(allowed, ", "), "none"))
+			}
+		}
 	}
 }
 
@@ -134,8 +146,7 @@ func narrower(p, t string) bool {
 }
 
 func (b *bounds) network(n, t *atoll.NamespaceNetwork, at *field.Path) {
-	strict := []string{atoll.IsolationOpen, atoll.IsolationIsolated, atoll.IsolationDenyAll}
-	if slices.Index(strict, n.Isolation) < slices.Index(strict, t.Isolation) {
+	if slices.Index(isolations(), n.Isolation) < slices.Index(isolations(), t.Isolation) {
 		b.add(at.Child("isolation"), n.Isolation, "is wider than that of the template, which is "+t.Isolation)
 	}
 	for _, d := range []struct {

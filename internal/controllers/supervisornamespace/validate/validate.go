@@ -174,6 +174,11 @@ func storage(spec *atoll.SupervisorNamespaceSpec, at *field.Path) field.ErrorLis
 	var errs field.ErrorList
 	total := spec.Resources.StorageRequestLimit
 	for i, c := range spec.StorageClasses {
+		for j, v := range c.VolumeAttributesClasses {
+			for _, problem := range subdomain(v) {
+				errs = append(errs, field.Invalid(at.Child("storageClasses").Index(i).Child("volumeAttributesClasses").Index(j), v, problem))
+			}
+		}
 		here := at.Child("storageClasses").Index(i).Child("limit")
 		switch {
 		case c.Limit == nil:

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
@@ -38,6 +39,9 @@ func TestSpec(t *testing.T) {
 		}},
 		{"storage", "spec.storageClasses[0].limit", func(s *spec) {
 			s.Resources.StorageRequestLimit, s.StorageClasses = quantity("1Gi"), []atoll.NamespaceStorageClass{{Name: "gold", Limit: quantity("2Gi")}}
+		}},
+		{"attributes", "spec.storageClasses[0].volumeAttributesClasses[0]", func(s *spec) {
+			s.StorageClasses = []atoll.NamespaceStorageClass{{Name: "gold", VolumeAttributesClasses: []string{"Fast!"}}}
 		}},
 		{"count", "spec.resources.counts.podCount", func(s *spec) { s.Resources.Counts.Pods = new(int64(-1)) }},
 		{"empty list", "spec.vmClasses: Invalid value: \"[]\"", func(s *spec) { s.VMClasses = []atoll.NamespaceReference{} }},
@@ -82,9 +86,9 @@ func TestWithin(t *testing.T) {
 	template := spec{
 		Resources: atoll.NamespaceResources{
 			CPULimit: quantity("4"), MemoryReservation: quantity("1Gi"), MemoryLimit: quantity("8Gi"),
-			Counts: atoll.NamespaceCounts{Pods: new(int64(10))},
+			Counts: atoll.NamespaceCounts{Pods: new(int64(10)), VolumeSnapshots: new(int64(5))},
 		},
-		StorageClasses: []atoll.NamespaceStorageClass{{Name: "gold", Limit: quantity("10Gi")}},
+		StorageClasses: []atoll.NamespaceStorageClass{{Name: "gold", Limit: quantity("10Gi"), VolumeAttributesClasses: []string{"slow"}}},
 		VMClasses:      []atoll.NamespaceReference{{Name: "small"}},
 		Images:         []string{"registry.atoll.local/shop/**"},
 		Zones:          []atoll.NamespaceReference{{Name: "z1"}},
@@ -109,6 +113,9 @@ func TestWithin(t *testing.T) {
 		{"class", "spec.vmClasses[0]", func(s *spec) { s.VMClasses = []atoll.NamespaceReference{{Name: "large"}} }},
 		{"storage", "spec.storageClasses[0]", func(s *spec) { s.StorageClasses = []atoll.NamespaceStorageClass{{Name: "silver"}} }},
 		{"storage limit", "spec.storageClasses[0].limit", func(s *spec) { s.StorageClasses = []atoll.NamespaceStorageClass{{Name: "gold"}} }},
+		{"attributes", "spec.storageClasses[0].volumeAttributesClasses[0]: Invalid value: \"fast\": is not in the template, which has slow", func(s *spec) { s.StorageClasses[0].VolumeAttributesClasses = []string{"fast"} }},
+		{"no attributes", "", func(s *spec) { s.StorageClasses[0].VolumeAttributesClasses = nil }},
+		{"snapshots", "spec.resources.counts.volumeSnapshotCount", func(s *spec) { s.Resources.Counts.VolumeSnapshots = nil }},
 		{"images", "spec.images[0]", func(s *spec) { s.Images = []string{"registry.atoll.local/**"} }},
 		{"zone", "spec.zones[0]", func(s *spec) { s.Zones = []atoll.NamespaceReference{{Name: "z2"}} }},
 		{"isolation", "spec.network.isolation", func(s *spec) { s.Network.Isolation = "Open" }},
@@ -124,6 +131,26 @@ func TestWithin(t *testing.T) {
 			s := template.DeepCopy()
 			c.change(s)
 			check(t, Within(s, &template, field.NewPath("spec")), c.want)
+			was := s.DeepCopy()
+			Cut(s, &template)
+			check(t, Within(s, &template, field.NewPath("spec")), "")
+			check(t, Spec(s, field.NewPath("spec"), Network{}), "")
+			if c.want == "" && !equality.Semantic.DeepEqual(was, s) {
+				t.Errorf("narrower than it was: %+v", s)
+			}
 		})
+	}
+}
+
+// A template that has nothing but the strictest isolation leaves no address and no exception.
+func TestCutToDenyAll(t *testing.T) {
+	template := spec{Network: atoll.NamespaceNetwork{Isolation: atoll.IsolationDenyAll}}
+	s := spec{Network: atoll.NamespaceNetwork{Isolation: atoll.IsolationIsolated, EgressCIDRs: []string{"192.0.2.0/24"}, IngressCIDRs: []string{"192.0.2.0/24"}, ToNamespaces: []string{"ops"}}}
+	resolve.Default(&template)
+	resolve.Default(&s)
+	Cut(&s, &template)
+	check(t, Within(&s, &template, field.NewPath("spec")), "")
+	if n := s.Network; n.Isolation != atoll.IsolationDenyAll || n.EgressCIDRs != nil || n.IngressCIDRs != nil || n.ToNamespaces != nil {
+		t.Errorf("%+v", n)
 	}
 }

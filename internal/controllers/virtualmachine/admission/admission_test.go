@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	testclock "k8s.io/utils/clock/testing"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -227,6 +228,10 @@ func TestRefusedAtAnyTime(t *testing.T) {
 		}},
 		{"two probes", "exactly one of", func(s *vmopv1.VirtualMachineSpec) {
 			s.ReadinessProbe = &vmopv1.VirtualMachineReadinessProbeSpec{GuestInfo: []vmopv1.GuestInfoAction{{Key: "a"}}, GuestHeartbeat: &vmopv1.GuestHeartbeatAction{}}
+		}},
+		{"probe of another address", "spec.readinessProbe.tcpSocket.host: Invalid value: \"127.0.0.1\": the probe goes to the machine's own address: leave it empty", func(s *vmopv1.VirtualMachineSpec) {
+			s.ReadinessProbe = &vmopv1.VirtualMachineReadinessProbeSpec{}
+			s.ReadinessProbe.TCPSocket = &vmopv1.TCPSocketAction{Host: "127.0.0.1", Port: intstr.FromInt32(22)} //nolint:staticcheck // see pod.TCPSocket
 		}},
 		{"bootstrap", "CloudInit may not be used with any other", func(s *vmopv1.VirtualMachineSpec) {
 			s.Bootstrap = &vmopv1.VirtualMachineBootstrapSpec{CloudInit: &vmopv1.VirtualMachineBootstrapCloudInitSpec{}, LinuxPrep: &vmopv1.VirtualMachineBootstrapLinuxPrepSpec{}}

@@ -245,6 +245,9 @@ func probe(path *field.Path, p *vmopv1.VirtualMachineReadinessProbeSpec) field.E
 	if s := pod.TCPSocket(p); s != nil && (s.Port.IntValue() < 1 || s.Port.IntValue() > 65535) {
 		errs = append(errs, field.Invalid(path.Child("tcpSocket", "port"), s.Port.String(), "must be a number from 1 to 65535"))
 	}
+	if s := pod.TCPSocket(p); s != nil && s.Host != "" {
+		errs = append(errs, field.Invalid(path.Child("tcpSocket", "host"), s.Host, "the probe goes to the machine's own address: leave it empty"))
+	}
 	for i, info := range p.GuestInfo {
 		if _, err := regexp.Compile(info.Value); err != nil {
 			errs = append(errs, field.Invalid(path.Child("guestInfo").Index(i).Child("value"), info.Value, "must be a regular expression: "+err.Error()))

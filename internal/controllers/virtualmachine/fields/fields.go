@@ -206,7 +206,7 @@ func network() []Field {
 
 func probes() []Field {
 	return []Field{
-		{Path: "spec.readinessProbe.tcpSocket", Effect: Mapped, Note: "the pod's readiness probe"},
+		{Path: "spec.readinessProbe.tcpSocket", Effect: Mapped, Note: "the pod's readiness probe; it goes to the machine's own address, and another host is refused"},
 		{Path: "spec.readinessProbe.guestHeartbeat", Effect: Mapped, Note: "the guest agent answers; thresholdStatus makes no difference"},
 		{Path: "spec.readinessProbe.guestInfo", Effect: Mapped, Note: "asked through the guest agent"},
 		{Path: "spec.readinessProbe.timeoutSeconds", Effect: Honoured},

@@ -191,7 +191,7 @@ func Probe(p *vmopv1.VirtualMachineReadinessProbeSpec) *corev1.Probe {
 	}
 	switch {
 	case TCPSocket(p) != nil:
-		out.TCPSocket = &corev1.TCPSocketAction{Port: TCPSocket(p).Port, Host: TCPSocket(p).Host}
+		out.TCPSocket = &corev1.TCPSocketAction{Port: TCPSocket(p).Port} // of the machine: a host would be for the kubelet to reach
 	case p.GuestHeartbeat != nil:
 		out.Exec = &corev1.ExecAction{Command: []string{machinev1.CommandHeartbeat}}
 	case len(p.GuestInfo) > 0:

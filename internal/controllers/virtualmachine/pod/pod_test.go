@@ -112,6 +112,11 @@ func TestProbes(t *testing.T) {
 			t.Errorf("%q", got)
 		}
 	}
+	socket := vmopv1.VirtualMachineReadinessProbeSpec{}
+	socket.TCPSocket = &vmopv1.TCPSocketAction{Host: "192.0.2.1"} //nolint:staticcheck // see TCPSocket
+	if got := Probe(&socket).TCPSocket.Host; got != "" {
+		t.Errorf("the kubelet would connect to %s", got)
+	}
 	if Probe(&vmopv1.VirtualMachineReadinessProbeSpec{}) != nil || Probe(nil) != nil {
 		t.Error("a probe of nothing")
 	}

@@ -11,6 +11,7 @@ import (
 	"k8s.io/kubernetes/pkg/apis/core"
 
 	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/utils/ptr"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	encryption "atoll.dev/atoll/api/encryption/v1alpha1"
@@ -51,6 +52,25 @@ func storageClass(b *atoll.SupervisorNamespace, class, asked string) error {
 		return nil
 	}
 	return refuse(b, limitStorage, allowed, asked)
+}
+
+// attributes tells whether a volume of a StorageClass may have a VolumeAttributesClass, which replaces the limits of speed
+// that the StorageClass has.
+func attributes(b *atoll.SupervisorNamespace, class string, asked *string, path string) error {
+	if b.Spec.StorageClasses == nil || asked == nil || *asked == "" {
+		return nil
+	}
+	limit := limitStorage
+	var allowed []string
+	for i, c := range b.Spec.StorageClasses {
+		if c.Name == class {
+			limit, allowed = fmt.Sprintf("%s[%d].volumeAttributesClasses", limitStorage, i), c.VolumeAttributesClasses
+		}
+	}
+	if slices.Contains(allowed, *asked) {
+		return nil
+	}
+	return refuse(b, limit, allowed, fmt.Sprintf("%s %q", path, *asked))
 }
 
 // theDefault is the StorageClass that claims get which name none: of several defaults the newest.
@@ -122,6 +142,11 @@ func (p *Plugin) classOf(spec *core.PersistentVolumeClaimSpec) string {
 func (p *Plugin) claim(ctx context.Context, b *atoll.SupervisorNamespace, claim, old *core.PersistentVolumeClaim) error {
 	name, image := claim.Annotations[encryption.ClaimAnnotation], claim.Annotations[imageAnnotation]
 	class := p.classOf(&claim.Spec)
+	if old == nil || ptr.Deref(old.Spec.VolumeAttributesClassName, "") != ptr.Deref(claim.Spec.VolumeAttributesClassName, "") {
+		if err := attributes(b, class, claim.Spec.VolumeAttributesClassName, "spec.volumeAttributesClassName"); err != nil {
+			return err
+		}
+	}
 	if old != nil {
 		if p.classOf(&old.Spec) == class && old.Annotations[encryption.ClaimAnnotation] == name && old.Annotations[imageAnnotation] == image {
 			return nil
@@ -149,6 +174,9 @@ func (p *Plugin) claim(ctx context.Context, b *atoll.SupervisorNamespace, claim,
 // claimSpec holds the template of a claim to the limits. What a claim made of it lacks is filled in then.
 func (p *Plugin) claimSpec(b *atoll.SupervisorNamespace, spec *core.PersistentVolumeClaimSpec, annotations map[string]string, path string) error {
 	class := p.classOf(spec)
+	if err := attributes(b, class, spec.VolumeAttributesClassName, path+" volumeAttributesClassName"); err != nil {
+		return err
+	}
 	if class == "" && spec.StorageClassName == nil {
 		return nil
 	}

@@ -9,7 +9,7 @@
 //	always                             the priority classes of the system, which preempt pods of others; spec.externalIPs of
 //	                                   Services, which take the traffic of others
 //	spec.hosts, spec.zones             a required node affinity that is ANDed into every pod; nodeName and bindings are checked
-//	spec.storageClasses, encryption    claims, generic ephemeral volumes, templates of StatefulSets, virtual machines
+//	spec.storageClasses, encryption    claims with their VolumeAttributesClasses, generic ephemeral volumes, templates of StatefulSets, virtual machines
 //	spec.vmClasses, contentSources     VirtualMachines and VirtualMachineReplicaSets, claims made of images
 //	spec.resources.*Reservation        what others request, wherever they are: requests must fit into what the nodes have,
 //	                                   less what is requested already, less what is reserved for others and not used
@@ -19,7 +19,7 @@
 // What a SupervisorNamespace expands into carries a label. Such objects, the label itself, the tier of
 // administrators on NetworkPolicies, and the labels of the Namespace that decide what its pods may do, are changed by
 // administrators (who may update every SupervisorNamespace), by their controller, and by the parts of the control plane that
-// clean up.
+// clean up. So is the EncryptionClass that spec.encryption.className names.
 //
 // It also adds to the refusals of upstream's plugins for quota, limit ranges and pod security who can change the limit.
 //

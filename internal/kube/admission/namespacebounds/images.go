@@ -9,8 +9,11 @@ import (
 
 // imageAllowed tells whether one of the patterns matches an image. A pattern with a tag or digest is held against the
 // whole reference, another against the repository. Both the name as written and the full one count. An image that is no
-// reference is never allowed.
+// reference is never allowed, nor an ID: it names what a host happens to have, whoever may use that.
 func imageAllowed(patterns []string, image string) bool {
+	if isID(image) {
+		return false
+	}
 	named, err := reference.ParseNormalizedNamed(image)
 	if err != nil {
 		return false
@@ -28,6 +31,17 @@ func imageAllowed(patterns []string, image string) bool {
 				return true
 			}
 		}
+	}
+	return false
+}
+
+// isID tells whether containerd may take an image for an ID, whole or only its beginning, rather than for a reference.
+// Bare hexadecimal numbers get a tag from the kubelet, or are no reference where they have all 64 digits.
+func isID(image string) bool {
+	algorithm, _, _ := strings.Cut(image, ":")
+	switch strings.ToLower(algorithm) {
+	case "sha256", "sha384", "sha512":
+		return true
 	}
 	return false
 }

@@ -125,6 +125,9 @@ func (p *Plugin) Validate(ctx context.Context, a admission.Attributes, _ admissi
 	if err := p.protect(ctx, a); err != nil {
 		return err
 	}
+	if err := p.protectEncryption(ctx, a); err != nil {
+		return err
+	}
 	if !isBounded(a) {
 		return nil
 	}

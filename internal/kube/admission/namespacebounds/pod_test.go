@@ -61,6 +61,10 @@ func ephemeral(class string) func(*core.Pod) {
 	}
 }
 
+func volume(source core.VolumeSource) func(*core.Pod) {
+	return func(p *core.Pod) { p.Spec.Volumes = []core.Volume{{Name: "v", VolumeSource: source}} }
+}
+
 func nodeName(name string) func(*core.Pod) { return func(p *core.Pod) { p.Spec.NodeName = name } }
 
 func mirror(p *core.Pod) { p.Annotations = map[string]string{corev1.MirrorPodAnnotationKey: "x"} }
@@ -95,6 +99,8 @@ func TestPods(t *testing.T) {
 		{"a probe of another address", spec{PodRuntime: atoll.NamespacePodRuntime{PrivilegedAllowed: true}}, admission.Create, "", []func(*core.Pod){probe}},
 		{"host port under runc", spec{PodRuntime: atoll.NamespacePodRuntime{Policy: atoll.RuntimeRunc}}, admission.Create, "", []func(*core.Pod){hostPort}},
 		{"host network under runc", spec{PodRuntime: atoll.NamespacePodRuntime{Policy: atoll.RuntimeRunc}}, admission.Create, "", []func(*core.Pod){class("runc"), hostNetwork}},
+		{"a volume of a server", spec{}, admission.Create, "", []func(*core.Pod){volume(core.VolumeSource{NFS: &core.NFSVolumeSource{Server: "192.0.2.1", Path: "/"}})}},
+		{"a volume of a driver", spec{}, admission.Create, "", []func(*core.Pod){volume(core.VolumeSource{CSI: &core.CSIVolumeSource{Driver: "nfs.example"}})}},
 		{"runc", spec{}, admission.Create, "", []func(*core.Pod){class("runc")}},
 		{"runc by another name", spec{}, admission.Create, "", []func(*core.Pod){class("sneaky")}},
 		{"runc allowed", spec{PodRuntime: atoll.NamespacePodRuntime{Policy: atoll.RuntimeRunc}}, admission.Create, "", []func(*core.Pod){class("sneaky")}},
@@ -120,6 +126,43 @@ func TestPods(t *testing.T) {
 		}
 	}
 	golden.Compare(t, "pods.golden", out.String())
+}
+
+// An ID of an image is on no list, whatever the patterns are; a digest of a repository is as good as the repository.
+func TestImageIDs(t *testing.T) {
+	hex := strings.Repeat("0123456789abcdef", 4)
+	all := []string{"**", "docker.io/**", "docker.io/library/*", "sha256", "sha256:*", "*"}
+	for image, want := range map[string]bool{
+		"sha256:" + hex:                    false,
+		"sha256:" + hex[:8]:                false, // containerd finds an image by the beginning of its ID
+		"sha256":                           false,
+		"sha512:" + hex + hex:              false,
+		hex:                                false,
+		"busybox@sha256:" + hex:            true,
+		"docker.io/library/sha256:" + hex:  true, // no ID: it has to be pulled
+		"registry.atoll.local/shop/sha256": true,
+	} {
+		if got := imageAllowed(all, image); got != want {
+			t.Errorf("%s: %v", image, got)
+		}
+	}
+	project := []string{"registry.atoll.local/shop/**"}
+	for image, want := range map[string]bool{
+		"registry.atoll.local/shop/web":          true,
+		"registry.atoll.local/shop/a/b/c:1":      true,
+		"registry.atoll.local/shop2/web":         false,
+		"registry.atoll.local/bank/shop/web":     false,
+		"registry.atoll.local/shop/../bank/web":  false,
+		"registry.atoll.local:443/shop/web":      false,
+		"registry.atoll.local.evil/shop/web":     false,
+		"evil/registry.atoll.local/shop/web":     false,
+		"sha256:" + hex:                          false,
+		"registry.atoll.local/shop/web@sha256:1": false,
+	} {
+		if got := imageAllowed(project, image); got != want {
+			t.Errorf("%s: %v", image, got)
+		}
+	}
 }
 
 func TestWhatIsNotKnownIsRefused(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"k8s.io/kubernetes/pkg/apis/core"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	encryption "atoll.dev/atoll/api/encryption/v1alpha1"
 	"atoll.dev/atoll/internal/datadir/pki"
 	"atoll.dev/atoll/internal/kube/admission/podruntime"
 )
@@ -76,6 +77,35 @@ func (p *Plugin) protect(ctx context.Context, a admission.Attributes) error {
 		return nil
 	}
 	return admission.NewForbidden(a, p.errMarked(ctx, a, now, old, asked))
+}
+
+// isEncryptionClass tells whether a request is about an EncryptionClass itself.
+func isEncryptionClass(a admission.Attributes) bool {
+	return a.GetResource().GroupResource() == encryption.Classes().GroupResource() && a.GetSubresource() == ""
+}
+
+// protectEncryption keeps the EncryptionClass that a namespace must use in the hands of administrators: who could edit it
+// would choose the key.
+func (p *Plugin) protectEncryption(ctx context.Context, a admission.Attributes) error {
+	if !isEncryptionClass(a) || a.GetNamespace() == "" || isCleaner(a.GetUserInfo()) {
+		return nil
+	}
+	o := accessor(a.GetOldObject())
+	if o == nil {
+		o = accessor(a.GetObject())
+	}
+	if o == nil { // a whole collection: its objects are asked for one by one
+		return nil
+	}
+	b, err := p.boundsOf(ctx, a)
+	if b == nil || err != nil {
+		return err
+	}
+	if b.Spec.Encryption.ClassName == "" || o.GetName() != b.Spec.Encryption.ClassName || p.isAdministrator(ctx, a.GetUserInfo()) {
+		return nil
+	}
+	return admission.NewForbidden(a, fmt.Errorf("namespace %q: limit %s.className: its volumes must be encrypted by EncryptionClass %s, which only administrators make, change and delete; asked: to %s it; "+
+		"ask an administrator; %s", b.Name, limitEncryption, o.GetName(), strings.ToLower(string(a.GetOperation())), owners(b)))
 }
 
 func isNamespace(a admission.Attributes) bool {

@@ -9,6 +9,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -18,6 +19,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	encryption "atoll.dev/atoll/api/encryption/v1alpha1"
 	"atoll.dev/atoll/internal/kube/admission/podruntime"
 	"atoll.dev/atoll/internal/testkit/golden"
 )
@@ -107,6 +109,43 @@ func TestWhatAdministratorsLookAfter(t *testing.T) {
 		fmt.Fprintf(&out, "%s: %s\n", c.name, text(w.send(r)))
 	}
 	golden.Compare(t, "marks.golden", out.String())
+}
+
+// TestEncryptionClass: the class that the limits name is not for who is limited.
+func TestEncryptionClass(t *testing.T) {
+	class := func(name string) runtime.Object {
+		u := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "encryption.vmware.com/v1alpha1", "kind": "EncryptionClass"}}
+		u.SetName(name)
+		u.SetNamespace(shopNS)
+		return u
+	}
+	w := newWorld(t, spec{Encryption: atoll.NamespaceEncryption{Required: true, ClassName: "corp"}})
+	cleaner := &user.DefaultInfo{Name: "system:serviceaccount:kube-system:namespace-controller", Groups: []string{"system:serviceaccounts:kube-system"}}
+	for _, c := range []struct {
+		name     string
+		op       admission.Operation
+		now, old runtime.Object
+		sub, ns  string
+		who      user.Info
+		refused  string
+	}{
+		{"made", admission.Create, class("corp"), nil, "", shopNS, anna(), `limit spec.encryption.className: its volumes must be encrypted by EncryptionClass corp, which only administrators make, change and delete; asked: to create it; ask an administrator; owners: sso:anna@atoll.local`},
+		{"changed", admission.Update, class("corp"), class("corp"), "", shopNS, anna(), "asked: to update it"},
+		{"deleted", admission.Delete, nil, class("corp"), "", shopNS, anna(), "asked: to delete it"},
+		{"made by an administrator", admission.Create, class("corp"), nil, "", shopNS, administrator(), ""},
+		{"changed by an administrator", admission.Update, class("corp"), class("corp"), "", shopNS, administrator(), ""},
+		{"deleted by an administrator", admission.Delete, nil, class("corp"), "", shopNS, administrator(), ""},
+		{"deleted with its namespace", admission.Delete, nil, class("corp"), "", shopNS, cleaner, ""},
+		{"status", admission.Update, class("corp"), class("corp"), "status", shopNS, anna(), ""},
+		{"another class", admission.Update, class("mine"), class("mine"), "", shopNS, anna(), ""},
+		{"a whole collection", admission.Delete, nil, nil, "", shopNS, anna(), ""},
+		{"where nothing is bounded", admission.Update, class("corp"), class("corp"), "", plainNS, anna(), ""},
+	} {
+		r := ask{obj: c.now, old: c.old, gvk: encryption.GroupVersion().WithKind("EncryptionClass"), gvr: encryption.Classes(), ns: c.ns, op: c.op, subresource: c.sub, who: c.who}
+		if err := w.send(r); c.refused == "" && err != nil || c.refused != "" && !strings.Contains(text(err), c.refused) {
+			t.Errorf("%s: %s", c.name, text(err))
+		}
+	}
 }
 
 // quotaPlugin is an upstream plugin that refuses everything.

@@ -30,6 +30,11 @@ func claimOf(class string, annotations ...string) *core.PersistentVolumeClaim {
 	return c
 }
 
+func withAttributes(c *core.PersistentVolumeClaim, class string) *core.PersistentVolumeClaim {
+	c.Spec.VolumeAttributesClassName = &class
+	return c
+}
+
 func claimAsk(op admission.Operation, c, old *core.PersistentVolumeClaim) ask {
 	r := ask{obj: c, gvk: core.Kind("PersistentVolumeClaim").WithVersion("v1"), gvr: core.Resource("persistentvolumeclaims").WithVersion("v1"), ns: shopNS, name: c.Name, op: op}
 	if old != nil {
@@ -61,7 +66,7 @@ func images3() []runtime.Object {
 }
 
 func TestClaims(t *testing.T) {
-	only := spec{StorageClasses: []atoll.NamespaceStorageClass{{Name: "gold"}, {Name: "silver"}}}
+	only := spec{StorageClasses: []atoll.NamespaceStorageClass{{Name: "gold"}, {Name: "silver", VolumeAttributesClasses: []string{"slow"}}}}
 	required := spec{Encryption: atoll.NamespaceEncryption{Required: true}}
 	named := spec{Encryption: atoll.NamespaceEncryption{Required: true, ClassName: "corp"}}
 	sources := spec{ContentSources: []atoll.NamespaceContentSource{{Name: "blessed"}}}
@@ -76,6 +81,14 @@ func TestClaims(t *testing.T) {
 		{"not allowed", only, claimOf("standard"), nil},
 		{"the default is not allowed", only, claimOf("-"), nil},
 		{"volumes without a class", only, claimOf(""), nil},
+		{"attributes of a class that offers none", only, withAttributes(claimOf("gold"), "fast"), nil},
+		{"a claim gets attributes", only, withAttributes(claimOf("gold"), "fast"), withAttributes(claimOf("gold"), "slow")},
+		{"a claim without attributes gets some", only, withAttributes(claimOf("gold"), "fast"), claimOf("gold")},
+		{"a claim keeps its attributes", only, withAttributes(claimOf("gold"), "fast"), withAttributes(claimOf("gold"), "fast")},
+		{"a claim goes without attributes", only, claimOf("gold"), withAttributes(claimOf("gold"), "fast")},
+		{"attributes that are offered", only, withAttributes(claimOf("silver"), "slow"), claimOf("silver")},
+		{"attributes that are not offered", only, withAttributes(claimOf("silver"), "fast"), claimOf("silver")},
+		{"attributes where no class is bounded", required, withAttributes(claimOf("gold"), "fast"), nil},
 		{"none allowed", spec{StorageClasses: []atoll.NamespaceStorageClass{}}, claimOf("gold"), nil},
 		{"an old claim grows", only, claimOf("standard"), claimOf("standard")},
 		{"an old claim gets a class", only, claimOf("standard"), claimOf("bronze")},
@@ -106,6 +119,8 @@ func TestClaims(t *testing.T) {
 	}}
 	r := ask{obj: set, gvk: apps.Kind("StatefulSet").WithVersion("v1"), gvr: apps.Resource("statefulsets").WithVersion("v1"), ns: shopNS, name: "db", op: admission.Create}
 	fmt.Fprintf(&out, "a stateful set: %s\n", text(newWorld(t, only).send(r)))
+	set.Spec.VolumeClaimTemplates = []core.PersistentVolumeClaim{*withAttributes(claimOf("gold"), "fast")}
+	fmt.Fprintf(&out, "a stateful set with attributes: %s\n", text(newWorld(t, only).send(r)))
 	golden.Compare(t, "claims.golden", out.String())
 }
 

@@ -2,8 +2,10 @@
 // whether a pod runs in a micro-VM or on the host.
 //
 // Every pod runs in a micro-VM (RuntimeClass atoll) unless it needs the host:
-// its network, process or IPC namespace, its files or its devices. Such pods run
-// under RuntimeClass runc, and only in namespaces that carry the label
+// its network, process or IPC namespace, its files or its devices. Its files are
+// all volumes that the kubelet mounts there before a micro-VM gets to see them:
+// every kind but emptyDir, configMap, secret, projected, downwardAPI, image and
+// claims. Such pods run under RuntimeClass runc, and only in namespaces that carry the label
 // atoll.dev/host-access=allowed. A privileged container does not need the host:
 // in a micro-VM it has the pod's own kernel and devices, and who may make one is
 // for Pod Security to say. Under any other class it counts as need of the host.

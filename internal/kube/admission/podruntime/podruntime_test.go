@@ -2,6 +2,7 @@ package podruntime
 
 import (
 	"context"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -66,6 +67,10 @@ func hostIPC(p *core.Pod)     { p.Spec.SecurityContext.HostIPC = true }
 
 func hostPath(p *core.Pod) {
 	p.Spec.Volumes = append(p.Spec.Volumes, core.Volume{Name: "h", VolumeSource: core.VolumeSource{HostPath: &core.HostPathVolumeSource{Path: "/"}}})
+}
+
+func nfs(p *core.Pod) {
+	p.Spec.Volumes = append(p.Spec.Volumes, core.Volume{Name: "n", VolumeSource: core.VolumeSource{NFS: &core.NFSVolumeSource{Server: "192.0.2.1", Path: "/"}}})
 }
 
 func privilegedMain(p *core.Pod) {
@@ -140,6 +145,9 @@ func TestCreate(t *testing.T) {
 		{"host ipc", plainNS, []change{hostIPC}, "", "spec.hostIPC"},
 		{"host path", plainNS, []change{hostPath}, "", "spec.volumes[0].hostPath"},
 		{"host path, allowed", hostNS, []change{hostPath}, ClassHost, ""},
+		{"nfs", plainNS, []change{nfs}, "", `spec.volumes[0].nfs needs the host, but pods of namespace "plain" run in micro-VMs; remove it`},
+		{"nfs, allowed", hostNS, []change{nfs}, ClassHost, ""},
+		{"explicit micro-VM, nfs", plainNS, []change{class(ClassMicroVM), nfs}, "", "spec.volumes[0].nfs needs the host"},
 		{"privileged", plainNS, []change{privilegedMain}, ClassMicroVM, ""},
 		{"privileged where the host is allowed", hostNS, []change{privilegedMain}, ClassMicroVM, ""},
 		{"privileged init", plainNS, []change{privilegedInit}, ClassMicroVM, ""},
@@ -190,6 +198,28 @@ func TestCreate(t *testing.T) {
 				t.Fatalf("class %q, want %q", got, c.class)
 			}
 		})
+	}
+}
+
+// Every kind of volume that is not known to be harmless needs the host, also kinds to come.
+func TestVolumesNeedTheHost(t *testing.T) {
+	inside := map[string]bool{
+		"EmptyDir": true, "ConfigMap": true, "Secret": true, "Projected": true, "DownwardAPI": true,
+		"PersistentVolumeClaim": true, "Ephemeral": true, "Image": true,
+	}
+	kinds := reflect.TypeFor[core.VolumeSource]()
+	for i := range kinds.NumField() {
+		field := kinds.Field(i)
+		var source core.VolumeSource
+		reflect.ValueOf(&source).Elem().Field(i).Set(reflect.New(field.Type.Elem()))
+		pod := newPod(plainNS, []change{func(p *core.Pod) { p.Spec.Volumes = []core.Volume{{Name: "v", VolumeSource: source}} }})
+		needs := HostNeeds(pod)
+		if inside[field.Name] != (len(needs) == 0) {
+			t.Errorf("%s: %v", field.Name, needs)
+		}
+		if len(needs) > 0 && !strings.EqualFold(needs[0], "spec.volumes[0]."+field.Name) {
+			t.Errorf("%s is called %s", field.Name, needs[0])
+		}
 	}
 }
 

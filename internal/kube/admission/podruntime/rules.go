@@ -68,12 +68,59 @@ func HostNeeds(pod *core.Pod) []string {
 			}
 		}
 	}
-	for i, v := range pod.Spec.Volumes {
-		if v.HostPath != nil {
-			needs = append(needs, spec.Child("volumes").Index(i).Child("hostPath").String())
+	for i := range pod.Spec.Volumes {
+		if at := spec.Child("volumes").Index(i); !inMachine(&pod.Spec.Volumes[i].VolumeSource) {
+			if kind := mounted(&pod.Spec.Volumes[i].VolumeSource); kind != "" {
+				at = at.Child(kind)
+			}
+			needs = append(needs, at.String())
 		}
 	}
 	return needs
+}
+
+// inMachine tells whether a volume is of a kind that gets into a micro-VM without the kubelet mounting, on the host, what
+// the pod names. An image is for the shim to refuse; the kubelet pulls it like any other.
+func inMachine(v *core.VolumeSource) bool {
+	return v.EmptyDir != nil || v.ConfigMap != nil || v.Secret != nil || v.Projected != nil || v.DownwardAPI != nil ||
+		v.PersistentVolumeClaim != nil || v.Ephemeral != nil || v.Image != nil
+}
+
+// mounted names the kind of a volume that the kubelet, or a driver on its behalf, mounts on the host: its own or that of
+// a server that the pod names. "" is a kind that is not known here.
+func mounted(v *core.VolumeSource) string {
+	for _, k := range []struct {
+		name string
+		is   bool
+	}{
+		{"hostPath", v.HostPath != nil},
+		{"nfs", v.NFS != nil},
+		{"iscsi", v.ISCSI != nil},
+		{"fc", v.FC != nil},
+		{"csi", v.CSI != nil},
+		{"cephfs", v.CephFS != nil},
+		{"rbd", v.RBD != nil},
+		{"glusterfs", v.Glusterfs != nil},
+		{"gitRepo", v.GitRepo != nil},
+		{"flexVolume", v.FlexVolume != nil},
+		{"flocker", v.Flocker != nil},
+		{"cinder", v.Cinder != nil},
+		{"quobyte", v.Quobyte != nil},
+		{"scaleIO", v.ScaleIO != nil},
+		{"storageos", v.StorageOS != nil},
+		{"portworxVolume", v.PortworxVolume != nil},
+		{"photonPersistentDisk", v.PhotonPersistentDisk != nil},
+		{"vsphereVolume", v.VsphereVolume != nil},
+		{"azureFile", v.AzureFile != nil},
+		{"azureDisk", v.AzureDisk != nil},
+		{"gcePersistentDisk", v.GCEPersistentDisk != nil},
+		{"awsElasticBlockStore", v.AWSElasticBlockStore != nil},
+	} {
+		if k.is {
+			return k.name
+		}
+	}
+	return ""
 }
 
 // privileged lists the fields that make containers privileged: with all rights
