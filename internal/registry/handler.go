@@ -178,14 +178,10 @@ func safeHost(host string) string {
 
 // own sees to it that a project belongs to the namespace that has its name now.
 func (r *Registry) own(w http.ResponseWriter, project string) bool {
-	owner := atoll.RegistryLibrary
-	if project != atoll.RegistryLibrary {
-		uid, ok := r.cfg.Directory.Namespace(project)
-		if !ok {
-			writeError(w, http.StatusNotFound, codeNameUnknown, "there is no namespace "+project+", or it is being deleted")
-			return false
-		}
-		owner = uid
+	owner, err := r.owner(project)
+	if err != nil {
+		writeError(w, http.StatusNotFound, codeNameUnknown, "there is no namespace "+project+", or it is being deleted")
+		return false
 	}
 	if err := r.store.Own(project, owner); err != nil {
 		r.cfg.Logger.Error("registry project cannot be used", "project", project, "error", err)
@@ -263,11 +259,8 @@ func (r *Registry) mayMount(req *http.Request, c *call, source string) bool {
 	if err != nil || !allowed {
 		return false
 	}
-	owner, ok := r.cfg.Directory.Namespace(project)
-	if project == atoll.RegistryLibrary {
-		owner, ok = atoll.RegistryLibrary, true
-	}
-	return ok && r.store.Own(project, owner) == nil
+	owner, err := r.owner(project)
+	return err == nil && r.store.Own(project, owner) == nil
 }
 
 // listable are the projects whose repositories an identity may list.
