@@ -5,7 +5,10 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net/http"
+	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -98,5 +101,48 @@ func TestDisks(t *testing.T) {
 	h.change(func() { h.configuration.External = &atoll.ExternalRegistry{URL: "https://harbor.example.com"} })
 	if _, err := h.reg.Disks(t.Context(), "shop"); !errors.Is(err, ErrExternal) {
 		t.Error(err)
+	}
+}
+
+// TestCancelUpload: who has lost an upload can end it, not knowing how much has come, and its bytes count no more.
+func TestCancelUpload(t *testing.T) {
+	h := start(t)
+	_, token := h.token("olga", "olga-password", "repository:shop/web:pull,push")
+	_, viewer := h.token("victor", "victor-password", "repository:shop/web:pull,push")
+	status, header, _ := h.do(http.MethodPost, "/v2/shop/web/blobs/uploads/", token, nil, nil)
+	if status != http.StatusAccepted {
+		t.Fatal(status)
+	}
+	begun, err := url.Parse(header.Get("Location"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := begun.RequestURI()
+	if status, _, text := h.do(http.MethodPatch, at, token, strings.NewReader("0123456789"), nil); status != http.StatusAccepted {
+		t.Fatal(status, text)
+	}
+	used := func() int64 {
+		t.Helper()
+		n, err := h.reg.Usage(t.Context(), "shop")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if used() != 10 {
+		t.Fatalf("%d bytes", used())
+	}
+	if status, _, _ := h.do(http.MethodDelete, at, viewer, nil, nil); status/100 != 4 || used() != 10 {
+		t.Errorf("who may only pull: %d, %d bytes", status, used())
+	}
+	for _, other := range []string{"..", "00000000-0000-0000-0000-000000000000"} {
+		if status, _, _ := h.do(http.MethodDelete, "/v2/shop/web/blobs/uploads/"+other, token, nil, nil); status != http.StatusNotFound && status/100 != 3 {
+			t.Errorf("%s: %d", other, status)
+		}
+	}
+	for _, want := range []int{http.StatusNoContent, http.StatusNotFound} {
+		if status, _, text := h.do(http.MethodDelete, at, token, nil, nil); status != want || used() != 0 {
+			t.Errorf("%d %s, %d bytes", status, text, used())
+		}
 	}
 }

@@ -21,6 +21,8 @@ const (
 	codeUnknownTag   = "MANIFEST_UNKNOWN"
 	codeDigest       = "DIGEST_INVALID"
 	codeUnavailable  = "UNAVAILABLE"
+	// codeUnknownUpload is for uploads that have ended.
+	codeUnknownUpload = "BLOB_UPLOAD_UNKNOWN"
 )
 
 // writeError answers with one error in the form of the specification. details is what Docker's token service calls it.

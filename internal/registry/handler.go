@@ -216,6 +216,10 @@ func (r *Registry) dispatch(w *explainer, req *http.Request, c *call) {
 func (r *Registry) serveUpload(w *explainer, req *http.Request, c *call) {
 	// The body is bytes, whatever a client calls it: as a form it could name a source that was not looked at.
 	req.Header.Set("Content-Type", "application/octet-stream")
+	if req.Method == http.MethodDelete && c.route == v2.RouteNameBlobUploadChunk {
+		r.cancelUpload(w, c)
+		return
+	}
 	if req.Method == http.MethodPost {
 		r.checkMount(req, c)
 	}
@@ -229,6 +233,20 @@ func (r *Registry) serveUpload(w *explainer, req *http.Request, c *call) {
 	r.app.ServeHTTP(w, req)
 	if w.replaced {
 		linger(w, req)
+	}
+}
+
+// cancelUpload removes what has come of an upload. Distribution would want to be told how much that is, which a client
+// whose upload broke does not know, and it would not know uploads from before the server was restarted.
+func (r *Registry) cancelUpload(w http.ResponseWriter, c *call) {
+	there, err := r.store.CancelUpload(c.name, c.vars["uuid"])
+	switch {
+	case err != nil:
+		r.broken(w, c.project, err)
+	case !there:
+		writeError(w, http.StatusNotFound, codeUnknownUpload, "there is no such upload to "+c.name)
+	default:
+		w.WriteHeader(http.StatusNoContent)
 	}
 }
 

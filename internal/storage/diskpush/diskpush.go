@@ -32,12 +32,12 @@ import (
 	"atoll.dev/atoll/internal/storage/library"
 )
 
-// ErrRefused: the registry does not take the disk, and will not.
+// ErrRefused says that the registry does not take the disk, and will not.
 var ErrRefused = errors.New("the registry refuses the disk")
 
 // Disk is what is sent.
 type Disk struct {
-	// File is a disk image, all of it, and Name what it is called in the layer.
+	// File is a disk image, all of it, and Name what it is called in the layer. Beside it a file .uploads is kept.
 	File *os.File
 	Name string
 	// Annotations are those of the manifest; empty ones are left out.
@@ -73,8 +73,12 @@ func Push(ctx context.Context, to Target, d Disk, progress func(done, total int6
 		return "", fmt.Errorf("pushing %s: %w", tag, err)
 	}
 	defer rt.CloseIdleConnections()
+	up := &uploads{next: onlyTLS{rt}, file: d.File.Name() + ".uploads"}
+	if err := up.end(ctx, tag.Repository, login{to.Registry}); err != nil {
+		return "", explain(tag, err)
+	}
 	options := []remote.Option{
-		remote.WithContext(ctx), remote.WithTransport(onlyTLS{rt}), remote.WithUserAgent("atoll"), remote.WithAuth(login{to.Registry}), remote.WithJobs(1),
+		remote.WithContext(ctx), remote.WithTransport(up), remote.WithUserAgent("atoll"), remote.WithAuth(login{to.Registry}), remote.WithJobs(1),
 	}
 	there, err := remote.Head(tag, options...)
 	switch {
@@ -88,6 +92,7 @@ func Push(ctx context.Context, to Target, d Disk, progress func(done, total int6
 	if err := remote.Write(tag, image, options...); err != nil {
 		return "", explain(tag, err)
 	}
+	up.done()
 	return digest.String(), nil
 }
 

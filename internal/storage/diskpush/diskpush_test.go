@@ -158,6 +158,36 @@ func TestPush(t *testing.T) {
 	}
 }
 
+// TestLeftUpload: what a push that was killed has sent is ended by the next one, once.
+func TestLeftUpload(t *testing.T) {
+	w := newWorld(t)
+	d := w.disk([]byte("a disk"))
+	var ended []string
+	kill := true
+	w.refuse = func(r *http.Request) (int, string) {
+		switch {
+		case r.Method == http.MethodPatch && kill:
+			return http.StatusNotImplemented, "killed"
+		case r.Method == http.MethodDelete:
+			ended = append(ended, r.URL.Path)
+			return http.StatusNoContent, ""
+		}
+		return 0, ""
+	}
+	if _, err := w.push(d); err == nil {
+		t.Fatal("it was pushed")
+	}
+	kill = false
+	for range 2 {
+		if _, err := w.push(d); err != nil || len(ended) == 0 || !strings.HasPrefix(ended[0], "/v2/shop/web/blobs/uploads/") {
+			t.Fatalf("%v, ended %v", err, ended)
+		}
+	}
+	if _, err := os.Stat(d.File.Name() + ".uploads"); !errors.Is(err, os.ErrNotExist) || len(ended) > 2 {
+		t.Errorf("%v, ended %v", err, ended)
+	}
+}
+
 // TestInterrupted: without the manifest there is no tag, and another push sends only what is missing.
 func TestInterrupted(t *testing.T) {
 	w := newWorld(t)
