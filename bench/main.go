@@ -56,7 +56,7 @@ func main() {
 	defer stop()
 	tree, err := datadir.New(o.DataDir)
 	if err == nil {
-		o.RunDir = tree.Run()
+		o.RunDir, o.CgroupRoot = tree.Run(), tree.CgroupRoot()
 		err = run(ctx, o)
 	}
 	if err != nil {

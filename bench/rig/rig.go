@@ -36,16 +36,16 @@ type Value struct {
 
 // Options are what the flags of the bench say.
 type Options struct {
-	DataDir, RunDir string // of the running supervisor
-	Output          string // directory for the results
-	N               int    // repetitions of each start
-	Idle            int    // pods at once for idle memory
-	Cycles          int    // pods made and deleted for a leak
-	Volumes         int    // volumes made and deleted for a leak
-	Atoll           string // the binary
-	Images          string // directory with images of virtual machines
-	Only            string // names of parts, by commas; all if empty
-	PortalPort      int    // where people log in
+	DataDir, RunDir, CgroupRoot string // of the running supervisor
+	Output                      string // directory for the results
+	N                           int    // repetitions of each start
+	Idle                        int    // pods at once for idle memory
+	Cycles                      int    // pods made and deleted for a leak
+	Volumes                     int    // volumes made and deleted for a leak
+	Atoll                       string // the binary
+	Images                      string // directory with images of virtual machines
+	Only                        string // names of parts, by commas; all if empty
+	PortalPort                  int    // where people log in
 }
 
 // Part is one part of the bench; it may yield several rows, and with an error those that it has so far.

@@ -23,20 +23,22 @@ const (
 	memory = "memory MiB"
 )
 
-// hostState counts what a leaking pod would leave behind.
+// hostState counts what a leaking pod would leave behind. What runs in other PID namespaces and belongs to other data
+// directories is not counted.
 func hostState(h *Host) map[string]int {
 	count := func(script string) int {
 		out, _ := exec.Command("sh", "-c", script).Output()
 		n, _ := strconv.Atoi(strings.TrimSpace(string(out)))
 		return n
 	}
+
 	return map[string]int{
-		"processes": count("ps -e --no-headers | grep -c -E 'qemu|atoll|runc' || true"),
+		"processes": count("ps -e --no-headers -o pidns,comm | grep $(readlink /proc/self/ns/pid | tr -dc 0-9) | grep -c -E 'qemu|atoll|runc' || true"),
 		"links":     count("ip -o link | wc -l"),
 		"loops":     count("cat /sys/block/loop*/loop/backing_file 2>/dev/null | grep -c -e " + h.Options.DataDir + " -e " + h.Options.RunDir + " || true"),
-		"mounts":    count("wc -l < /proc/self/mounts"),
-		"netns":     count("find /run/netns /var/run/netns " + h.Options.RunDir + " -path '*netns/*' 2>/dev/null | sort -u | wc -l"),
-		"cgroups":   count("find /sys/fs/cgroup -type d -path '*kubepods*' | wc -l"),
+		"mounts":    count("grep -c -e " + h.Options.DataDir + " -e " + h.Options.RunDir + " /proc/self/mounts || true"),
+		"netns":     count("find " + h.Options.RunDir + " -path '*netns/*' 2>/dev/null | sort -u | wc -l"),
+		"cgroups":   count("find /sys/fs/cgroup/*" + h.Options.CgroupRoot + "/kubepods /sys/fs/cgroup" + h.Options.CgroupRoot + "/kubepods -type d 2>/dev/null | wc -l"),
 		"files":     count("find " + h.Options.DataDir + " " + h.Options.RunDir + " -type f -not -path '*/logs/*' -not -path '*/etcd/*' 2>/dev/null | wc -l"),
 		"nft rules": count("nft list ruleset 2>/dev/null | grep -c ' counter\\| dnat\\| masquerade' || true"),
 		memory:      int(StatusField("/proc/meminfo", "MemAvailable:") / 1024),

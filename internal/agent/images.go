@@ -120,11 +120,11 @@ func (i *imageStore) login(item *api.ContentLibraryItem, source *library.Source)
 	if source.OCI == nil || i.registry == nil {
 		return nil
 	}
-	path, ok := strings.CutPrefix(strings.TrimPrefix(strings.TrimPrefix(source.OCI.Reference, "oci://"), "docker://"), atoll.RegistryHost+"/")
-	if !ok {
-		return nil
+	ref, err := source.OCI.Parse()
+	if err != nil || ref.Context().RegistryStr() != atoll.RegistryHost {
+		return nil // what is wrong with it is said when it is fetched
 	}
-	project, _, _ := strings.Cut(path, "/")
+	project, _, _ := strings.Cut(ref.Context().RepositoryStr(), "/")
 	if item.Namespace != "" && project != item.Namespace && project != atoll.RegistryLibrary {
 		return fmt.Errorf("images of namespace %s can come from the registry's projects %s and %s, not from %s", item.Namespace, item.Namespace, atoll.RegistryLibrary, project)
 	}

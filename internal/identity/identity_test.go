@@ -174,6 +174,22 @@ func TestLoginAndSessions(t *testing.T) {
 }
 
 // TestSessionsEnd: whatever ends a session does so without a word to the store.
+// TestSameNameAgain: who gets a name that somebody had does not get the password, which may be there for a while.
+func TestSameNameAgain(t *testing.T) {
+	w := newWorld(t)
+	first := anna(t, w)
+	if err := w.client.Delete(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.client.Create(t.Context(), &api.User{ObjectMeta: metav1.ObjectMeta{Name: "anna", UID: "2"}}); err != nil {
+		t.Fatal(err)
+	}
+	ctx := WithSource(t.Context(), netip.MustParseAddr("192.0.2.7"))
+	if _, err := w.Login(ctx, "anna", secret, false); !errors.Is(err, ErrRefused) {
+		t.Errorf("the password of another anna: %v", err)
+	}
+}
+
 func TestSessionsEnd(t *testing.T) {
 	for name, change := range map[string]func(*api.User){
 		"revoked":     func(u *api.User) { u.Spec.SessionGeneration++ },

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -150,6 +151,8 @@ func (s *Service) account(ctx context.Context, name string) (account, error) {
 	secret := &corev1.Secret{}
 	err = s.client.Get(ctx, client.ObjectKey{Namespace: api.IdentityNamespace, Name: api.PasswordSecretPrefix + name}, secret)
 	switch {
+	case err == nil && a.user != nil && !ownedBy(secret, a.user):
+		// The password of a user who had the name before and is about to be collected.
 	case err == nil:
 		a.hash = string(secret.Data[api.PasswordHashKey])
 		a.changed, _ = time.Parse(time.RFC3339, string(secret.Data[api.PasswordChangedKey]))
@@ -157,6 +160,10 @@ func (s *Service) account(ctx context.Context, name string) (account, error) {
 		return a, fmt.Errorf("looking up the password: %w", err)
 	}
 	return a, nil
+}
+
+func ownedBy(o, owner metav1.Object) bool {
+	return slices.ContainsFunc(o.GetOwnerReferences(), func(r metav1.OwnerReference) bool { return r.UID == owner.GetUID() })
 }
 
 func (s *Service) lockedUntil(a account, name string) time.Time {

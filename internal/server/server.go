@@ -234,6 +234,8 @@ func (s *Server) applyObjects(ctx context.Context, client *rest.Config) error {
 		DNSEndpoint:   s.cfg.Network.DNSEndpoint,
 		DNSPort:       s.cfg.Network.DNSPort,
 		NodeName:      s.cfg.NodeName,
+		NodeIP:        s.cfg.NodeIP,
+		Portal:        s.cfg.Ports.Portal,
 		DatastorePath: s.cfg.DatastorePath,
 		Version:       s.cfg.Version,
 		WebhookPort:   s.cfg.Ports.Webhook,

@@ -163,6 +163,20 @@ spec:
 		address := n.field("vmservice/web", ".status.loadBalancer.ingress[0].ip")
 		return get(t, fmt.Sprintf("http://%s/", net.JoinHostPort(address, fmt.Sprint(port))), "hello from web-")
 	})
+	// A port of the host is not to be had at the host's address, in whatever way it is asked for.
+	if out, err := n.try("patch", "service", "web", "--type=json", "-p", `[{"op": "replace", "path": "/spec/ports/0/port", "value": 6443}]`); err == nil || !strings.Contains(out, "belong to the host") {
+		t.Errorf("port 6443 of the host: %v, %s", err, out)
+	}
+	n.kubectl("annotate", "vmservice", "web", "atoll.dev/ingress=203.0.113.1")
+	n.kubectl("patch", "vmservice", "web", "--type=json", "-p", `[{"op": "replace", "path": "/spec/ports/0/port", "value": 6443}]`)
+	eventually(t, "the service to have an address of its own", func() error {
+		switch address := n.field("vmservice/web", ".status.loadBalancer.ingress[0].ip"); address {
+		case "", suite.address:
+			return fmt.Errorf("it has %q", address)
+		default:
+			return get(t, fmt.Sprintf("http://%s/", net.JoinHostPort(address, "6443")), "hello from web-")
+		}
+	})
 	n.kubectl("scale", "vmrs/web", "--replicas=2")
 	eventually(t, "two endpoints", func() error {
 		got := n.kubectl("get", "endpointslice", "-l", "kubernetes.io/service-name=web", "-o", "jsonpath={.items[*].endpoints[*].conditions.ready}")

@@ -24,7 +24,7 @@ func bridge(t *testing.T, name, address string, options ...string) error {
 	return nil
 }
 
-// TestMachineNetworks: a second interface is on a bridge of the host, in a VLAN where the kernel can do that; what cannot
+// TestMachineNetworks: the first interface has the pod's address, by DHCP as well; a second interface is on a bridge of the host, in a VLAN where the kernel can do that; what cannot
 // be is said in a condition. The default Network of the namespace is the one that VMware's clients look for.
 func TestMachineNetworks(t *testing.T) {
 	t.Parallel()
@@ -66,6 +66,8 @@ spec:
 	}
 	n.apply(machine("box", "lan", ", addresses: [198.18.7.10/24]") + machine("lost", "gone", "") + machine("other", "unknown", ""))
 	n.agent("box")
+	// Who asks by DHCP gets the address of the pod, from the host beside it.
+	contains(t, n.exec("box", "sh", "-c", "udhcpc -i eth0 -n -q -s /etc/udhcpc.sh 2>&1"), "lease of "+n.field("pod/box", ".status.podIP")+" obtained")
 	eventually(t, "the guest to answer on the bridge", func() error { return get(t, "http://198.18.7.10/", "hello from box") })
 	contains(t, n.exec("box", "ip", "addr", "show", "eth1"), "198.18.7.10/24")
 	contains(t, n.field("vm/box", `.status.network.interfaces[?(@.name=="eth1")].ip.addresses[*].address`), "198.18.7.10/24")

@@ -63,7 +63,7 @@ func (c *command) trust(ctx context.Context, server string, o trustOptions) (tru
 		return trust{}, err
 	}
 	host, _, _ := net.SplitHostPort(server)
-	if _, err := chain[0].Verify(x509.VerifyOptions{DNSName: host, Intermediates: pool(chain[1:])}); err == nil {
+	if _, err := chain[0].Verify(x509.VerifyOptions{DNSName: host, Intermediates: pool(chain[1:])}); err == nil && o.fingerprint == "" {
 		return trust{}, nil // this machine trusts it already
 	}
 	return c.confirm(server, host, chain, o.fingerprint)

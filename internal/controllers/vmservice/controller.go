@@ -27,7 +27,8 @@ import (
 const ProblemAnnotation = "atoll.dev/problem"
 
 const (
-	// ingressAnnotation marks a Service whose ingress address this controller has chosen.
+	// ingressAnnotation of a Service remembers the ingress address that this controller has chosen. Whoever may change
+	// the Service can change it, so that nothing but what becomes of that address may depend on it.
 	ingressAnnotation = "atoll.dev/ingress"
 	// Annotations of VM Operator that say how the Service is to be.
 	trafficPolicyAnnotation = "virtualmachineservice." + vmopv1.GroupName + "/service.externalTrafficPolicy"
@@ -124,6 +125,9 @@ func (r *Reconciler) serve(ctx context.Context, s *vmopv1.VirtualMachineService)
 	default:
 		return refusal("spec.type %q is not supported; use ClusterIP or LoadBalancer", s.Spec.Type)
 	}
+	if err := r.release(ctx, s); err != nil {
+		return err
+	}
 	made, err := r.service(ctx, s)
 	if err != nil {
 		return err
@@ -186,7 +190,7 @@ func shape(want *corev1.Service, s *vmopv1.VirtualMachineService) {
 	}
 	maps.Copy(want.Labels, s.Labels)
 	for k, v := range s.Annotations {
-		if k != lastApplied && k != ProblemAnnotation {
+		if k != lastApplied && k != ProblemAnnotation && k != ingressAnnotation {
 			metav1.SetMetaDataAnnotation(&want.ObjectMeta, k, v)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 )
 
 func reconciler(t *testing.T, objects ...client.Object) *Reconciler {
@@ -224,6 +225,39 @@ func TestReservedPorts(t *testing.T) {
 		s, err := r.run(t)
 		if err != nil || len(s.Status.LoadBalancer.Ingress) != 1 || s.Status.LoadBalancer.Ingress[0].IP != want || s.Annotations[ProblemAnnotation] != "" {
 			t.Errorf("port %d: %+v, %q, %v", port, s.Status, s.Annotations[ProblemAnnotation], err)
+		}
+	}
+}
+
+// TestNodeAddressIsGivenUp: a Service that has the address of a node loses it before it gets ports that the host has
+// there, or others, whatever its annotations say of that address.
+func TestNodeAddressIsGivenUp(t *testing.T) {
+	for _, port := range []int32{6443, 443, 5432} {
+		for _, says := range []string{"", "203.0.113.1", "192.0.2.1"} {
+			other := service("LoadBalancer", 5432)
+			other.Name, other.UID = "other", "other-uid"
+			r := reconciler(t, service("LoadBalancer", 8443), other, node("host-1", "192.0.2.1"))
+			if _, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(other)}); err != nil {
+				t.Fatal(err)
+			}
+			s, err := r.run(t)
+			if err != nil || s.Status.LoadBalancer.Ingress[0].IP != "192.0.2.1" {
+				t.Fatalf("%+v, %v", s.Status, err)
+			}
+			metav1.SetMetaDataAnnotation(&s.ObjectMeta, ingressAnnotation, says)
+			s.Spec.Ports[0].Port = port
+			if err := r.Update(t.Context(), s); err != nil {
+				t.Fatal(err)
+			}
+			r.Client = interceptor.NewClient(r.Client.(client.WithWatch), interceptor.Funcs{Update: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.UpdateOption) error {
+				if made, ok := o.(*corev1.Service); ok && len(made.Status.LoadBalancer.Ingress) > 0 {
+					t.Errorf("port %d: %s gets ports %+v", port, made.Status.LoadBalancer.Ingress[0].IP, made.Spec.Ports)
+				}
+				return c.Update(ctx, o, opts...)
+			}})
+			if s, err = r.run(t); err != nil || len(s.Status.LoadBalancer.Ingress) != 1 || s.Status.LoadBalancer.Ingress[0].IP != "10.97.0.1" {
+				t.Errorf("port %d, %q: %+v, %v", port, says, s.Status, err)
+			}
 		}
 	}
 }

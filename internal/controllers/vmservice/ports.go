@@ -67,15 +67,60 @@ func (r *Reconciler) reserved(port int32) string {
 // errTaken marks a port of an address that the Service cannot have.
 var errTaken = errors.New("taken")
 
+// current is the address that a Service has. It is foreign when something else must have given it.
+func (r *Reconciler) current(ctx context.Context, made *corev1.Service) (address string, foreign bool, err error) {
+	if len(made.Status.LoadBalancer.Ingress) == 0 {
+		return made.Annotations[ingressAnnotation], false, nil
+	}
+	address = made.Status.LoadBalancer.Ingress[0].IP
+	if a, err := netip.ParseAddr(address); err == nil && r.Range.Contains(a) || address == made.Annotations[ingressAnnotation] {
+		return address, false, nil
+	}
+	onNode, err := r.onNode(ctx, address)
+	return address, !onNode, err
+}
+
+// onNode tells whether an address is that of a node.
+func (r *Reconciler) onNode(ctx context.Context, address string) (bool, error) {
+	have, err := r.address(ctx, address)
+	return have == address, err
+}
+
+// release takes a node's address from the Service before it gets ports that it cannot have there: whatever has a port of
+// that address in the meantime would lose it.
+func (r *Reconciler) release(ctx context.Context, s *vmopv1.VirtualMachineService) error {
+	made := &corev1.Service{}
+	err := r.Get(ctx, client.ObjectKeyFromObject(s), made)
+	if err != nil || !metav1.IsControlledBy(made, s) || len(made.Status.LoadBalancer.Ingress) == 0 {
+		return client.IgnoreNotFound(err)
+	}
+	address := made.Status.LoadBalancer.Ingress[0].IP
+	if onNode, err := r.onNode(ctx, address); err != nil || !onNode {
+		return err
+	}
+	r.ingresses.Lock()
+	defer r.ingresses.Unlock()
+	var all corev1.ServiceList
+	if err := r.List(ctx, &all); err != nil {
+		return fmt.Errorf("listing Services: %w", err)
+	}
+	next := made.DeepCopy()
+	next.Spec.Ports = ports(made.Spec.Ports, s)
+	if err := r.free(all.Items, next, address); errors.Is(err, errTaken) {
+		return r.putIngress(ctx, made, "")
+	}
+	return nil
+}
+
 // ingress gives a Service of type LoadBalancer the address of a node or, where its ports are taken, one of its own. An
 // address that something else has given it stays.
 func (r *Reconciler) ingress(ctx context.Context, s *vmopv1.VirtualMachineService, made *corev1.Service) error {
-	ours := made.Annotations[ingressAnnotation]
 	if s.Spec.Type != vmopv1.VirtualMachineServiceTypeLoadBalancer {
 		return nil
 	}
-	if len(made.Status.LoadBalancer.Ingress) > 0 && made.Status.LoadBalancer.Ingress[0].IP != ours {
-		return nil
+	ours, foreign, err := r.current(ctx, made)
+	if err != nil || foreign {
+		return err
 	}
 	r.ingresses.Lock()
 	defer r.ingresses.Unlock()

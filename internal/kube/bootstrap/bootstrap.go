@@ -45,6 +45,9 @@ type Config struct {
 	DNSEndpoint netip.Addr
 	DNSPort     int
 	NodeName    string
+	// NodeIP is this host's address, and Portal the port of it that people log in at.
+	NodeIP netip.Addr
+	Portal int
 	// DatastorePath is the directory of the datastore "default".
 	DatastorePath string
 	Version       string

@@ -14,6 +14,8 @@ func TestGoldenManifests(t *testing.T) {
 		DNSEndpoint:  netip.MustParseAddr("10.244.0.1"),
 		DNSPort:      53,
 		NodeName:     "host-1",
+		NodeIP:       netip.MustParseAddr("192.0.2.1"),
+		Portal:       443,
 		Version:      "v0.1.0",
 		WebhookPort:  9443,
 		WebhookCA:    []byte("an authority"),

@@ -11,9 +11,6 @@ import (
 
 // imageManifests are what images of virtual machines need in the API server.
 func imageManifests() []manifest {
-	policies := func(r string) schema.GroupVersionResource {
-		return schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: r}
-	}
 	return []manifest{
 		{resource: imageregistry.GroupVersion().WithResource("clustercontentlibraries"), once: true, text: fmt.Sprintf(`
 apiVersion: imageregistry.vmware.com/v1alpha1
@@ -79,6 +76,10 @@ spec:
 `, pki.VMControllerUser)},
 		{resource: policies("validatingadmissionpolicybindings"), text: policyBinding("atoll-image-from-volume")},
 	}
+}
+
+func policies(resource string) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: resource}
 }
 
 func policyBinding(name string) string {

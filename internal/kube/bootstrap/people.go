@@ -3,8 +3,6 @@ package bootstrap
 import (
 	"fmt"
 
-	"k8s.io/apimachinery/pkg/runtime/schema"
-
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	"atoll.dev/atoll/internal/datadir/pki"
 )
@@ -12,9 +10,6 @@ import (
 // peopleManifests are what local users, groups and identity providers need. The first administrator is made by
 // `atoll up`, which shows the password; the group is there from the start and its members may do everything.
 func peopleManifests() []manifest {
-	policies := func(r string) schema.GroupVersionResource {
-		return schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: r}
-	}
 	return []manifest{
 		{resource: policies("validatingadmissionpolicies"), text: externalAddresses},
 		{resource: policies("validatingadmissionpolicybindings"), text: policyBinding("atoll-external-addresses")},

@@ -17,6 +17,26 @@ import (
 	"atoll.dev/atoll/internal/linux/netns"
 )
 
+// redirect sends what arrives on one interface out of another.
+func redirect(from, to string) error {
+	in, err := netlink.LinkByName(from)
+	if err != nil {
+		return err
+	}
+	out, err := netlink.LinkByName(to)
+	if err != nil {
+		return err
+	}
+	attrs := netlink.QdiscAttrs{LinkIndex: in.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}
+	if err := netlink.QdiscAdd(&netlink.Ingress{QdiscAttrs: attrs}); err != nil {
+		return err
+	}
+	return netlink.FilterAdd(&netlink.U32{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: attrs.LinkIndex, Parent: attrs.Handle, Priority: 1, Protocol: unix.ETH_P_ALL},
+		Actions:     []netlink.Action{netlink.NewMirredAction(out.Attrs().Index)},
+	})
+}
+
 // TestServe asks over a wire as a guest does.
 func TestServe(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pod")
@@ -44,6 +64,9 @@ func TestServe(t *testing.T) {
 			if err := netlink.LinkSetUp(link); err != nil {
 				return err
 			}
+		}
+		if err := redirect("vm0", "lo"); err != nil { // as package network does
+			return err
 		}
 		link, err := net.InterfaceByName("guest")
 		if err != nil {

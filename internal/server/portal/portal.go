@@ -59,6 +59,7 @@ const (
 
 	maxConnections          = 2048
 	maxConnectionsPerSource = 256
+	maxStreams              = 16 // of one connection
 )
 
 // Portal is one listener. Make one with New.
@@ -98,6 +99,7 @@ func (p *Portal) serve(ctx context.Context, l net.Listener) error {
 		ReadHeaderTimeout: headerWithin,
 		IdleTimeout:       idleWithin,
 		MaxHeaderBytes:    maxHeader,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		// What strangers do wrong on the wire is not worth a warning.
 		ErrorLog:  slog.NewLogLogger(p.cfg.Logger.Handler(), slog.LevelDebug),
 		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: p.certificate},

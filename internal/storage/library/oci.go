@@ -74,23 +74,19 @@ type registry struct {
 
 // fetchOCI gets the disk of an image or artifact.
 func (l *Library) fetchOCI(ctx context.Context, id string, s Source, progress func(done, total int64)) (string, error) {
-	text := s.OCI.Reference
-	for _, prefix := range []string{"oci://", "docker://"} {
-		text = strings.TrimPrefix(text, prefix)
-	}
-	var options []name.Option
-	if s.OCI.PlainHTTP {
-		options = append(options, name.Insecure)
-	}
-	ref, err := name.ParseReference(text, options...)
-	if err != nil {
-		return "", fmt.Errorf("%w: OCI reference %.200q: %w", ErrSource, s.OCI.Reference, err)
-	}
-	base, login, err := l.connect(ctx, s)
+	ref, err := s.OCI.Parse()
 	if err != nil {
 		return "", err
 	}
-	defer base.CloseIdleConnections()
+	connections, login, err := l.connect(ctx, s)
+	if err != nil {
+		return "", err
+	}
+	defer connections.CloseIdleConnections()
+	var base http.RoundTripper = connections
+	if s.OCI.Own != nil {
+		base = only{base, ref.Context()}
+	}
 	image, err := manifest(ctx, ref, base, login)
 	if err != nil {
 		return "", err
@@ -105,6 +101,47 @@ func (l *Library) fetchOCI(ctx context.Context, id string, s Source, progress fu
 		return r.disk(ctx, image.Layers)
 	}
 	return r.artifact(ctx, image.Layers)
+}
+
+// Parse reads the reference.
+func (o OCI) Parse() (name.Reference, error) {
+	text := o.Reference
+	for _, prefix := range []string{"oci://", "docker://"} {
+		text = strings.TrimPrefix(text, prefix)
+	}
+	var options []name.Option
+	if o.PlainHTTP {
+		options = append(options, name.Insecure)
+	}
+	ref, err := name.ParseReference(text, options...)
+	if err != nil {
+		return nil, fmt.Errorf("%w: OCI reference %.200q: %w", ErrSource, o.Reference, err)
+	}
+	// What a server would clean up is another repository.
+	if repository := ref.Context().RepositoryStr(); path.Clean("/"+repository) != "/"+repository {
+		return nil, fmt.Errorf("%w: OCI reference %.200q: %q is no name of a repository", ErrSource, o.Reference, repository)
+	}
+	return ref, nil
+}
+
+// only lets requests pass that are for one repository of one registry. Whose credentials are good for more than that
+// must not be led elsewhere, by a redirect or a challenge.
+type only struct {
+	http.RoundTripper
+	repository name.Repository
+}
+
+// RoundTrip implements http.RoundTripper.
+func (o only) RoundTrip(r *http.Request) (*http.Response, error) {
+	root, scopes := "/v2/"+o.repository.RepositoryStr()+"/", r.URL.Query()["scope"]
+	switch {
+	case r.URL.Scheme != "https" || r.URL.Host != o.repository.RegistryStr():
+	case strings.HasPrefix(r.URL.Path, "/v2/") && r.URL.Path != "/v2/" && !(strings.HasPrefix(r.URL.Path, root) && path.Clean(r.URL.Path) == r.URL.Path):
+	case slices.ContainsFunc(scopes, func(s string) bool { return s != o.repository.Scope(transport.PullScope) }):
+	default:
+		return o.RoundTripper.RoundTrip(r)
+	}
+	return nil, fmt.Errorf("%w: %s is not part of %s", ErrSource, r.URL.Redacted(), o.repository)
 }
 
 // connect is how a registry is talked to, and as whom: the cluster's own at its address and with credentials, all others
