@@ -16,7 +16,9 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 
@@ -60,6 +62,9 @@ func Push(ctx context.Context, to Target, d Disk, progress func(done, total int6
 	}
 	told := &guarded{tell: progress}
 	defer told.end()
+	if repository := tag.RepositoryStr(); path.Clean("/"+repository) != "/"+repository { // what a server would clean up is another one
+		return "", fmt.Errorf("%w: %q is no name of a repository", ErrRefused, repository)
+	}
 	image, err := build(ctx, d, told.progress)
 	if err != nil {
 		return "", fmt.Errorf("pushing %s: %w", tag, err)
@@ -73,7 +78,7 @@ func Push(ctx context.Context, to Target, d Disk, progress func(done, total int6
 		return "", fmt.Errorf("pushing %s: %w", tag, err)
 	}
 	defer rt.CloseIdleConnections()
-	up := &uploads{next: onlyTLS{rt}, file: d.File.Name() + ".uploads"}
+	up := &uploads{next: within{rt, tag.Repository}, file: d.File.Name() + ".uploads"}
 	if err := up.end(ctx, tag.Repository, login{to.Registry}); err != nil {
 		return "", explain(tag, err)
 	}
@@ -162,15 +167,25 @@ func (l login) AuthorizationContext(ctx context.Context) (*authn.AuthConfig, err
 	return &authn.AuthConfig{Username: user, Password: password}, nil
 }
 
-// onlyTLS never sends anything in the clear: the library tries that when HTTPS fails and a name ends in .local.
-type onlyTLS struct{ next http.RoundTripper }
+// within lets requests pass that are for one repository of one registry, and by TLS: who may push to all projects must
+// not be led elsewhere, and the library tries without TLS when a name ends in .local.
+type within struct {
+	next http.RoundTripper
+	repo name.Repository
+}
 
 // RoundTrip implements http.RoundTripper.
-func (o onlyTLS) RoundTrip(r *http.Request) (*http.Response, error) {
-	if r.URL.Scheme != "https" {
-		return nil, fmt.Errorf("%s is not asked without TLS", r.URL.Host)
+func (o within) RoundTrip(r *http.Request) (*http.Response, error) {
+	at, scopes := r.URL.Path, r.URL.Query()["scope"]
+	other := func(scope string) bool { return !strings.HasPrefix(scope, "repository:"+o.repo.RepositoryStr()+":") }
+	switch {
+	case r.URL.Scheme != "https" || r.URL.Host != o.repo.RegistryStr():
+	case strings.HasPrefix(at, "/v2/") && at != "/v2/" && !strings.HasPrefix(at, "/v2/"+o.repo.RepositoryStr()+"/"):
+	case path.Clean(at) != strings.TrimSuffix(at, "/") || slices.ContainsFunc(scopes, other):
+	default:
+		return o.next.RoundTrip(r)
 	}
-	return o.next.RoundTrip(r)
+	return nil, fmt.Errorf("%s is not part of %s", r.URL.Redacted(), o.repo)
 }
 
 func status(err error) int {

@@ -158,6 +158,41 @@ func TestPush(t *testing.T) {
 	}
 }
 
+// TestWithin: who may push everywhere pushes to one repository.
+func TestWithin(t *testing.T) {
+	tag, err := name.NewTag(target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	passed := ""
+	to := within{roundTrip(func(r *http.Request) (*http.Response, error) {
+		passed = r.URL.String()
+		return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody}, nil
+	}), tag.Repository}
+	const host = "https://registry.atoll.local"
+	for url, ok := range map[string]bool{
+		host + "/v2/": true, host + "/v2/shop/web/blobs/uploads/": true, host + "/registry/token?scope=repository%3Ashop%2Fweb%3Apush%2Cpull": true,
+		host + "/v2/bank/web/manifests/1": false, host + "/v2/shop/web/../../bank/x": false, host + "/registry/token?scope=repository%3Abank%2Fweb%3Apush": false,
+		"http://registry.atoll.local/v2/": false, "https://example.com/v2/": false,
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := to.RoundTrip(r)
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+		if (err == nil) != ok || (passed == url) != ok {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+}
+
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
 // TestLeftUpload: what a push that was killed has sent is ended by the next one, once.
 func TestLeftUpload(t *testing.T) {
 	w := newWorld(t)
@@ -229,8 +264,10 @@ func TestRefused(t *testing.T) {
 		}
 	}
 	w := newWorld(t)
-	if _, err := Push(t.Context(), Target{Registry: w.own, Reference: "registry.atoll.local/shop/No Name:1"}, w.disk([]byte("x")), nil); !errors.Is(err, ErrRefused) {
-		t.Error(err)
+	for _, reference := range []string{"registry.atoll.local/shop/No Name:1", "registry.atoll.local/shop/../bank/web:1", "registry.atoll.local/shop/web"} {
+		if _, err := Push(t.Context(), Target{Registry: w.own, Reference: reference}, w.disk([]byte("x")), nil); !errors.Is(err, ErrRefused) {
+			t.Errorf("%s: %v", reference, err)
+		}
 	}
 	gone, cancel := context.WithCancel(t.Context())
 	cancel()
