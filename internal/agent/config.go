@@ -102,6 +102,8 @@ type Ports struct {
 type Network struct {
 	PodCIDR     netip.Prefix // 10.244.0.0/16
 	ServiceCIDR netip.Prefix // 10.96.0.0/16
+	// LoadBalancers are addresses for load balancers that cannot have the node's own.
+	LoadBalancers netip.Prefix // 10.97.0.0/24
 	// BridgeAddress is the pod bridge's gateway address; CoreDNS listens there
 	// as soon as the address exists.
 	BridgeAddress netip.Addr // 10.244.0.1
@@ -111,6 +113,11 @@ type Network struct {
 	// ResolvConf is the host's resolver configuration, /etc/resolv.conf when
 	// empty. Its name servers are the upstreams of CoreDNS.
 	ResolvConf string
+}
+
+// cluster are the networks of pods and of what leads to them, where the host gets past every policy.
+func (n Network) cluster() []netip.Prefix {
+	return []netip.Prefix{n.PodCIDR, n.ServiceCIDR, n.LoadBalancers}
 }
 
 // WithDefaults returns the configuration with every zero field that has a
@@ -146,6 +153,9 @@ func (c Config) WithDefaults() Config {
 	}
 	if !n.ServiceCIDR.IsValid() {
 		n.ServiceCIDR = netip.MustParsePrefix("10.96.0.0/16")
+	}
+	if !n.LoadBalancers.IsValid() {
+		n.LoadBalancers = netip.MustParsePrefix("10.97.0.0/24")
 	}
 	if !n.BridgeAddress.IsValid() {
 		n.BridgeAddress = netip.MustParseAddr("10.244.0.1")

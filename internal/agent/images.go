@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path"
 	"path/filepath"
@@ -276,7 +275,7 @@ func (a *Agent) images(client *rest.Config, set *stores.Set) (imageParts, error)
 		return imageParts{}, err
 	}
 	store, err := newImageStore(library.Config{
-		Dir: a.cfg.ContentDir, Guarded: []netip.Prefix{a.cfg.Network.PodCIDR, a.cfg.Network.ServiceCIDR},
+		Dir: a.cfg.ContentDir, Guarded: a.cfg.Network.cluster(),
 	}, set, claims, a.cfg.NodeName, a.cfg.Logger)
 	if err != nil {
 		return imageParts{}, err

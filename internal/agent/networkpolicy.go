@@ -138,7 +138,9 @@ func (h *policyHost) watch(ctx context.Context) error {
 func (h *policyHost) Changed() <-chan struct{} { return h.changed }
 
 // Wires implements controller.Host.
-func (h *policyHost) Wires() ([]controller.Wire, error) {
+func (h *policyHost) Wires() ([]controller.Wire, error) { return h.wires(time.Now()) }
+
+func (h *policyHost) wires(now time.Time) ([]controller.Wire, error) {
 	store, err := lease.Open(h.leases)
 	if err != nil {
 		return nil, err
@@ -148,9 +150,9 @@ func (h *policyHost) Wires() ([]controller.Wire, error) {
 		return nil, err
 	}
 	out := make([]controller.Wire, 0, len(leases))
-	now := time.Now()
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	waiting := map[string]time.Time{}
 	for _, l := range leases {
 		namespace, name, ok := strings.Cut(l.Pod, "/")
 		if !ok || !l.Address.IsValid() {
@@ -160,10 +162,13 @@ func (h *policyHost) Wires() ([]controller.Wire, error) {
 			Pod: types.NamespacedName{Namespace: namespace, Name: name}, UID: types.UID(l.UID),
 			Interface: l.HostIf, Address: l.Address, MAC: gateway.Hardware(l.Address, l.MAC).String(),
 		})
-		if _, there := h.seen[l.HostIf]; !there && !h.done[l.HostIf] {
-			h.seen[l.HostIf] = now
+		if since, there := h.seen[l.HostIf]; there {
+			waiting[l.HostIf] = since
+		} else if !h.done[l.HostIf] {
+			waiting[l.HostIf] = now
 		}
 	}
+	h.seen = waiting // those that are gone are forgotten
 	slices.SortFunc(out, func(a, b controller.Wire) int { return cmp.Compare(a.Interface, b.Interface) })
 	return out, nil
 }
@@ -173,26 +178,30 @@ func (h *policyHost) Apply(ctx context.Context, s *policyv1.State) error {
 	if h.engine.Damaged() {
 		h.log.Warn("the nftables table of network policies was changed by somebody else and is made anew")
 	}
-	narrowed, err := h.engine.Apply(ctx, s)
+	cut, err := h.engine.Apply(ctx, s)
 	if err != nil {
 		return err
 	}
-	h.mu.Lock()
-	done := make(map[string]bool, len(s.Pods))
-	for _, p := range s.Pods {
-		done[p.Interface] = true
-		if since, ok := h.seen[p.Interface]; ok {
-			h.delays = append(h.delays, time.Since(since))
-		}
-	}
-	clear(h.seen)
-	h.done = done
-	h.delays = h.delays[max(0, len(h.delays)-keepDelays):]
-	h.mu.Unlock()
-	if narrowed {
+	h.enforced(s, time.Now())
+	if cut {
 		signal(h.cut)
 	}
 	return nil
+}
+
+// enforced notes that the kernel has the rules of a state, and how long its pods have waited for them.
+func (h *policyHost) enforced(s *policyv1.State, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.done = make(map[string]bool, len(s.Pods))
+	for _, p := range s.Pods {
+		h.done[p.Interface] = true
+		if since, ok := h.seen[p.Interface]; ok {
+			h.delays = append(h.delays, now.Sub(since))
+			delete(h.seen, p.Interface)
+		}
+	}
+	h.delays = h.delays[max(0, len(h.delays)-keepDelays):]
 }
 
 // cutter cuts connections that are not allowed any more.

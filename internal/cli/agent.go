@@ -39,6 +39,7 @@ it by hand.`,
 	nodeFlags(cmd, &f)
 	cmd.Flags().IntVar(&maxPods, "max-pods", 500, "pods this node accepts")
 	cmd.Flags().IntVar(&f.portal, "portal-port", up.DefaultPortalPort, "port of the portal, where the registry is")
+	balancerFlag(cmd, &f)
 	return cmd
 }
 
@@ -46,6 +47,10 @@ it by hand.`,
 // upkeep until one of them fails or ctx ends.
 func (r role) runAgent(ctx context.Context, f roleFlags, maxPods int, version string) error {
 	t := r.tree
+	balancers, err := f.loadBalancers()
+	if err != nil {
+		return err
+	}
 	policies, err := policy.New(policy.Config{Network: podNetwork(t), Logger: r.logger})
 	if err != nil {
 		return err
@@ -78,6 +83,7 @@ func (r role) runAgent(ctx context.Context, f roleFlags, maxPods int, version st
 		NodeName:         f.nodeName,
 		NodeIP:           r.addr,
 		NodeLabels:       labels,
+		Network:          agent.Network{LoadBalancers: balancers},
 		MaxPods:          maxPods,
 		CgroupRoot:       t.CgroupRoot(),
 		CgroupRecord:     t.CgroupRecord(),

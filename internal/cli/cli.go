@@ -26,17 +26,14 @@ import (
 
 	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/disks"
+	"atoll.dev/atoll/internal/cli/netpol"
 	"atoll.dev/atoll/internal/datadir"
 )
 
 // app is what the commands share.
 type app struct {
-	version string
-	out     io.Writer
-	errOut  io.Writer
-
-	dataDir   string
-	logFormat string
+	command.App
+	version, dataDir, logFormat string
 }
 
 // Exit codes.
@@ -51,9 +48,10 @@ func Main(version string, args []string) int {
 	defer stop()
 	// A second signal ends the process at once.
 	context.AfterFunc(ctx, stop)
-	a := &app{version: version, out: os.Stdout, errOut: os.Stderr}
+	a := &app{version: version, App: command.App{In: os.Stdin, Out: os.Stdout, ErrOut: os.Stderr}}
+	a.Tree = a.tree
 	if err := settleProcess(); err != nil {
-		fmt.Fprintln(a.errOut, "Error:", err)
+		fmt.Fprintln(a.ErrOut, "Error:", err)
 		return exitFailed
 	}
 	root := a.root()
@@ -63,7 +61,7 @@ func Main(version string, args []string) int {
 		return 0
 	}
 	if _, silent := errors.AsType[command.SilentError](err); !silent {
-		fmt.Fprintln(a.errOut, "Error:", err)
+		fmt.Fprintln(a.ErrOut, "Error:", err)
 	}
 	if _, usage := errors.AsType[command.UsageError](err); usage {
 		return exitUsage
@@ -89,27 +87,15 @@ func settleProcess() error {
 }
 
 func (a *app) root() *cobra.Command {
-	root := &cobra.Command{
-		Use:   "atoll",
-		Short: "Kubernetes on this host, with every pod in its own micro-VM",
-		Long: `Atoll turns a Linux host into a Kubernetes cluster in which every ordinary pod
-runs in its own QEMU micro-VM.`,
-		Example: `  atoll preflight            see whether this host can run Atoll
+	root := command.Group("atoll", "Kubernetes on this host, with every pod in its own micro-VM", `  atoll preflight            see whether this host can run Atoll
   atoll up --detach          start it in the background
   atoll kubectl get pods -A
-  atoll down --purge         remove every trace of it`,
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			return command.Unknown(cmd, args[0])
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	root.SetOut(a.out)
-	root.SetErr(a.errOut)
+  atoll down --purge         remove every trace of it`)
+	root.Long = `Atoll turns a Linux host into a Kubernetes cluster in which every ordinary pod
+runs in its own QEMU micro-VM.`
+	root.SilenceErrors, root.SilenceUsage = true, true
+	root.SetOut(a.Out)
+	root.SetErr(a.ErrOut)
 	root.PersistentFlags().StringVar(&a.dataDir, "data-dir", envOr("ATOLL_DATA_DIR", datadir.DefaultRoot),
 		"directory of all state (environment: ATOLL_DATA_DIR)")
 	root.PersistentFlags().StringVar(&a.logFormat, "log-format", "text", "format of log lines: text or json")
@@ -117,9 +103,9 @@ runs in its own QEMU micro-VM.`,
 	root.AddCommand(
 		a.upCommand(), a.downCommand(), a.statusCommand(), a.logsCommand(),
 		a.preflightCommand(), a.kubectlCommand(), a.versionCommand(), a.keeperCommand(), a.imageCommand(),
-		a.vmCommand(), a.nsCommand(), a.networkCommand(), a.registryCommand(),
+		a.vmCommand(), a.nsCommand(), netpol.Command(a.App, podNetwork), a.registryCommand(),
 	)
-	root.AddCommand(disks.Commands(a.shared())...)
+	root.AddCommand(disks.Commands(a.App)...)
 	root.AddCommand(a.peopleCommands()...)
 	root.AddCommand(a.roleCommands()...)
 	root.InitDefaultHelpCmd()
@@ -136,11 +122,6 @@ func (a *app) tree() (datadir.Tree, error) {
 	return t, nil
 }
 
-// shared is what commands in packages of their own get.
-func (a *app) shared() command.App {
-	return command.App{Out: a.out, ErrOut: a.errOut, Tree: a.tree}
-}
-
 // logger writes to w in the chosen format.
 func (a *app) logger(w io.Writer) (*slog.Logger, error) {
 	switch a.logFormat {
@@ -150,11 +131,6 @@ func (a *app) logger(w io.Writer) (*slog.Logger, error) {
 		return slog.New(slog.NewJSONHandler(w, nil)), nil
 	}
 	return nil, command.UsageError{Err: fmt.Errorf("--log-format %q: use text or json", a.logFormat)}
-}
-
-func (a *app) printf(format string, args ...any) {
-	// There is nobody to tell when the terminal is gone.
-	_, _ = fmt.Fprintf(a.out, format, args...)
 }
 
 func envOr(name, otherwise string) string {

@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,10 +18,17 @@ import (
 	"atoll.dev/atoll/internal/supervise"
 )
 
+// testApp prints everything to one buffer.
+func testApp(out *bytes.Buffer) *app {
+	a := &app{version: "v0-test", App: command.App{In: strings.NewReader(""), Out: out, ErrOut: out}}
+	a.Tree = a.tree
+	return a
+}
+
 // runRoot runs a command line and returns what it printed.
 func runRoot(args ...string) (string, error) {
 	var out bytes.Buffer
-	a := &app{version: "v0-test", out: &out, errOut: &out}
+	a := testApp(&out)
 	root := a.root()
 	root.SetArgs(args)
 	err := root.Execute()
@@ -32,7 +37,7 @@ func runRoot(args ...string) (string, error) {
 
 // TestEveryCommandHasHelp: a short and a long enough text and an example.
 func TestEveryCommandHasHelp(t *testing.T) {
-	a := &app{out: &bytes.Buffer{}, errOut: &bytes.Buffer{}}
+	a := testApp(&bytes.Buffer{})
 	var walk func(*cobra.Command)
 	walk = func(c *cobra.Command) {
 		builtIn := strings.Contains(c.CommandPath(), "completion") || c.Name() == "help"
@@ -113,40 +118,9 @@ func TestTakeDataDir(t *testing.T) {
 	}
 }
 
-func TestPrintLog(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "x.log")
-	var lines []string
-	for range 5000 {
-		lines = append(lines, strings.Repeat("a line that is long enough to need blocks ", 3))
-	}
-	lines = append(lines, "last but one", "last")
-	for _, end := range []string{"\n", ""} {
-		if err := os.WriteFile(path, []byte(strings.Join(lines, "\n")+end), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		f, err := os.Open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, n := range []int{0, 1, 2, 4000, 9999} {
-			var out bytes.Buffer
-			if err := printLog(t.Context(), &out, f, n, false); err != nil {
-				t.Fatal(err)
-			}
-			got := slices.Collect(strings.Lines(out.String()))
-			if want := min(n, len(lines)); len(got) != want {
-				t.Errorf("end %q, n %d: %d lines", end, n, len(got))
-			}
-		}
-		if err := f.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
 func TestPrintStatus(t *testing.T) {
 	var out bytes.Buffer
-	a := &app{out: &out}
+	a := testApp(&out)
 	service := func(name string, state supervise.State, problem string) up.Service {
 		return up.Service{Memory: process.Memory{RSS: 300 << 20, PSS: 100 << 20, Anon: 40 << 20}, Status: supervise.Status{
 			Name: name, State: state, PID: 7, Started: time.Now().Add(-3 * time.Hour), Error: problem, LogFile: "/logs/" + name,

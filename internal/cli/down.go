@@ -32,13 +32,13 @@ one ended. Works, as often as needed, on a host where only parts still run.`,
 			if os.Geteuid() != 0 {
 				return errors.New("atoll down must run as root, for example with sudo")
 			}
-			logger, err := a.logger(a.errOut)
+			logger, err := a.logger(a.ErrOut)
 			if err != nil {
 				return err
 			}
 			d, err := down.New(down.Config{
 				Tree: t, Purge: purge, Grace: grace, Logger: logger,
-				Progress: func(line string) { a.printf("%s\n", line) },
+				Progress: func(line string) { a.Printf("%s\n", line) },
 			})
 			if err != nil {
 				return err
@@ -46,7 +46,7 @@ one ended. Works, as often as needed, on a host where only parts still run.`,
 			if err := d.Run(cmd.Context()); err != nil {
 				return err
 			}
-			a.printf("atoll is down\n")
+			a.Printf("atoll is down\n")
 			return nil
 		},
 	}

@@ -19,26 +19,14 @@ import (
 )
 
 func (a *app) imageCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "image",
-		Short: "Container images of this host, and images of virtual machines",
-		Long: `load, pull, build, ls and rm are about container images of this host; push sends one to the registry of a cluster.
-import and export, and ls and rm with --vm, are about disk images that virtual machines are made of.`,
-		Example: `  atoll image load app.tar
+	cmd := command.Group("image", "Container images of this host, and images of virtual machines", `  atoll image load app.tar
   atoll image ls
   atoll image import debian-12.qcow2
   atoll image ls --vm`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			return command.Unknown(cmd, args[0])
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(a.imageLoadCommand(), a.imageListCommand(), a.imageRemoveCommand(), a.imagePullCommand(), a.imageBuildCommand(),
-		imagepush.Command(imagepush.Config{In: os.Stdin, Out: a.out, Usage: func(err error) error { return command.UsageError{Err: err} }}),
-		a.imageImportCommand(), a.imageExportCommand())
+		a.imageLoadCommand(), a.imageListCommand(), a.imageRemoveCommand(), a.imagePullCommand(), a.imageBuildCommand(),
+		imagepush.Command(a.App), a.imageImportCommand(), a.imageExportCommand())
+	cmd.Long = `load, pull, build, ls and rm are about container images of this host; push sends one to the registry of a cluster.
+import and export, and ls and rm with --vm, are about disk images that virtual machines are made of.`
 	return cmd
 }
 
@@ -108,7 +96,7 @@ func (a *app) loadArchive(ctx context.Context, client *images.Client, archive, n
 		return err
 	}
 	for _, n := range tagged(names) {
-		a.printf("loaded %s\n", n)
+		a.Printf("loaded %s\n", n)
 	}
 	return nil
 }
@@ -134,7 +122,7 @@ func (a *app) imageListCommand() *cobra.Command {
 					return err
 				}
 				if output != "table" && output != "wide" {
-					return a.structured(output, list)
+					return a.Structured(output, list)
 				}
 				rows := [][]string{{"IMAGE", "ID", "SIZE"}}
 				for _, i := range list {
@@ -143,7 +131,7 @@ func (a *app) imageListCommand() *cobra.Command {
 						rows = append(rows, []string{n, id[:min(12, len(id))], images.FormatSize(i.Size)})
 					}
 				}
-				a.table(rows)
+				a.Table(rows)
 				return nil
 			})
 		},
@@ -208,7 +196,7 @@ func (a *app) imagePullCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				a.printf("pulled %s\n", i.ID)
+				a.Printf("pulled %s\n", i.ID)
 				return nil
 			})
 		},
@@ -241,7 +229,7 @@ and without a registry. guestos/images in Atoll's source has examples.`,
 				}
 				cache = filepath.Join(home, ".cache", "atoll")
 			}
-			logger := slog.New(slog.NewTextHandler(a.errOut, nil))
+			logger := slog.New(slog.NewTextHandler(a.ErrOut, nil))
 			result, err := image.Build(cmd.Context(), recipe, image.Options{CacheDir: cache, Log: logger})
 			if err != nil {
 				return err
@@ -250,7 +238,7 @@ and without a registry. guestos/images in Atoll's source has examples.`,
 				if err := copyFile(result.Archive, out); err != nil {
 					return err
 				}
-				a.printf("built %s: %s (%s)\n", out, strings.Join(result.Names, " "), images.FormatSize(result.Size))
+				a.Printf("built %s: %s (%s)\n", out, strings.Join(result.Names, " "), images.FormatSize(result.Size))
 			}
 			if !load {
 				return nil

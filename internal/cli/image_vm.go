@@ -15,8 +15,7 @@ import (
 // vmImages are the commands about images of virtual machines.
 func (a *app) vmImages() vmimage.Config {
 	return vmimage.Config{
-		Out: a.out, ErrOut: a.errOut, Structured: a.structured, Table: a.table, Size: size, Age: age, Terminal: isTerminal(a.errOut),
-		Usage: func(err error) error { return command.UsageError{Err: err} },
+		App: a.App,
 		Kubeconfig: func() (string, error) {
 			t, err := a.tree()
 			if err != nil {

@@ -5,7 +5,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/registry"
 	"atoll.dev/atoll/internal/cli/up"
 )
@@ -14,8 +13,7 @@ import (
 // the data directory.
 func (a *app) registryCommand() *cobra.Command {
 	return registry.Config{
-		Out: a.out, Group: command.Group, Output: command.OutputFlag, NoArgs: command.NoArgs, Exact: command.ExactArgs,
-		Structured: a.structured, Table: a.table, Size: size, Age: age,
+		App: a.App,
 		Where: func() (string, string, error) {
 			if kubeconfig := os.Getenv("KUBECONFIG"); kubeconfig != "" {
 				return kubeconfig, "", nil

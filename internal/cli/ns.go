@@ -9,17 +9,15 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/ns"
 )
 
 // nsCommand is `atoll ns`, which has a package of its own.
 func (a *app) nsCommand() *cobra.Command {
 	return ns.Command(ns.Config{
-		In: os.Stdin, Out: a.out, ErrOut: a.errOut, Getenv: os.Getenv,
+		App: a.App, Getenv: os.Getenv,
 		Kubeconfig: a.adminKubeconfig,
 		Edit:       a.edit,
-		Usage:      func(err error) error { return command.UsageError{Err: err} },
 	})
 }
 
@@ -55,7 +53,7 @@ func (a *app) edit(ctx context.Context, path string) error {
 		return errNoEditor
 	}
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", editor+` "$1"`, "sh", path)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, a.errOut
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, a.ErrOut
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("running %s: %w", editor, err)
 	}

@@ -5,7 +5,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/login"
 	"atoll.dev/atoll/internal/cli/people"
 	"atoll.dev/atoll/internal/datadir/pki"
@@ -15,7 +14,7 @@ import (
 func (a *app) loginConfig() login.Config {
 	home, _ := os.UserHomeDir() // "" is said when it matters
 	return login.Config{
-		In: os.Stdin, Out: a.out, ErrOut: a.errOut, Getenv: os.Getenv, Home: home,
+		App: a.App, Getenv: os.Getenv, Home: home,
 		Authority: func() ([]byte, error) {
 			t, err := a.tree()
 			if err != nil {
@@ -23,14 +22,13 @@ func (a *app) loginConfig() login.Config {
 			}
 			return os.ReadFile(pki.Files{Dir: t.PKI()}.CACert(pki.ClusterCA))
 		},
-		Usage: func(err error) error { return command.UsageError{Err: err} },
 	}
 }
 
 // peopleCommands are login, logout, whoami, user and group.
 func (a *app) peopleCommands() []*cobra.Command {
 	cfg := people.Config{
-		In: os.Stdin, Out: a.out, ErrOut: a.errOut,
+		App: a.App,
 		Kubeconfig: func() (string, error) {
 			t, err := a.tree()
 			if err != nil {
@@ -42,7 +40,6 @@ func (a *app) peopleCommands() []*cobra.Command {
 			}
 			return t.AdminKubeconfig(), f.Close()
 		},
-		Usage:  func(err error) error { return command.UsageError{Err: err} },
 		Passwd: login.PasswdCommand(a.loginConfig()),
 	}
 	return append(login.Commands(a.loginConfig()), people.UserCommand(cfg), people.GroupCommand(cfg))

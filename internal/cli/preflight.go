@@ -60,7 +60,7 @@ cannot run here.`,
 				return err
 			}
 			if output != "table" {
-				if err := a.structured(output, results); err != nil {
+				if err := a.Structured(output, results); err != nil {
 					return err
 				}
 			} else {
@@ -84,10 +84,10 @@ func (a *app) printResults(results []preflight.Result) {
 	for _, r := range results {
 		rows = append(rows, []string{r.Name, string(r.Level), r.Detail})
 	}
-	a.table(rows)
+	a.Table(rows)
 	for _, r := range results {
 		if r.Fix != "" {
-			a.printf("%s: %s: %s\n", r.Level, r.Name, r.Fix)
+			a.Printf("%s: %s: %s\n", r.Level, r.Name, r.Fix)
 		}
 	}
 }

@@ -53,7 +53,7 @@ func (a *app) newRole(name, nodeIP string) (role, error) {
 	if err != nil {
 		return role{}, err
 	}
-	logger, err := a.logger(a.errOut)
+	logger, err := a.logger(a.ErrOut)
 	if err != nil {
 		return role{}, err
 	}
@@ -88,6 +88,22 @@ func nodeFlags(cmd *cobra.Command, f *roleFlags) {
 		}
 		return nil
 	}
+}
+
+// balancerFlag adds the flag of the roles that know the addresses of load balancers.
+func balancerFlag(cmd *cobra.Command, f *roleFlags) {
+	cmd.Flags().StringVar(&f.balancer, "load-balancer-range", "", "addresses of load balancers (default 10.97.0.0/24)")
+}
+
+// loadBalancers are the addresses of load balancers, invalid for the built-in ones.
+func (f roleFlags) loadBalancers() (p netip.Prefix, err error) {
+	if f.balancer == "" {
+		return p, nil
+	}
+	if p, err = netip.ParsePrefix(f.balancer); err != nil {
+		return p, command.UsageError{Err: fmt.Errorf("--load-balancer-range: %w", err)}
+	}
+	return p, nil
 }
 
 func (a *app) containerdCommand() *cobra.Command {
@@ -177,10 +193,8 @@ by hand.`,
 			}
 			t := r.tree
 			var network server.Network
-			if f.balancer != "" {
-				if network.LoadBalancers, err = netip.ParsePrefix(f.balancer); err != nil {
-					return command.UsageError{Err: fmt.Errorf("--load-balancer-range: %w", err)}
-				}
+			if network.LoadBalancers, err = f.loadBalancers(); err != nil {
+				return err
 			}
 			s, err := server.New(server.Config{
 				PKIDir:          t.PKI(),
@@ -210,6 +224,6 @@ by hand.`,
 	nodeFlags(cmd, &f)
 	cmd.Flags().StringSliceVar(&f.tlsSANs, "tls-san", nil, "further name or address of the API server and the portal; may be repeated")
 	cmd.Flags().IntVar(&f.portal, "portal-port", 0, "port that people log in at and push images to (default 443)")
-	cmd.Flags().StringVar(&f.balancer, "load-balancer-range", "", "addresses of load balancers (default 10.97.0.0/24)")
+	balancerFlag(cmd, &f)
 	return cmd
 }

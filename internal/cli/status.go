@@ -12,6 +12,7 @@ import (
 
 	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/netpol"
+	"atoll.dev/atoll/internal/cli/text"
 	"atoll.dev/atoll/internal/cli/up"
 	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/pool/wire"
@@ -49,7 +50,7 @@ The exit code is 0 when everything is ready and 1 otherwise.`,
 				return err
 			}
 			if output == "json" || output == "yaml" {
-				err = a.structured(output, report)
+				err = a.Structured(output, report)
 			} else {
 				a.printStatus(report, output == "wide")
 			}
@@ -77,7 +78,7 @@ func (a *app) printStatus(r up.Report, wide bool) {
 		if s.PID != 0 {
 			pid = strconv.Itoa(s.PID)
 		}
-		row := []string{s.Name, string(s.State), pid, age(s.Started), strconv.Itoa(s.Restarts), mib(s.PSS)}
+		row := []string{s.Name, string(s.State), pid, text.Age(s.Started), strconv.Itoa(s.Restarts), mib(s.PSS)}
 		if wide {
 			row = append(row, mib(s.RSS), mib(s.Anon), fmt.Sprintf("%.1fs", s.ReadyIn), s.LogFile)
 		}
@@ -90,8 +91,8 @@ func (a *app) printStatus(r up.Report, wide bool) {
 	if wide {
 		total = append(total, "", mib(sum.Anon), "", "")
 	}
-	a.table(append(rows, total))
-	a.printf("\n")
+	a.Table(append(rows, total))
+	a.Printf("\n")
 	state := "Ready"
 	if !r.Node.Ready {
 		state = "not ready: " + r.Node.Message
@@ -104,7 +105,7 @@ func (a *app) printStatus(r up.Report, wide bool) {
 		{"versions", strings.Join(strings.Fields("atoll "+r.Version+" kubelet "+r.Node.KubeletVersion+" kernel "+r.Node.Kernel), " ")},
 		{"data", r.DataDir},
 	}
-	a.table(facts)
+	a.Table(facts)
 	if p := poolProblem(r.Pool); p != "" {
 		problems = append(problems, p)
 	}
@@ -112,7 +113,7 @@ func (a *app) printStatus(r up.Report, wide bool) {
 		problems = append(problems, "network policies: "+p.Error+" (see `atoll logs agent`); pods that start have no network")
 	}
 	for _, p := range problems {
-		a.printf("%s\n", p)
+		a.Printf("%s\n", p)
 	}
 }
 
@@ -137,11 +138,19 @@ func poolProblem(s *wire.Status) string {
 	case s == nil || s.Error == "" && s.LastFailure == "":
 		return ""
 	case s.Error == "":
-		return fmt.Sprintf("pool: the last failure was %s ago: %s (see `atoll logs pool`)", age(s.LastFailureAt), s.LastFailure)
+		return fmt.Sprintf("pool: the last failure was %s ago: %s (see `atoll logs pool`)", text.Age(s.LastFailureAt), s.LastFailure)
 	}
 	line := fmt.Sprintf("pool: micro-VMs do not come up: %s (%d failures in a row", s.Error, s.FailuresInARow)
 	if wait := time.Until(s.RetryAt); wait > 0 {
 		line += fmt.Sprintf(", the next attempt is in %s", wait.Round(time.Second))
 	}
 	return line + "); `atoll preflight` checks this host, `atoll logs pool` says more"
+}
+
+// mib prints a number of bytes.
+func mib(n int64) string {
+	if n == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%d MiB", (n+1<<19)>>20)
 }

@@ -147,9 +147,9 @@ func (a *app) settings(cmd *cobra.Command, t datadir.Tree, flags up.Settings) (u
 
 // note prints a preflight result that does not keep Atoll from running.
 func (a *app) note(r preflight.Result) {
-	a.printf("%s: %s: %s\n", r.Level, r.Name, r.Detail)
+	a.Printf("%s: %s: %s\n", r.Level, r.Name, r.Detail)
 	if r.Fix != "" {
-		a.printf("      %s\n", r.Fix)
+		a.Printf("      %s\n", r.Fix)
 	}
 }
 
@@ -164,13 +164,13 @@ func (a *app) upForeground(ctx context.Context, t datadir.Tree, s up.Settings) e
 		return err
 	}
 	defer log.Close()
-	a.printf("starting atoll %s on %s, logs in %s\n", a.version, t.Root(), t.Logs())
+	a.Printf("starting atoll %s on %s, logs in %s\n", a.version, t.Root(), t.Logs())
 	ready := false
 	return a.runSupervisor(ctx, t, s, log, nil, func(line string) {
-		a.printf("%s\n", line)
+		a.Printf("%s\n", line)
 		if !ready && strings.HasPrefix(line, "node ") {
 			ready = true
-			people.ShowAdministrator(ctx, t.AdminKubeconfig(), a.out)
+			people.ShowAdministrator(ctx, t.AdminKubeconfig(), a.Out)
 			a.printHowTo(t)
 		}
 	})
@@ -179,7 +179,7 @@ func (a *app) upForeground(ctx context.Context, t datadir.Tree, s up.Settings) e
 // upBackground is what systemd or the keeper runs: the log goes to standard
 // error, which is a file.
 func (a *app) upBackground(ctx context.Context, t datadir.Tree, s up.Settings) error {
-	logger, err := a.logger(a.errOut)
+	logger, err := a.logger(a.ErrOut)
 	if err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func (a *app) upBackground(ctx context.Context, t datadir.Tree, s up.Settings) e
 	if err := requirePreflight(ctx, t, s, note); err != nil {
 		return err
 	}
-	return a.runSupervisor(ctx, t, s, a.errOut, detach.New(t, logger).Watch, nil)
+	return a.runSupervisor(ctx, t, s, a.ErrOut, detach.New(t, logger).Watch, nil)
 }
 
 func (a *app) runSupervisor(ctx context.Context, t datadir.Tree, s up.Settings, log io.Writer, keeper func(context.Context) error, progress func(string)) error {
@@ -237,7 +237,7 @@ func (a *app) upDetached(ctx context.Context, t datadir.Tree, s up.Settings, tim
 			return err
 		}
 	}
-	a.printf("starting atoll %s on %s in the background, logs in %s\n", a.version, t.Root(), t.Logs())
+	a.Printf("starting atoll %s on %s in the background, logs in %s\n", a.version, t.Root(), t.Logs())
 	if err := d.Start(ctx); err != nil {
 		return err
 	}
@@ -252,7 +252,7 @@ func (a *app) stopSupervisor(ctx context.Context, t datadir.Tree) error {
 	if err != nil {
 		return nil // there is none, or none that can be asked
 	}
-	a.printf("stopping the running supervisor to use the new binary or settings; pods go on\n")
+	a.Printf("stopping the running supervisor to use the new binary or settings; pods go on\n")
 	info, err := process.Read(report.PID)
 	if err != nil {
 		return nil // it has just ended
@@ -284,8 +284,8 @@ func (a *app) follow(ctx context.Context, t datadir.Tree, timeout time.Duration)
 			last = report
 			a.printChanges(report, seen)
 			if ready(report) {
-				a.printf("%-12s Ready after %.1f s\n", "node "+report.Node.Name, time.Since(began).Seconds())
-				people.ShowAdministrator(ctx, t.AdminKubeconfig(), a.out)
+				a.Printf("%-12s Ready after %.1f s\n", "node "+report.Node.Name, time.Since(began).Seconds())
+				people.ShowAdministrator(ctx, t.AdminKubeconfig(), a.Out)
 				a.printHowTo(t)
 				return nil
 			}
@@ -309,11 +309,11 @@ func (a *app) printChanges(r up.Report, seen map[string]string) {
 		seen[s.Name] = key
 		switch s.State {
 		case supervise.Ready:
-			a.printf("%-12s ready in %.1f s\n", s.Name, s.ReadyIn)
+			a.Printf("%-12s ready in %.1f s\n", s.Name, s.ReadyIn)
 		case supervise.Starting:
-			a.printf("%-12s starting\n", s.Name)
+			a.Printf("%-12s starting\n", s.Name)
 		case supervise.Backoff:
-			a.printf("%-12s ended (%s), starting it again; log: %s\n", s.Name, s.Error, s.LogFile)
+			a.Printf("%-12s ended (%s), starting it again; log: %s\n", s.Name, s.Error, s.LogFile)
 		}
 	}
 }
@@ -355,7 +355,7 @@ func (a *app) printHowTo(t datadir.Tree) {
 	if t.Root() != datadir.DefaultRoot {
 		option = " --data-dir " + t.Root()
 	}
-	a.printf(`
+	a.Printf(`
 The cluster is ready. Use it with the built-in kubectl, or with any other:
   %[1]s kubectl%[2]s get nodes
   export KUBECONFIG=%[3]s
@@ -379,7 +379,7 @@ func (a *app) keeperCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			logger, err := a.logger(a.errOut)
+			logger, err := a.logger(a.ErrOut)
 			if err != nil {
 				return err
 			}

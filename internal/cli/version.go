@@ -32,9 +32,9 @@ func (a *app) versionCommand() *cobra.Command {
 		RunE: func(*cobra.Command, []string) error {
 			v := a.versions()
 			if output != "table" {
-				return a.structured(output, v)
+				return a.Structured(output, v)
 			}
-			a.table([][]string{
+			a.Table([][]string{
 				{"atoll", v.Atoll},
 				{"kubernetes", v.Kubernetes},
 				{"etcd", v.Etcd},

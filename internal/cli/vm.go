@@ -6,7 +6,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/vm"
 	"atoll.dev/atoll/internal/cli/vmimage"
 )
@@ -14,7 +13,7 @@ import (
 // vmCommand is `atoll vm`, which has a package of its own.
 func (a *app) vmCommand() *cobra.Command {
 	return vm.Command(vm.Config{
-		In: os.Stdin, Out: a.out, ErrOut: a.errOut, Getenv: os.Getenv,
+		App: a.App, Getenv: os.Getenv,
 		Kubeconfig: a.adminKubeconfig,
 		Export: func(ctx context.Context, kubeconfig, namespace, image, format, file string) error {
 			images := a.vmImages()
@@ -23,7 +22,5 @@ func (a *app) vmCommand() *cobra.Command {
 			}
 			return images.Export(ctx, vmimage.ExportOptions{Name: image, Namespace: namespace, Format: format, File: file, Disk: -1})
 		},
-		Usage:  func(err error) error { return command.UsageError{Err: err} },
-		Silent: func(err error) error { return command.SilentError{Err: err} },
 	})
 }

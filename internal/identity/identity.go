@@ -11,8 +11,9 @@
 // User's status), each source address likewise (kept in memory), few passwords are compared at a time, and a refusal
 // takes half a second, known user or not. What is refused is refused with one text.
 //
-// The server role runs it and serves internal/identity/login at the portal; the registry calls Authenticate. Its own
-// identity is system:atoll:identity, the only one besides administrators that may read the Secrets in atoll-system.
+// The server role runs it and serves internal/identity/login at the portal; the registry calls Authenticate, and
+// Stands at each request. Its own identity is system:atoll:identity, the only one besides administrators that may read the
+// Secrets in atoll-system.
 //
 // What can go wrong: the API server does not answer, so nobody can log in, while sessions go on; the webhook's port
 // is busy, which ends Run.

@@ -145,8 +145,8 @@ func TestLoginAndSessions(t *testing.T) {
 	if err != nil || !again.SessionExpires.Equal(got.SessionExpires) {
 		t.Fatalf("%+v, %v", again, err)
 	}
-	if name, groups, err := w.Authenticate(ctx, "whoever", again.Access); err != nil || name != "sso:anna@atoll.local" || len(groups) != 1 {
-		t.Errorf("%s, %v, %v", name, groups, err)
+	if p, err := w.Authenticate(ctx, "whoever", again.Access); err != nil || p.Name != "sso:anna@atoll.local" || len(p.Groups) != 1 {
+		t.Errorf("%+v, %v", p, err)
 	}
 	if err := w.Logout(ctx, again.Access); err != nil {
 		t.Fatal(err)
@@ -267,7 +267,7 @@ func TestMustChange(t *testing.T) {
 	if _, err := w.Login(t.Context(), "anna", secret, false); !errors.Is(err, ErrMustChange) {
 		t.Fatalf("an old password: %v", err)
 	}
-	if _, _, err := w.Authenticate(t.Context(), "anna", secret); !errors.Is(err, ErrMustChange) {
+	if _, err := w.Authenticate(t.Context(), "anna", secret); !errors.Is(err, ErrMustChange) {
 		t.Errorf("the registry: %v", err)
 	}
 	if err := w.ChangePassword(t.Context(), "anna", secret, "another horse battery"); err != nil {

@@ -25,9 +25,18 @@ type Person struct {
 	Name   string
 	UID    string
 	Groups []string
+	// Generation is the user's when the session began or the password was checked. It is set for local people only.
+	Generation int64
 	// Session and Expires are set for local sessions only.
 	Session string
 	Expires time.Time
+}
+
+// person is who a session is of, in the groups of now.
+func person(one sessions.Session, groups []string) Person {
+	return Person{
+		Name: api.LocalSubject(one.User), UID: string(one.UID), Groups: groups, Generation: one.Generation, Session: one.ID, Expires: one.Expires,
+	}
 }
 
 // Tokens are the result of a login.
@@ -73,7 +82,7 @@ func (s *Service) tokens(ctx context.Context, id string, one sessions.Session, w
 	}
 	now := s.cfg.Now()
 	t := Tokens{
-		Person:  Person{Name: api.LocalSubject(one.User), UID: string(one.UID), Groups: groups, Session: one.ID, Expires: one.Expires},
+		Person:  person(one, groups),
 		Expires: one.Expires, SessionExpires: one.Expires,
 	}
 	if short := now.Add(accessLife); !whole && short.Before(one.Expires) {
@@ -138,7 +147,7 @@ func (s *Service) Review(ctx context.Context, text string) (Person, error) {
 	if err != nil {
 		return Person{}, err
 	}
-	return Person{Name: api.LocalSubject(one.User), UID: string(one.UID), Groups: groups, Session: one.ID, Expires: one.Expires}, nil
+	return person(one, groups), nil
 }
 
 // Logout ends the session of a token, access or refresh.
@@ -188,18 +197,45 @@ type PasswordError struct{ error }
 
 // Authenticate tells who somebody is by user name and password, or by a token as the password; then the name is not
 // looked at. It is for services that speak HTTP basic authentication; the source of the attempt is in ctx
-// (WithSource). The name and the groups are those in Kubernetes.
-func (s *Service) Authenticate(ctx context.Context, username, secret string) (name string, groups []string, err error) {
+// (WithSource). Stands tells afterwards whether it still holds.
+func (s *Service) Authenticate(ctx context.Context, username, secret string) (Person, error) {
 	if token.Looks(secret) {
-		p, err := s.Bearer(ctx, secret)
-		return p.Name, p.Groups, err
+		return s.Bearer(ctx, secret)
 	}
 	user, _, err := s.verify(ctx, username, secret)
 	if err != nil {
-		return "", nil, err
+		return Person{}, err
 	}
-	groups, err = s.directory.Groups(ctx, user.Name)
-	return api.LocalSubject(user.Name), groups, err
+	groups, err := s.directory.Groups(ctx, user.Name)
+	if err != nil {
+		return Person{}, err
+	}
+	return Person{Name: api.LocalSubject(user.Name), UID: string(user.UID), Groups: groups, Generation: user.Spec.SessionGeneration}, nil
+}
+
+// Stands tells whether somebody whom Authenticate has let in may still be, and is in which groups now. It talks to
+// nobody. Of people of another issuer nothing is known here: they are as they were.
+func (s *Service) Stands(ctx context.Context, p Person) (Person, error) {
+	if !s.isStarted() {
+		return Person{}, ErrNotReady
+	}
+	name, domain, ok := api.SplitSubject(p.Name)
+	if !ok || domain != api.LocalDomain {
+		return p, nil
+	}
+	if one, ok := s.sessions.Get(p.Session); p.Session != "" && (!ok || one.User != name) {
+		return Person{}, ErrNoSession
+	}
+	user, err := s.directory.User(ctx, name)
+	if err != nil {
+		return Person{}, err
+	}
+	// The password was compared with what the API server had, which may be newer than what is seen here.
+	if user == nil || string(user.UID) != p.UID || user.Spec.SessionGeneration > p.Generation || user.Spec.Disabled || user.Spec.MustChangePassword {
+		return Person{}, ErrNoSession
+	}
+	p.Groups, err = s.directory.Groups(ctx, name)
+	return p, err
 }
 
 // Exists tells whether there is a local user of a name that somebody typed.

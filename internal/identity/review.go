@@ -35,7 +35,11 @@ func (s *Service) Bearer(ctx context.Context, text string) (Person, error) {
 	if !token.Looks(text) {
 		return Person{}, ErrNoSession
 	}
-	leave, ok := s.gate.Enter(attempts.Source(sourceOf(ctx)), perSource)
+	source := attempts.Source(sourceOf(ctx))
+	if until := s.sources.LockedUntil(source); !until.IsZero() {
+		return Person{}, LockedError{until}
+	}
+	leave, ok := s.gate.Enter(source, perSource)
 	if !ok {
 		return Person{}, ErrBusy
 	}

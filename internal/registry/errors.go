@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"strconv"
 	"time"
 
 	"atoll.dev/atoll/internal/registry/store"
@@ -21,19 +22,19 @@ const (
 	codeUnknownTag   = "MANIFEST_UNKNOWN"
 	codeDigest       = "DIGEST_INVALID"
 	codeUnavailable  = "UNAVAILABLE"
+	codeTooMany      = "TOOMANYREQUESTS"
 	// codeUnknownUpload is for uploads that have ended.
 	codeUnknownUpload = "BLOB_UPLOAD_UNKNOWN"
 )
 
-// writeError answers with one error in the form of the specification. details is what Docker's token service calls it.
+// writeError answers with one error in the form of the specification. Its length is known, so that a client has all of
+// it while the rest of what it sends is still read.
 func writeError(w http.ResponseWriter, status int, code, message string) {
+	body, _ := json.Marshal(map[string]any{"errors": []map[string]any{{"code": code, "message": message}}}) // strings only
 	w.Header().Set("Content-Type", "application/json")
-	w.Header().Del("Content-Length")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]any{ // the client is gone otherwise
-		"details": message,
-		"errors":  []map[string]any{{"code": code, "message": message}},
-	})
+	_, _ = w.Write(body) // the client is gone otherwise
 }
 
 // unavailable answers when the API server does not.
@@ -41,6 +42,12 @@ func (r *Registry) unavailable(w http.ResponseWriter, err error) {
 	r.cfg.Logger.Warn("registry request failed", "error", err)
 	w.Header().Set("Retry-After", "2")
 	writeError(w, http.StatusServiceUnavailable, codeUnavailable, "the registry cannot ask the API server who may do what; try again")
+}
+
+// tooMany answers who is to try again in a moment.
+func tooMany(w http.ResponseWriter, message string) {
+	w.Header().Set("Retry-After", "1")
+	writeError(w, http.StatusTooManyRequests, codeTooMany, message)
 }
 
 // refusal is how the store's reasons are told: status and code.
@@ -109,8 +116,12 @@ const (
 )
 
 // linger reads on for a while after an upload was refused, so that a client that only looks at the answer when it has
-// sent everything sees it, and not a broken connection.
+// sent everything sees it, and not a broken connection. HTTP/2 does not need it: an answer ends there without the end of
+// the connection, and a client that has stopped sending waits for that.
 func linger(w http.ResponseWriter, req *http.Request) {
+	if req.ProtoMajor >= 2 {
+		return
+	}
 	control := http.NewResponseController(w)
 	_ = control.Flush()
 	_ = control.SetReadDeadline(time.Now().Add(lingerTime)) // not every transport has one

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 
 	v2 "github.com/distribution/distribution/v3/registry/api/v2"
@@ -69,7 +70,7 @@ func (r *Registry) serveV2(w http.ResponseWriter, req *http.Request) {
 	c := &call{route: route, name: vars["name"], vars: vars}
 	var rest string
 	if c.project, rest, ok = splitName(c.name); !ok || rest == "" {
-		writeError(w, http.StatusBadRequest, codeNameInvalid, "the name of a repository is NAMESPACE/NAME, in lower case and at most 255 bytes long")
+		refuseName(w, req, c.name)
 		return
 	}
 	if c.id, ok = r.authorize(w, req, c); !ok {
@@ -117,18 +118,18 @@ func (r *Registry) authorize(w http.ResponseWriter, req *http.Request, c *call) 
 	if !ok {
 		return Identity{}, false
 	}
-	for _, a := range actions {
-		if !token.holds(c.name, a) {
-			r.challenge(w, req, wanted, "insufficient_scope", denied(token.Identity, c.name, []string{a}))
-			return Identity{}, false
-		}
+	for _, a := range slices.Backward(actions) { // who may not push is told that first
 		allowed, err := r.allowed(req.Context(), token.Identity, c.project, a)
 		if err != nil {
 			r.unavailable(w, err)
 			return Identity{}, false
 		}
 		if !allowed {
-			writeError(w, http.StatusForbidden, codeDenied, denied(token.Identity, c.name, []string{a}))
+			r.deny(w, req, c, token, a)
+			return Identity{}, false
+		}
+		if !token.holds(c.name, a) {
+			r.challenge(w, req, wanted, "insufficient_scope", "the token is not for "+a+" of "+c.name+"; ask for one that is")
 			return Identity{}, false
 		}
 	}
@@ -143,8 +144,16 @@ func (r *Registry) bearer(w http.ResponseWriter, req *http.Request, wanted *scop
 		return nil, false
 	}
 	token, err := r.issuer.verify(text)
-	if err == nil && token.Identity.Robot != nil && !r.robotStands(token.Identity.Robot) {
-		err = errToken
+	if err == nil {
+		var stands bool
+		var unknown error
+		if token.Identity, stands, unknown = r.stands(req.Context(), token.Identity); unknown != nil {
+			r.unavailable(w, unknown)
+			return nil, false
+		}
+		if !stands {
+			err = errToken
+		}
 	}
 	if err != nil {
 		r.challenge(w, req, wanted, "invalid_token", errToken.Error())
@@ -226,12 +235,14 @@ func (r *Registry) serveUpload(w *explainer, req *http.Request, c *call) {
 	if req.Method != http.MethodGet && req.Method != http.MethodHead && req.Method != http.MethodDelete {
 		if err := r.store.Check(req.Context(), c.project, max(req.ContentLength, 0)); err != nil {
 			w.WriteHeader(http.StatusInternalServerError) // which the reason replaces
+			r.abandon(req, c)
 			linger(w, req)
 			return
 		}
 	}
 	r.app.ServeHTTP(w, req)
 	if w.replaced {
+		r.abandon(req, c)
 		linger(w, req)
 	}
 }
@@ -249,6 +260,29 @@ func (r *Registry) cancelUpload(w http.ResponseWriter, c *call) {
 		w.WriteHeader(http.StatusNoContent)
 	}
 }
+
+// abandon removes an upload that was refused: what has come of it would count, and no client goes on with it.
+func (r *Registry) abandon(req *http.Request, c *call) {
+	if c.route != v2.RouteNameBlobUploadChunk {
+		return
+	}
+	written, err := r.store.Abandon(c.request)
+	if err != nil {
+		r.cfg.Logger.Warn("an upload that was refused cannot be removed", "repository", c.name, "error", err)
+	}
+	if !written { // nothing of this request was, but maybe of one before
+		end := req.Clone(context.WithoutCancel(req.Context()))
+		end.Method, end.Body, end.ContentLength = http.MethodDelete, http.NoBody, 0
+		r.app.ServeHTTP(&nobody{header: make(http.Header)}, end)
+	}
+}
+
+// nobody hears an answer that nobody waits for.
+type nobody struct{ header http.Header }
+
+func (n *nobody) Header() http.Header         { return n.header }
+func (n *nobody) Write(b []byte) (int, error) { return len(b), nil }
+func (n *nobody) WriteHeader(int)             {}
 
 // checkMount takes the wish to mount a blob of another repository off a request whose sender may not pull from there.
 // It becomes an ordinary upload then, as the specification wants.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"io"
@@ -35,6 +36,8 @@ type cluster struct {
 	robots        map[string]*atoll.RobotAccount
 	rights        map[string]bool     // user/verb/namespace
 	tokens        map[string]Identity // audience/token
+	ended         map[string]bool     // people who may not be logged in any more
+	groups        map[string][]string // of people, where they have changed
 	configuration atoll.RegistryConfigurationSpec
 	asked         int
 }
@@ -50,7 +53,12 @@ func (c *cluster) Allowed(_ context.Context, id Identity, verb, namespace string
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.asked++
-	return c.rights[id.Name+"/"+verb+"/"+namespace] || c.rights[id.Name+"/*/*"], nil
+	for _, who := range append([]string{id.Name}, id.Groups...) {
+		if c.rights[who+"/"+verb+"/"+namespace] || c.rights[who+"/*/*"] {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 func (c *cluster) Namespace(name string) (string, bool) {
@@ -84,6 +92,32 @@ func (c *cluster) Configuration() atoll.RegistryConfigurationSpec {
 	return c.configuration
 }
 
+func (c *cluster) Authenticate(_ context.Context, name, password string) (Identity, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if id, ok := c.tokens["/"+password]; ok {
+		return id, nil
+	}
+	if p, ok := passwords()[name]; !ok || p != password {
+		return Identity{}, errCredentials
+	}
+	return Identity{Name: name, Groups: []string{"people"}}, nil
+}
+
+func (c *cluster) Stands(_ context.Context, id Identity) (Identity, bool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if groups, ok := c.groups[id.Name]; ok {
+		id.Groups = groups
+	}
+	return id, !c.ended[id.Name], nil
+}
+
+func (c *cluster) Known(_ context.Context, name string) bool {
+	_, ok := passwords()[name]
+	return ok
+}
+
 // change changes the cluster.
 func (c *cluster) change(f func()) {
 	c.mu.Lock()
@@ -98,6 +132,12 @@ func (c *cluster) may(user, namespace string, verbs ...string) {
 			c.rights[user+"/"+v+"/"+namespace] = true
 		}
 	})
+}
+
+// webToken is what looks like a token for the registry.
+func webToken(name string) string {
+	payload := base64.RawURLEncoding.EncodeToString([]byte(`{"sub":"` + name + `","aud":["` + atoll.RegistryAudience + `"]}`))
+	return "eyJhbGciOiJSUzI1NiJ9." + payload + ".sig"
 }
 
 // robot makes a robot account of shop with a password.
@@ -143,22 +183,11 @@ func open(dir string, changes ...func(*Config)) (*harness, error) {
 	c := &cluster{
 		namespaces: map[string]string{"shop": "uid-shop", "bank": "uid-bank"},
 		settings:   map[string]atoll.NamespaceRegistry{}, robots: map[string]*atoll.RobotAccount{},
-		rights: map[string]bool{"root/*/*": true}, tokens: map[string]Identity{},
+		rights: map[string]bool{"root/*/*": true}, tokens: map[string]Identity{}, ended: map[string]bool{}, groups: map[string][]string{},
 	}
 	c.may("olga", "shop", "get", "update", "delete", "list")
 	c.may("victor", "shop", "get", "list")
-	cfg := Config{Dir: dir, Authority: c, Directory: c, Reserve: 1, Authenticate: func(_ context.Context, name, password string) (Identity, error) {
-		c.mu.Lock()
-		id, ok := c.tokens["/"+password]
-		c.mu.Unlock()
-		if ok {
-			return id, nil
-		}
-		if p, ok := passwords()[name]; !ok || p != password {
-			return Identity{}, errCredentials
-		}
-		return Identity{Name: name, Groups: []string{"people"}}, nil
-	}}
+	cfg := Config{Dir: dir, Authority: c, Directory: c, People: c, Reserve: 1}
 	for _, change := range changes {
 		change(&cfg)
 	}

@@ -4,12 +4,17 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/go-jose/go-jose/v4/jwt"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 )
@@ -20,6 +25,9 @@ type Identity struct {
 	UID    string              `json:"uid,omitempty"`
 	Groups []string            `json:"groups,omitempty"`
 	Extra  map[string][]string `json:"extra,omitempty"`
+	// Session and Generation are by what People know whether somebody whom they have let in still may be.
+	Session    string `json:"session,omitempty"`
+	Generation int64  `json:"generation,omitempty"`
 	// Robot is set for robot accounts, which the API server does not know.
 	Robot *Robot `json:"robot,omitempty"`
 }
@@ -54,8 +62,23 @@ type Directory interface {
 	Configuration() atoll.RegistryConfigurationSpec
 }
 
-// ErrUnavailable says that nobody can be asked who somebody is; clients try again.
-var ErrUnavailable = errors.New("people cannot be asked for")
+// People are those who log in with a password or a session.
+type People interface {
+	// Authenticate checks a password, or the token of a session in its place. Its errors are refusals, other than
+	// ErrUnavailable and ErrBusy.
+	Authenticate(ctx context.Context, name, password string) (Identity, error)
+	// Stands says whether somebody whom Authenticate has let in may still be, and in which groups. It is asked at each
+	// request, and answers from memory.
+	Stands(ctx context.Context, id Identity) (now Identity, ok bool, err error)
+	// Known says whether there is somebody of a name that was typed. People type passwords there as well.
+	Known(ctx context.Context, name string) bool
+}
+
+// ErrUnavailable says that nobody can be asked who somebody is, ErrBusy that too many ask; clients try again.
+var (
+	ErrUnavailable = errors.New("people cannot be asked for")
+	ErrBusy        = errors.New("too many log in at the same time; try again in a moment")
+)
 
 // Errors of logging in.
 var (
@@ -63,27 +86,25 @@ var (
 	errNoRobots    = errors.New("robot accounts log in as robot$NAMESPACE+NAME")
 )
 
-// authenticate says who sends a name and a password.
-func (r *Registry) authenticate(ctx context.Context, name, password string) (Identity, error) {
+// authenticate says who sends a name and a password from an address.
+func (r *Registry) authenticate(ctx context.Context, source, name, password string) (Identity, error) {
 	if password == "" {
 		return Identity{}, errCredentials
 	}
 	if strings.HasPrefix(name, atoll.RobotPrefix) {
 		return r.robot(name, password)
 	}
-	if strings.HasPrefix(password, jwtPrefix) && strings.Count(password, ".") == 2 {
-		// Of service accounts only tokens that are for the registry are taken: what they have for the API server is not
-		// to be sent here.
-		if id, ok, err := r.cfg.Authority.Review(ctx, password, atoll.RegistryAudience); err != nil || ok {
-			return id, err
-		}
+	// Of service accounts only tokens that are for the registry are taken: what they have for the API server is not to be
+	// sent here.
+	if isForRegistry(password) {
+		return r.review(ctx, source, password)
 	}
-	if r.cfg.Authenticate == nil {
+	if r.cfg.People == nil {
 		return Identity{}, errCredentials
 	}
-	id, err := r.cfg.Authenticate(ctx, name, password)
+	id, err := r.cfg.People.Authenticate(ctx, name, password)
 	switch {
-	case errors.Is(err, ErrUnavailable):
+	case errors.Is(err, ErrUnavailable) || errors.Is(err, ErrBusy):
 		return Identity{}, err
 	case err != nil:
 		return Identity{}, errors.Join(errCredentials, err)
@@ -94,10 +115,73 @@ func (r *Registry) authenticate(ctx context.Context, name, password string) (Ide
 }
 
 const (
-	// jwtPrefix is what every JSON Web Token begins with: {" in base64.
-	jwtPrefix       = "eyJ"
 	serviceAccounts = "system:serviceaccounts"
+	maxToken        = 32 << 10
 )
+
+// isForRegistry says whether a text is a JSON Web Token that claims to be for the registry. Whether it is anybody's is not
+// looked at.
+func isForRegistry(text string) bool {
+	parts := strings.Split(text, ".")
+	if len(parts) != 3 || len(text) > maxToken {
+		return false
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return false
+	}
+	var c struct {
+		Audience jwt.Audience `json:"aud"`
+	}
+	return json.Unmarshal(payload, &c) == nil && c.Audience.Contains(atoll.RegistryAudience)
+}
+
+// review asks the API server whose a token is, for not too many at a time: anybody may send one. A source that has sent
+// tokens of nobody is not locked, since a host pulls for all its pods and these may have its address.
+func (r *Registry) review(ctx context.Context, source, token string) (Identity, error) {
+	done, ok := r.reviews.take(ctx, source, 1)
+	if !ok {
+		return Identity{}, ErrBusy
+	}
+	defer done()
+	id, ok, err := r.cfg.Authority.Review(ctx, token, atoll.RegistryAudience)
+	if err == nil && !ok {
+		err = errCredentials
+	}
+	return id, err
+}
+
+// stands looks whether the owner of a token may still be who it is, and what groups it is in by now.
+func (r *Registry) stands(ctx context.Context, id Identity) (Identity, bool, error) {
+	switch {
+	case id.Robot != nil:
+		return id, r.robotStands(id.Robot), nil
+	case r.cfg.People == nil || slices.Contains(id.Groups, serviceAccounts):
+		return id, true, nil
+	}
+	return r.cfg.People.Stands(ctx, id)
+}
+
+// loggable is a name that somebody has tried to log in as, or "" when that may be a password.
+func (r *Registry) loggable(ctx context.Context, name string) string {
+	if len(name) > maxLogged {
+		return ""
+	}
+	if robot, ok := strings.CutPrefix(name, atoll.RobotPrefix); ok {
+		namespace, account, _ := strings.Cut(robot, "+")
+		if projectName.MatchString(namespace) && len(validation.IsDNS1123Subdomain(account)) == 0 {
+			return name
+		}
+		return ""
+	}
+	if r.cfg.People != nil && r.cfg.People.Known(ctx, name) {
+		return name
+	}
+	return ""
+}
+
+// maxLogged is how many bytes a name may have that is logged.
+const maxLogged = 128
 
 // robot checks the password of a robot account.
 func (r *Registry) robot(user, password string) (Identity, error) {

@@ -32,9 +32,9 @@ func (r *Registry) serveManage(w http.ResponseWriter, req *http.Request) {
 		writeError(w, http.StatusUnauthorized, codeUnauthorized, "log in first; nothing is open to anonymous clients")
 		return
 	}
-	id, err := r.authenticate(req.Context(), name, password)
+	id, err := r.authenticate(req.Context(), sourceOf(req), name, password)
 	if err != nil {
-		r.refuseLogin(w, name, err)
+		r.refuseLogin(w, req, name, err)
 		return
 	}
 	switch what := strings.TrimPrefix(req.URL.Path, managePath); {

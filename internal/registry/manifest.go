@@ -7,10 +7,12 @@ import (
 	"hash/fnv"
 	"io"
 	"net/http"
+	"os"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	digestlib "github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -25,7 +27,12 @@ func (r *Registry) serveManifest(w *explainer, req *http.Request, c *call) {
 		r.putManifest(w, req, c)
 	case http.MethodDelete:
 		defer r.lockRepository(c.name)()
-		if kept := r.immutable(c, c.vars["reference"]); kept != "" {
+		kept, err := r.immutable(c, c.vars["reference"])
+		if err != nil {
+			r.broken(w, c.project, err)
+			return
+		}
+		if kept != "" {
 			writeError(w, http.StatusForbidden, codeDenied, "tag "+c.name+":"+kept+" is immutable (spec.registry.immutableTags of SupervisorNamespace "+c.project+") and cannot be deleted by hand")
 			return
 		}
@@ -41,32 +48,39 @@ func (r *Registry) serveManifest(w *explainer, req *http.Request, c *call) {
 // putManifest takes a manifest. Manifests of a repository come one after the other, so that a tag that may not change
 // is not pushed twice at the same moment.
 func (r *Registry) putManifest(w *explainer, req *http.Request, c *call) {
-	body, err := io.ReadAll(io.LimitReader(req.Body, store.MaxManifest+1))
-	if err != nil {
-		writeError(w, http.StatusBadRequest, codeManifest, "the manifest cannot be read")
-		return
-	}
-	if len(body) > store.MaxManifest {
-		writeError(w, http.StatusRequestEntityTooLarge, codeManifest, "a manifest may have at most "+strconv.Itoa(store.MaxManifest)+" bytes")
+	body, done := r.readManifest(w, req, c)
+	if done == nil {
 		linger(w, req)
 		return
 	}
+	defer done()
 	var m store.Manifest
 	if err := json.Unmarshal(body, &m); err != nil {
 		writeError(w, http.StatusBadRequest, codeManifest, "the manifest is no JSON")
 		return
 	}
+	if elsewhere := m.Elsewhere(); elsewhere != "" {
+		writeError(w, http.StatusBadRequest, codeManifest, elsewhere+" has urls: layers that are not in the registry are not taken; push an image that has its layers itself")
+		return
+	}
 	defer r.lockRepository(c.name)()
 	defer r.store.Hold()()
 	ref := c.vars["reference"]
-	if before, ok := r.store.Tag(c.name, ref); ok && r.isImmutable(c, ref) && before.Digest != digestlib.FromBytes(body).String() {
+	before, ok, err := r.store.Tag(c.name, ref)
+	if err != nil {
+		r.broken(w, c.project, err)
+		return
+	}
+	if ok && r.isImmutable(c, ref) && before.Digest != digestlib.FromBytes(body).String() {
 		writeError(w, http.StatusForbidden, codeDenied, "tag "+c.name+":"+ref+" is immutable (spec.registry.immutableTags of SupervisorNamespace "+c.project+") and points to "+before.Digest+"; push another tag")
 		return
 	}
-	if err := r.store.Check(req.Context(), c.project, 0); err != nil {
+	release, err := r.store.Reserve(req.Context(), c.project, digestlib.FromBytes(body).String(), int64(len(body)))
+	if err != nil {
 		w.WriteHeader(http.StatusInternalServerError) // which the reason replaces
 		return
 	}
+	defer release()
 	if m.Subject != nil {
 		w.Header().Set("OCI-Subject", m.Subject.Digest)
 	}
@@ -75,6 +89,62 @@ func (r *Registry) putManifest(w *explainer, req *http.Request, c *call) {
 	if w.status == http.StatusCreated {
 		r.pushed(c, ref)
 	}
+}
+
+// manifestWithin is how long a client may take to send a manifest.
+const manifestWithin = time.Minute
+
+// readManifest reads a manifest. Those that come at the same time have a bound, of a project and of all, and a client that
+// does not go on loses its place. done, which is nil when an error was answered, ends its use.
+func (r *Registry) readManifest(w http.ResponseWriter, req *http.Request, c *call) (body []byte, done func()) {
+	n := req.ContentLength
+	if n < 0 {
+		n = store.MaxManifest + 1
+	}
+	var err error
+	if n <= store.MaxManifest+1 {
+		give, ok := r.bodies.take(req.Context(), c.project, n)
+		if !ok {
+			tooMany(w, "too many manifests are being pushed to project "+c.project+", or in all; try again in a moment")
+			return nil, nil
+		}
+		defer func() {
+			if done == nil {
+				give()
+			}
+		}()
+		until := time.Now().Add(r.manifestWithin)
+		control := http.NewResponseController(w)
+		_ = control.SetReadDeadline(until) // not every transport has one
+		body, err = io.ReadAll(&timed{reader: io.LimitReader(req.Body, store.MaxManifest+1), until: until})
+		_ = control.SetReadDeadline(time.Time{})
+		if err == nil && len(body) <= store.MaxManifest {
+			return body, give
+		}
+	}
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		writeError(w, http.StatusRequestTimeout, codeManifest, "the manifest did not come within "+r.manifestWithin.String())
+	case err != nil:
+		writeError(w, http.StatusBadRequest, codeManifest, "the manifest cannot be read")
+	default:
+		writeError(w, http.StatusRequestEntityTooLarge, codeManifest, "a manifest may have at most "+strconv.Itoa(store.MaxManifest)+" bytes")
+	}
+	return nil, nil
+}
+
+// timed does not read on after a time.
+type timed struct {
+	reader io.Reader
+	until  time.Time
+}
+
+// Read implements io.Reader.
+func (t *timed) Read(p []byte) (int, error) {
+	if !time.Now().Before(t.until) {
+		return 0, os.ErrDeadlineExceeded
+	}
+	return t.reader.Read(p)
 }
 
 // pushed applies retention to the repository and tells who waits for pushes.
@@ -110,32 +180,39 @@ func matches(patterns []string, text string) bool {
 }
 
 func (r *Registry) isImmutable(c *call, tag string) bool {
-	return matches(r.cfg.Directory.Settings(c.project).ImmutableTags, short(c.project, c.name, tag))
+	return matches(r.settings(c.project).ImmutableTags, short(c.project, c.name, tag))
 }
 
-// immutable returns the tag that a reference is, or that points to it, and that may not be deleted.
-func (r *Registry) immutable(c *call, ref string) string {
+// immutable returns the tag that a reference is, or that needs what it names, and that may not be deleted.
+func (r *Registry) immutable(c *call, ref string) (tag string, err error) {
 	if !strings.Contains(ref, ":") {
 		if r.isImmutable(c, ref) {
-			return ref
+			return ref, nil
 		}
-		return ""
+		return "", nil
+	}
+	if len(r.settings(c.project).ImmutableTags) == 0 {
+		return "", nil
 	}
 	tags, err := r.store.Tags(c.name)
 	if err != nil {
-		return ""
+		return "", err
 	}
 	for _, t := range tags {
-		if t.Digest == ref && r.isImmutable(c, t.Name) {
-			return t.Name
+		if !r.isImmutable(c, t.Name) {
+			continue
+		}
+		if needs, err := r.store.Needs(c.name, t.Digest, ref); err != nil || needs {
+			return t.Name, err
 		}
 	}
-	return ""
+	return "", nil
 }
 
-// retain removes tags that are older than those a rule keeps. A tag that several rules match stays when one keeps it.
+// retain removes tags that are older than those a rule keeps. A tag that several rules match stays when one keeps it,
+// and one that is immutable stays in any case.
 func (r *Registry) retain(project, name string) error {
-	rules := r.cfg.Directory.Settings(project).Retention
+	rules, immutable := r.settings(project).Retention, r.settings(project).ImmutableTags
 	if len(rules) == 0 {
 		return nil
 	}
@@ -158,7 +235,7 @@ func (r *Registry) retain(project, name string) error {
 	}
 	var errs []error
 	for _, t := range tags {
-		if matched[t.Name] && !kept[t.Name] {
+		if matched[t.Name] && !kept[t.Name] && !matches(immutable, short(project, name, t.Name)) {
 			errs = append(errs, r.store.Untag(name, t))
 			defer r.cfg.Changed(project)
 		}

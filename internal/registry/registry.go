@@ -30,8 +30,8 @@ type Config struct {
 	// Authority is the API server, Directory what is known of its objects.
 	Authority Authority
 	Directory Directory
-	// Authenticate checks the password of a person; nil knows none.
-	Authenticate func(ctx context.Context, name, password string) (Identity, error)
+	// People are asked for those who log in with a password; nil knows none.
+	People People
 	// Changed, when set, is called after tags of a project were pushed or removed. It must not wait.
 	Changed func(project string)
 	// CollectEvery is the pause between two collections of what is unused, one hour when zero.
@@ -53,6 +53,9 @@ type Registry struct {
 	rights *rights
 	disks  *disks.Finder
 	now    func() time.Time
+	// reviews are questions to the API server by source, bodies the bytes of manifests by project.
+	reviews, bodies *budget
+	manifestWithin  time.Duration
 
 	repositories [64]sync.Mutex // of what changes manifests, by hash of the repository
 }
@@ -71,7 +74,9 @@ func New(cfg Config) (*Registry, error) {
 	if cfg.Changed == nil {
 		cfg.Changed = func(string) {}
 	}
-	r := &Registry{cfg: cfg, now: time.Now, router: v2.RouterWithPrefix("")}
+	r := &Registry{cfg: cfg, now: time.Now, manifestWithin: manifestWithin, router: v2.RouterWithPrefix("")}
+	r.reviews = newBudget(maxReviews, maxReviewsPerSource)
+	r.bodies = newBudget(maxBodies, maxBodiesPerProject)
 	r.issuer = newIssuer(func() time.Time { return r.now() })
 	r.rights = &rights{authority: cfg.Authority, now: func() time.Time { return r.now() }}
 	var err error
@@ -117,15 +122,24 @@ func newApp(driver storagedriver.StorageDriver) (app *handlers.App, err error) {
 			}},
 		},
 	}
-	// Layers that are not distributed name where clients get them.
-	cfg.Validation.Manifests.URLs.Allow = []string{"^https?://"}
+	// A layer that names where clients get it is not looked for in the repository: by its digest it could be another
+	// project's, which a host has already.
+	cfg.Validation.Manifests.URLs.Deny = []string{".*"}
 	cfg.HTTP.Secret = rand.Text()
 	cfg.HTTP.RelativeURLs = true
 	return handlers.NewApp(context.Background(), cfg), nil
 }
 
+// settings of a project. The library is nobody's: a namespace that has its name says nothing about it.
+func (r *Registry) settings(project string) atoll.NamespaceRegistry {
+	if project == atoll.RegistryLibrary {
+		return atoll.NamespaceRegistry{}
+	}
+	return r.cfg.Directory.Settings(project)
+}
+
 func (r *Registry) quota(project string) (int64, bool) {
-	if q := r.cfg.Directory.Settings(project).Quota; q != nil {
+	if q := r.settings(project).Quota; q != nil {
 		return q.Value(), true
 	}
 	return 0, false
@@ -136,12 +150,25 @@ func (r *Registry) Usage(_ context.Context, project string) (int64, error) {
 	return r.store.Usage(project)
 }
 
-// Forget puts the images of a namespace aside, which has been deleted.
-func (r *Registry) Forget(project string) error {
+// Deleted puts the images of the namespace with a uid aside, which has been deleted. There may be another of its name by
+// now, whose images stay.
+func (r *Registry) Deleted(project, uid string) error {
 	if project == atoll.RegistryLibrary {
 		return nil
 	}
-	return r.store.Remove(project)
+	return r.store.Remove(project, uid)
+}
+
+// Forget puts the images of a namespace aside that is not there, unless one is that they are of.
+func (r *Registry) Forget(project string) error {
+	owner, err := r.store.Owner(project) // before anybody is asked: who comes after that is not removed
+	if err != nil {
+		return err
+	}
+	if uid, ok := r.cfg.Directory.Namespace(project); ok && uid == owner {
+		return nil // Deleted follows if it is known to be there for too long
+	}
+	return r.Deleted(project, owner)
 }
 
 // ErrNotKnown says that a namespace is not known of, yet or any more.
@@ -186,8 +213,8 @@ func (r *Registry) Tagged(project, repository, tag string) (bool, error) {
 	if err := r.store.Own(project, owner); err != nil {
 		return false, err
 	}
-	_, ok := r.store.Tag(project+"/"+repository, tag)
-	return ok, nil
+	_, ok, err := r.store.Tag(project+"/"+repository, tag)
+	return ok, err
 }
 
 // Run collects from time to time, and removes projects whose namespace has gone. It holds until ctx ends.
@@ -212,8 +239,13 @@ func (r *Registry) Run(ctx context.Context) error {
 func (r *Registry) forgetOthers() {
 	projects, err := r.store.Projects()
 	for _, p := range projects {
+		owner, unknown := r.store.Owner(p) // first, see Forget
+		if unknown != nil {
+			err = errors.Join(err, unknown)
+			continue
+		}
 		if p != atoll.RegistryLibrary && !r.cfg.Directory.Exists(p) {
-			err = errors.Join(err, r.Forget(p))
+			err = errors.Join(err, r.Deleted(p, owner))
 		}
 	}
 	if err != nil {
@@ -247,7 +279,7 @@ func (r *Registry) tidy() error {
 		return err
 	}
 	for _, p := range projects {
-		if len(r.cfg.Directory.Settings(p).Retention) == 0 {
+		if len(r.settings(p).Retention) == 0 {
 			continue
 		}
 		list, err := r.store.Repositories(p)

@@ -28,7 +28,8 @@ func TestRolesInAProject(t *testing.T) {
 	refused(t, remote.Delete(h.ref("shop/web:1"), h.as("victor")...), "victor may not delete")
 	refused(t, h.pull("shop/web:1", h.as("stranger")), "stranger may not pull")
 	refused(t, h.pull("shop/web:1", h.login("olga", "wrong")), "UNAUTHORIZED")
-	refused(t, remote.Write(h.ref("nowhere/web:1"), img, h.as("root")...), "may not")
+	refused(t, remote.Write(h.ref("nowhere/web:1"), img, h.as("root")...), "there is no namespace nowhere")
+	refused(t, remote.Write(h.ref("nowhere/web:1"), img, h.as("olga")...), "olga may not push", "role Edit in namespace nowhere")
 	if err := remote.Delete(h.ref("shop/web:1"), h.as("olga")...); err != nil {
 		t.Error(err)
 	}
@@ -38,7 +39,7 @@ func TestRolesInAProject(t *testing.T) {
 func TestLibraryIsForAllToRead(t *testing.T) {
 	h := start(t)
 	img := h.image(1024, 1)
-	refused(t, remote.Write(h.ref("library/base:1"), img, h.as("olga")...), "olga may not push", "administrators push to it")
+	refused(t, remote.Write(h.ref("library/base:1"), img, h.as("olga")...), "olga may not push", "for administrators to push to")
 	h.push("library/base:1", img, h.as("root"))
 	for _, who := range []string{"olga", "stranger"} {
 		if err := h.pull("library/base:1", h.as(who)); err != nil {
@@ -77,10 +78,10 @@ func TestScopesAreNotWidened(t *testing.T) {
 	}{
 		{http.MethodGet, "/v2/shop/web/tags/list", http.StatusOK},
 		{http.MethodGet, "/v2/shop/other/tags/list", http.StatusUnauthorized},
-		{http.MethodGet, "/v2/bank/vault/tags/list", http.StatusUnauthorized},
-		{http.MethodPost, "/v2/shop/web/blobs/uploads/", http.StatusUnauthorized},
-		{http.MethodPost, "/v2/library/x/blobs/uploads/", http.StatusUnauthorized},
-		{http.MethodDelete, "/v2/shop/web/manifests/1", http.StatusUnauthorized},
+		{http.MethodGet, "/v2/bank/vault/tags/list", http.StatusForbidden},
+		{http.MethodPost, "/v2/shop/web/blobs/uploads/", http.StatusForbidden},
+		{http.MethodPost, "/v2/library/x/blobs/uploads/", http.StatusForbidden},
+		{http.MethodDelete, "/v2/shop/web/manifests/1", http.StatusForbidden},
 		{http.MethodGet, "/v2/shop/web/../../bank/vault/tags/list", http.StatusNotFound},
 		{http.MethodGet, "/v2/shop/web/%2e%2e/%2e%2e/bank/vault/tags/list", http.StatusNotFound},
 	} {
@@ -93,6 +94,35 @@ func TestScopesAreNotWidened(t *testing.T) {
 			t.Errorf("scope %q: %d", scope, status)
 		} else if got, _, _ := h.do(http.MethodGet, "/v2/shop/web/tags/list", token, nil, nil); got != http.StatusUnauthorized {
 			t.Errorf("scope %q opened shop/web: %d", scope, got)
+		}
+	}
+}
+
+// TestHeadLeadsToAReason: an answer to HEAD has no body, so clients can only print a number.
+func TestHeadLeadsToAReason(t *testing.T) {
+	h := start(t)
+	h.push("shop/web:1", h.image(512, 1), h.as("olga"))
+	for _, c := range []struct {
+		asked, path string
+		want        int
+	}{
+		// Who only pulls sends GET when HEAD is refused.
+		{"pull", "/v2/shop/web/manifests/1", http.StatusForbidden},
+		// Who pushes goes on when nothing is there, and is refused with a reason then.
+		{"pull,push", "/v2/shop/web/manifests/1", http.StatusNotFound},
+		{"pull,push", "/v2/shop/web/blobs/sha256:" + strings.Repeat("0", 64), http.StatusNotFound},
+		{"pull,push", "/v2/web/manifests/1", http.StatusNotFound},
+	} {
+		status, token := h.token("stranger", passwords()["stranger"], "repository:shop/web:"+c.asked)
+		if status != http.StatusOK {
+			t.Fatalf("a token for nothing: %d", status)
+		}
+		if got, _, _ := h.do(http.MethodHead, c.path, token, nil, nil); got != c.want {
+			t.Errorf("HEAD %s with a token for %s: %d, want %d", c.path, c.asked, got, c.want)
+		}
+		got, _, body := h.do(http.MethodGet, c.path, token, nil, nil)
+		if (got != http.StatusForbidden || !strings.Contains(body, "stranger may not pull")) && (got != http.StatusBadRequest || !strings.Contains(body, "NAMESPACE/NAME")) {
+			t.Errorf("GET %s: %d %s", c.path, got, body)
 		}
 	}
 }
@@ -136,9 +166,9 @@ func TestRobots(t *testing.T) {
 	if err := h.pull("shop/web:1", run); err != nil {
 		t.Error(err)
 	}
-	refused(t, remote.Write(h.ref("shop/web:2"), img, run...), "may not push")
+	refused(t, remote.Write(h.ref("shop/web:2"), img, run...), "may not push", "spec.permissions of RobotAccount run")
 	refused(t, remote.Delete(h.ref("shop/web:1"), ci...), "may not delete")
-	refused(t, remote.Write(h.ref("bank/web:1"), img, ci...), "robot$shop+ci may not", "namespace bank")
+	refused(t, remote.Write(h.ref("bank/web:1"), img, ci...), "robot$shop+ci may not push bank/web", "its own namespace, shop")
 	refused(t, h.pull("bank/web:1", ci), "may not pull")
 	refused(t, remote.Write(h.ref("library/web:1"), img, ci...), "may not push")
 	refused(t, h.pull("shop/web:1", h.login("robot$shop+run", "secret-of-ci")), "UNAUTHORIZED")
@@ -173,19 +203,21 @@ func TestRobots(t *testing.T) {
 func TestServiceAccountTokens(t *testing.T) {
 	h := start(t)
 	h.push("shop/web:1", h.image(512, 1), h.as("olga"))
+	pod, nobodys := webToken("pod"), webToken("none")
 	account := Identity{Name: "system:serviceaccount:shop:default", Groups: []string{serviceAccounts, serviceAccounts + ":shop"}}
 	h.may(account.Name, "shop", "get")
 	h.change(func() {
-		h.tokens[atoll.RegistryAudience+"/eyJa.pod.sig"] = account
+		h.tokens[atoll.RegistryAudience+"/"+pod] = account
+		h.tokens[atoll.RegistryAudience+"/eyJa.api.sig"] = account // would be, if it were asked for
 		h.tokens["/eyJa.api.sig"] = account
 		h.tokens["/eyJa.session.sig"] = Identity{Name: "victor"}
 	})
-	if err := h.pull("shop/web:1", h.login("serviceaccount", "eyJa.pod.sig")); err != nil {
+	if err := h.pull("shop/web:1", h.login("serviceaccount", pod)); err != nil {
 		t.Error(err)
 	}
-	refused(t, h.pull("bank/web:1", h.login("serviceaccount", "eyJa.pod.sig")), "may not pull")
+	refused(t, h.pull("bank/web:1", h.login("serviceaccount", pod)), "may not pull")
 	refused(t, h.pull("shop/web:1", h.login("serviceaccount", "eyJa.api.sig")), "UNAUTHORIZED")
-	refused(t, h.pull("shop/web:1", h.login("serviceaccount", "eyJa.none.sig")), "UNAUTHORIZED")
+	refused(t, h.pull("shop/web:1", h.login("serviceaccount", nobodys)), "UNAUTHORIZED")
 	if err := h.pull("shop/web:1", h.login("victor", "eyJa.session.sig")); err != nil {
 		t.Errorf("a session token: %v", err)
 	}
@@ -255,9 +287,10 @@ func TestQuota(t *testing.T) {
 	}
 	err = remote.Write(h.ref("shop/c:1"), h.image(90_000, 1), h.as("olga")...)
 	refused(t, err, "DENIED", "project shop", "quota 136.7 KiB", "used")
-	// What was refused is not counted for ever: the upload is given up.
-	if after, _ := h.reg.Usage(t.Context(), "shop"); after > 140_000 {
-		t.Errorf("used %d", after)
+	// What was refused is not counted: the upload is given up. Its configuration has come.
+	after, _ := h.reg.Usage(t.Context(), "shop")
+	if after > used+2_000 {
+		t.Errorf("used %d, before %d", after, used)
 	}
 	// Midway, when the client does not say how much is coming.
 	_, token := h.token("olga", passwords()["olga"], "repository:shop/d:pull,push")
@@ -265,6 +298,19 @@ func TestQuota(t *testing.T) {
 	status, _, body := h.do(http.MethodPatch, location, token, io.MultiReader(bytes.NewReader(make([]byte, 80_000))), nil)
 	if status != http.StatusForbidden || !strings.Contains(body, "project shop") {
 		t.Errorf("%d %s", status, body)
+	}
+	if got, _ := h.reg.Usage(t.Context(), "shop"); got != after {
+		t.Errorf("a refused upload counts: used %d, before %d", got, after)
+	}
+	// Also what had come before, and when it is said how much is coming.
+	_, location = h.upload(token, "shop/d", "")
+	status, header, body := h.do(http.MethodPatch, location, token, bytes.NewReader(make([]byte, 10_000)), nil)
+	if status != http.StatusAccepted {
+		t.Fatalf("%d %s", status, body)
+	}
+	status, _, body = h.do(http.MethodPatch, header.Get("Location"), token, bytes.NewReader(make([]byte, 80_000)), nil)
+	if got, _ := h.reg.Usage(t.Context(), "shop"); status != http.StatusForbidden || got != after {
+		t.Errorf("%d %s: used %d, before %d", status, body, got, after)
 	}
 	// Counted anew from the disk it is the same.
 	counted, _ := h.reg.Usage(t.Context(), "shop")

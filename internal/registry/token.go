@@ -40,6 +40,8 @@ type claims struct {
 
 	Identity Identity `json:"identity"`
 	Access   []scope  `json:"access"`
+	// Pushes are the repositories that its owner wanted to push to, whether it was granted or not.
+	Pushes []string `json:"pushes,omitempty"`
 }
 
 // holds says whether a token was given for an action on a repository.
@@ -62,7 +64,7 @@ func newIssuer(now func() time.Time) *issuer {
 	return &issuer{key: key, now: now}
 }
 
-func (i *issuer) sign(id Identity, access []scope) (string, error) {
+func (i *issuer) sign(id Identity, access []scope, pushes []string) (string, error) {
 	signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.HS256, Key: i.key}, (&jose.SignerOptions{}).WithType("JWT"))
 	if err != nil {
 		return "", err
@@ -73,7 +75,7 @@ func (i *issuer) sign(id Identity, access []scope) (string, error) {
 			Issuer: atoll.RegistryHost, Audience: jwt.Audience{atoll.RegistryHost}, Subject: id.Name,
 			IssuedAt: jwt.NewNumericDate(now), Expiry: jwt.NewNumericDate(now.Add(tokenLife)), ID: rand.Text(),
 		},
-		Identity: id, Access: access,
+		Identity: id, Access: access, Pushes: pushes,
 	}).Serialize()
 }
 
@@ -181,9 +183,9 @@ func (r *Registry) serveToken(w http.ResponseWriter, req *http.Request) {
 	if !ok {
 		return
 	}
-	id, err := r.authenticate(req.Context(), name, password)
+	id, err := r.authenticate(req.Context(), sourceOf(req), name, password)
 	if err != nil {
-		r.refuseLogin(w, name, err)
+		r.refuseLogin(w, req, name, err)
 		return
 	}
 	asked, err := parseScopes(scopes)
@@ -196,12 +198,8 @@ func (r *Registry) serveToken(w http.ResponseWriter, req *http.Request) {
 		r.unavailable(w, err)
 		return
 	}
-	if len(asked) > 0 && len(granted) == 0 {
-		// Clients show this where they would only say "unauthorized" otherwise.
-		writeError(w, http.StatusForbidden, codeDenied, denied(id, asked[0].Name, asked[0].Actions))
-		return
-	}
-	token, err := r.issuer.sign(id, granted)
+	// Who may nothing gets a token for nothing: many clients do not show what a token service says, but what the registry does.
+	token, err := r.issuer.sign(id, granted, pushesTo(asked))
 	if err != nil {
 		r.unavailable(w, err)
 		return
@@ -252,22 +250,16 @@ func credentials(req *http.Request) (name, password string, ok bool) {
 }
 
 // refuseLogin answers a login that failed, and tells apart whether it was the client or the API server.
-func (r *Registry) refuseLogin(w http.ResponseWriter, name string, err error) {
+func (r *Registry) refuseLogin(w http.ResponseWriter, req *http.Request, name string, err error) {
+	if errors.Is(err, ErrBusy) {
+		tooMany(w, ErrBusy.Error())
+		return
+	}
 	if !errors.Is(err, errCredentials) {
 		r.unavailable(w, err)
 		return
 	}
-	r.cfg.Logger.Info("registry login refused", "user", name, "reason", err)
+	r.cfg.Logger.Info("registry login refused", "user", r.loggable(req.Context(), name), "reason", err)
 	w.Header().Set("WWW-Authenticate", `Basic realm="Atoll registry"`)
 	writeError(w, http.StatusUnauthorized, codeUnauthorized, errCredentials.Error())
-}
-
-// denied says what somebody may not do.
-func denied(id Identity, repository string, actions []string) string {
-	project, _, _ := splitName(repository)
-	where := "namespace " + project
-	if project == atoll.RegistryLibrary {
-		where = "project library (administrators push to it)"
-	}
-	return id.Name + " may not " + strings.Join(actions, ",") + " " + repository + ": no right on repositories." + atoll.RegistryGroup + " in " + where
 }

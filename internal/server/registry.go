@@ -34,8 +34,8 @@ func (s *Server) newRegistry(people *identity.Service) (*imageRegistry, error) {
 		return nil, fmt.Errorf("configuring the registry: %w", err)
 	}
 	r := &imageRegistry{}
-	r.cluster, err = cluster.New(cluster.Config{Client: client, Gone: func(namespace string) {
-		if err := r.Registry.Forget(namespace); err != nil {
+	r.cluster, err = cluster.New(cluster.Config{Client: client, Gone: func(namespace, uid string) {
+		if err := r.Deleted(namespace, uid); err != nil {
 			s.cfg.Logger.Error("images of a namespace that was deleted stay", "namespace", namespace, "error", err)
 		}
 	}})
@@ -44,13 +44,7 @@ func (s *Server) newRegistry(people *identity.Service) (*imageRegistry, error) {
 	}
 	r.Registry, err = registry.New(registry.Config{
 		Dir: s.cfg.RegistryDir, Authority: r.cluster, Directory: r.cluster, Logger: s.cfg.Logger, Changed: r.changes.Tell,
-		Authenticate: func(ctx context.Context, name, password string) (registry.Identity, error) {
-			user, groups, err := people.Authenticate(ctx, name, password)
-			if errors.Is(err, identity.ErrNotReady) {
-				err = errors.Join(registry.ErrUnavailable, err)
-			}
-			return registry.Identity{Name: user, Groups: groups}, err
-		},
+		People: registryPeople{people},
 	})
 	if err != nil {
 		return nil, err
@@ -75,6 +69,39 @@ func (p projects) Disks(ctx context.Context, project string) ([]projectlibrary.D
 		})
 	}
 	return out, err
+}
+
+// registryPeople are people as the registry knows them.
+type registryPeople struct{ people *identity.Service }
+
+// Authenticate implements registry.People.
+func (r registryPeople) Authenticate(ctx context.Context, name, password string) (registry.Identity, error) {
+	p, err := r.people.Authenticate(ctx, name, password)
+	switch {
+	case err == nil:
+		return registry.Identity{Name: p.Name, UID: p.UID, Groups: p.Groups, Session: p.Session, Generation: p.Generation}, nil
+	case errors.Is(err, identity.ErrBusy):
+		err = registry.ErrBusy
+	case !errors.Is(err, identity.ErrRefused) && !errors.Is(err, identity.ErrNoSession) && !errors.Is(err, identity.ErrMustChange) && !errors.As(err, new(identity.LockedError)):
+		err = errors.Join(registry.ErrUnavailable, err)
+	}
+	return registry.Identity{}, err
+}
+
+// Stands implements registry.People.
+func (r registryPeople) Stands(ctx context.Context, id registry.Identity) (registry.Identity, bool, error) {
+	p, err := r.people.Stands(ctx, identity.Person{Name: id.Name, UID: id.UID, Groups: id.Groups, Session: id.Session, Generation: id.Generation})
+	if errors.Is(err, identity.ErrNoSession) {
+		return id, false, nil
+	}
+	id.Groups = p.Groups
+	return id, err == nil, err
+}
+
+// Known implements registry.People.
+func (r registryPeople) Known(ctx context.Context, name string) bool {
+	known, err := r.people.Exists(ctx, name)
+	return known && err == nil
 }
 
 // run holds until ctx ends.

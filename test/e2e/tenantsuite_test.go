@@ -35,15 +35,12 @@ func newActor(t *testing.T, name string, groups ...string) *actor {
 	t.Helper()
 	p := account(t, name)
 	p.password = rand.Text()
-	p.create()
+	p.create(groups...)
 	t.Cleanup(func() {
 		if out, err := tryHost(context.Background(), "", "user", "delete", name); err != nil {
 			t.Errorf("removing the user: %v\n%s", err, out)
 		}
 	})
-	for _, g := range groups {
-		host(t, "", "group", "add", g, name)
-	}
 	p.login()
 	return p
 }
@@ -56,16 +53,20 @@ func account(t *testing.T, name string) *actor {
 }
 
 // create makes the user.
-func (p *actor) create() {
+func (p *actor) create(groups ...string) {
 	p.t.Helper()
-	host(p.t, p.password+"\n", "user", "create", p.name, "--must-change=false", "--password-stdin")
+	args := []string{"user", "create", p.name, "--must-change=false", "--password-stdin"}
+	for _, g := range groups {
+		args = append(args, "--group", g)
+	}
+	host(p.t, p.password+"\n", args...)
 }
 
-// login gets a new session.
-func (p *actor) login() {
+// login gets a new session; trust are the flags that say how the certificate is checked.
+func (p *actor) login(trust ...string) {
 	p.t.Helper()
 	eventually(p.t, "logging in as "+p.name, func() error {
-		out, err := p.tryLogin(p.password)
+		out, err := p.tryLogin(p.password, trust...)
 		if err != nil && !strings.Contains(out, "too many failed logins") { // by attackers beside us, from the same address
 			p.t.Fatalf("%v\n%s", err, out)
 		}
@@ -87,13 +88,16 @@ func (p *actor) sessions() []string {
 	return files
 }
 
-func (p *actor) tryLogin(password string) (string, error) {
-	return p.atoll(password+"\n", "login", "--server", portal(p.t), "--user", p.name, "--password-stdin", "--ca-file", portalCA(p.t))
+func (p *actor) tryLogin(password string, trust ...string) (string, error) {
+	if len(trust) == 0 {
+		trust = []string{"--ca-file", portalCA(p.t)}
+	}
+	return p.atoll(password+"\n", append([]string{"login", "--server", portal(p.t), "--user", p.name, "--password-stdin"}, trust...)...)
 }
 
-// atoll runs a command as this person would at home.
+// atoll runs a command as this person would at home, where no supervisor is.
 func (p *actor) atoll(stdin string, args ...string) (string, error) {
-	return combined(p.t.Context(), stdin, []string{"HOME=" + p.home, "KUBECONFIG=" + p.kubeconfig}, args...)
+	return combined(p.t.Context(), stdin, []string{"HOME=" + p.home, "KUBECONFIG=" + p.kubeconfig, "ATOLL_DATA_DIR=" + filepath.Join(p.home, "none")}, args...)
 }
 
 // try is kubectl as this person.

@@ -155,6 +155,8 @@ type RegistryConfigurationSpec struct {
 }
 
 // RegistryMirror says where images of an upstream registry are pulled from.
+//
+// +kubebuilder:validation:XValidation:rule="self.registry != 'registry.atoll.local'",message="the cluster's own registry has no mirror: it would be sent the tokens of pods; spec.external names a registry in its place"
 type RegistryMirror struct {
 	// Registry is the upstream registry as images name it, HOST or HOST:PORT.
 	// +kubebuilder:validation:MaxLength=253

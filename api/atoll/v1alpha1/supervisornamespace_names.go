@@ -57,9 +57,10 @@ func SplitSubject(name string) (subject, domain string, ok bool) {
 	return rest[:at], rest[at+1:], true
 }
 
-// SystemNamespace tells whether a name is one of the system's own, which no SupervisorNamespace may have.
+// SystemNamespace tells whether a name is one of the system's own, which no SupervisorNamespace may have. The project
+// that everybody's images come from is of no namespace.
 func SystemNamespace(name string) bool {
-	if name == "default" {
+	if name == "default" || name == RegistryLibrary {
 		return true
 	}
 	for _, prefix := range []string{"kube-", "atoll-", "vmware-system-"} {

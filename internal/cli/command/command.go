@@ -7,6 +7,7 @@ package command
 import (
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 
@@ -18,6 +19,7 @@ import (
 
 // App is what commands share.
 type App struct {
+	In          io.Reader
 	Out, ErrOut io.Writer
 	// Tree is the data directory that the flags name.
 	Tree func() (datadir.Tree, error)
@@ -26,11 +28,23 @@ type App struct {
 // Printf prints what there is to say. There is nobody to tell when the terminal is gone.
 func (a App) Printf(format string, args ...any) { _, _ = fmt.Fprintf(a.Out, format, args...) }
 
+// Tell writes for people, beside the output.
+func (a App) Tell(format string, args ...any) { _, _ = fmt.Fprintf(a.ErrOut, format, args...) }
+
 // Table prints rows in aligned columns; the first is the heading.
 func (a App) Table(rows [][]string) { text.Table(a.Out, rows) }
 
 // Structured prints v as JSON or YAML.
 func (a App) Structured(format string, v any) error { return text.Structured(a.Out, format, v) }
+
+// Terminal is the terminal that the command was called from, nil when it is none.
+func (a App) Terminal() *os.File {
+	f, ok := a.In.(*os.File)
+	if !ok || !text.IsTerminal(f) {
+		return nil
+	}
+	return f
+}
 
 // UsageError marks errors of the user's own making; atoll exits with 2.
 type UsageError struct{ Err error }
@@ -96,16 +110,43 @@ func NoArgs(cmd *cobra.Command, args []string) error {
 func ExactArgs(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != len(names) {
-			return UsageError{Err: fmt.Errorf("%q wants %s, got %d arguments; see %q",
-				cmd.CommandPath(), "<"+strings.Join(names, "> <")+">", len(args), cmd.CommandPath()+" --help")}
+			return wants(cmd, args, names)
 		}
 		return nil
 	}
 }
 
+// MoreArgs wants the named arguments, and takes more of the last.
+func MoreArgs(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < len(names) {
+			return wants(cmd, args, append(slices.Clone(names[:len(names)-1]), names[len(names)-1]+"..."))
+		}
+		return nil
+	}
+}
+
+// OptionalArg takes the named argument or none.
+func OptionalArg(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > 1 {
+			return wants(cmd, args, []string{name})
+		}
+		return nil
+	}
+}
+
+func wants(cmd *cobra.Command, args, names []string) error {
+	return UsageError{Err: fmt.Errorf("%q wants <%s>, got %d arguments; see %q",
+		cmd.CommandPath(), strings.Join(names, "> <"), len(args), cmd.CommandPath()+" --help")}
+}
+
 // OutputFlag adds -o with the formats a command knows, the first being the default.
 func OutputFlag(cmd *cobra.Command, into *string, formats ...string) {
 	cmd.Flags().StringVarP(into, "output", "o", formats[0], "output format: "+strings.Join(formats, ", "))
+	if err := cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err) // the line above defines it
+	}
 	cmd.PreRunE = func(*cobra.Command, []string) error {
 		if !slices.Contains(formats, *into) {
 			return UsageError{Err: fmt.Errorf("--output %q: use %s", *into, strings.Join(formats, ", "))}

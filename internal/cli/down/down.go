@@ -238,7 +238,7 @@ func (d *Down) cleanNetwork(context.Context) (string, error) {
 	return "", network.Cleanup(network.CleanupConfig{
 		Network:   cniconf.Network{StateDir: t.CNIState()},
 		NetnsDirs: t.NetnsDirs(),
-		Tables:    []string{"kube-proxy", policy.TableName(cniconf.Network{})},
+		Tables:    []string{"kube-proxy", policy.TableName(cniconf.Network{}), policy.CutTableName(cniconf.Network{})},
 		Logger:    d.cfg.Logger,
 	})
 }

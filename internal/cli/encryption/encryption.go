@@ -28,9 +28,9 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 
 	api "atoll.dev/atoll/api/encryption/v1alpha1"
+	"atoll.dev/atoll/internal/cli/cluster"
 	kubekeys "atoll.dev/atoll/internal/kube/keys"
 )
 
@@ -52,9 +52,9 @@ type Client struct {
 
 // NewClient uses a kubeconfig file.
 func NewClient(kubeconfig string) (*Client, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	config, err := cluster.ConfigOf(kubeconfig)
 	if err != nil {
-		return nil, fmt.Errorf("reading the kubeconfig: %w; is the cluster up (`atoll status`)?", err)
+		return nil, err
 	}
 	config.Timeout = timeout
 	core, err := kubernetes.NewForConfig(config)

@@ -48,11 +48,15 @@ func openImage(file, image string) (v1.Image, func() error, error) {
 
 func imageOf(f *os.File, image string) (v1.Image, error) {
 	a := archive{file: f, parts: map[string]part{}}
-	if err := a.scan(); err != nil {
+	whole, err := a.scan()
+	if err != nil {
 		return nil, err
 	}
 	if _, ok := a.parts["index.json"]; !ok {
 		if _, ok := a.parts["manifest.json"]; !ok {
+			if !whole {
+				return nil, errors.New("reading the archive: it is cut off")
+			}
 			return nil, errors.New(`it is no image archive: it has neither index.json (OCI layout) nor manifest.json ("docker save")`)
 		}
 		return a.dockerSave(image)
@@ -68,33 +72,36 @@ func imageOf(f *os.File, image string) (v1.Image, error) {
 	return a.image(d)
 }
 
-// scan finds the members.
-func (a archive) scan() error {
+// scan finds the members, and tells whether the archive is whole: two empty blocks end it. One that is cut off between
+// two members has no other sign of it.
+func (a archive) scan() (whole bool, err error) {
 	var magic [4]byte
 	if _, err := a.file.ReadAt(magic[:], 0); err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("reading the archive: %w", err)
+		return false, fmt.Errorf("reading the archive: %w", err)
 	}
 	if bytes.HasPrefix(magic[:], []byte{0x1f, 0x8b}) || bytes.HasPrefix(magic[:], []byte{0x28, 0xb5, 0x2f, 0xfd}) {
-		return errors.New("the archive is compressed; decompress it first (gunzip, zstd -d)")
+		return false, errors.New("the archive is compressed; decompress it first (gunzip, zstd -d)")
 	}
+	const block = 512
 	in := tar.NewReader(a.file)
+	end := int64(0)
 	for {
 		h, err := in.Next()
-		if errors.Is(err, io.EOF) {
-			return nil
+		if err != nil && !errors.Is(err, io.EOF) {
+			return false, fmt.Errorf("reading the archive: %w", err)
+		}
+		// The reader is at the first byte of the member, or behind the end: it reads from the file without buffering.
+		offset, failed := a.file.Seek(0, io.SeekCurrent)
+		if failed != nil {
+			return false, fmt.Errorf("reading the archive: %w", failed)
 		}
 		if err != nil {
-			return fmt.Errorf("reading the archive: %w", err)
+			return offset-end >= 2*block, nil
 		}
-		if h.Typeflag != tar.TypeReg {
-			continue
+		end = offset + (h.Size+block-1)/block*block
+		if h.Typeflag == tar.TypeReg {
+			a.parts[path.Clean(h.Name)] = part{offset: offset, size: h.Size}
 		}
-		// The reader is at the first byte of the member: it reads from the file without buffering.
-		offset, err := a.file.Seek(0, io.SeekCurrent)
-		if err != nil {
-			return fmt.Errorf("reading the archive: %w", err)
-		}
-		a.parts[path.Clean(h.Name)] = part{offset: offset, size: h.Size}
 	}
 }
 

@@ -16,21 +16,15 @@ import (
 	"github.com/spf13/cobra"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 // loginPrefix begins the names that `atoll login` gives users of a kubeconfig: atoll:HOST:PORT:NAME, of the portal.
 const loginPrefix = "atoll:"
 
-// Config is what the command needs of the command line.
-type Config struct {
-	In  io.Reader
-	Out io.Writer
-	// Usage marks an error as one of usage.
-	Usage func(error) error
-}
-
 // Command is `atoll image push`.
-func Command(cfg Config) *cobra.Command {
+func Command(a command.App) *cobra.Command {
 	var o Options
 	var kubeconfig, user, passwordFile string
 	cmd := &cobra.Command{
@@ -44,18 +38,13 @@ registry.atoll.local is found where the cluster of the kubeconfig is, whether th
 		Example: `  atoll image push app.tar registry.atoll.local/shop/app:1.0
   docker save app:1.0 -o app.tar && atoll image push app.tar registry.atoll.local/shop/app:1.0
   atoll image push app.tar registry.atoll.local/shop/app:1.0 --user 'robot$shop+ci' --password-file secret`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) != 2 {
-				return cfg.Usage(fmt.Errorf("%q wants <archive> <image>, got %d arguments; see %q", cmd.CommandPath(), len(args), cmd.CommandPath()+" --help"))
-			}
-			return nil
-		},
+		Args: command.ExactArgs("archive", "image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.Archive, o.Target = args[0], args[1]
 			if _, err := ParseTarget(o.Target); err != nil {
-				return cfg.Usage(err)
+				return command.UsageError{Err: err}
 			}
-			s, err := cfg.session(cmd.Context(), kubeconfig, user, passwordFile)
+			s, err := session(cmd.Context(), a.In, kubeconfig, user, passwordFile)
 			if err != nil {
 				return err
 			}
@@ -63,8 +52,8 @@ registry.atoll.local is found where the cluster of the kubeconfig is, whether th
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cfg.Out, "pushed %s (%s)\n", o.Target, digest)
-			return err
+			a.Printf("pushed %s (%s)\n", o.Target, digest)
+			return nil
 		},
 	}
 	f := cmd.Flags()
@@ -75,8 +64,8 @@ registry.atoll.local is found where the cluster of the kubeconfig is, whether th
 	return cmd
 }
 
-// registrySession is who is logged in with a kubeconfig, at the registry.
-func (cfg Config) session(ctx context.Context, kubeconfig, user, passwordFile string) (Session, error) {
+// session is who is logged in with a kubeconfig, at the registry.
+func session(ctx context.Context, in io.Reader, kubeconfig, user, passwordFile string) (Session, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = kubeconfig
 	config, err := rules.Load()
@@ -99,7 +88,7 @@ func (cfg Config) session(ctx context.Context, kubeconfig, user, passwordFile st
 	}
 	if user != "" {
 		s.User = user
-		s.Password, err = cfg.readPassword(passwordFile)
+		s.Password, err = readPassword(in, passwordFile)
 		return s, err
 	}
 	// The name is for messages: a session says itself whose it is. Basic authentication has no ':' in names.
@@ -156,12 +145,11 @@ func portalOf(cluster *clientcmdapi.Cluster, user string) (string, error) {
 }
 
 // readPassword reads the first line of a file, or of standard input.
-func (cfg Config) readPassword(file string) (string, error) {
+func readPassword(in io.Reader, file string) (string, error) {
 	if file == "" {
-		return "", cfg.Usage(errors.New("--user wants --password-file; a password is not given on the command line, where others can see it"))
+		return "", command.UsageError{Err: errors.New("--user wants --password-file; a password is not given on the command line, where others can see it")}
 	}
 	const longest = 64 << 10
-	in := cfg.In
 	if file != "-" {
 		f, err := os.Open(file)
 		if err != nil {

@@ -160,6 +160,7 @@ func TestWrong(t *testing.T) {
 		write("text.tar", bytes.Repeat([]byte("text"), 1000)): {"", "h.example/p/a:1", "reading the archive"},
 		write("empty.tar", make([]byte, 1024)):                {"", "h.example/p/a:1", "index.json"},
 		write("cut.tar", b[:len(b)/3]):                        {"", "h.example/p/a:1", "reading the archive"},
+		write("between.tar", b[:512]):                         {"", "h.example/p/a:1", "cut off"}, // after a directory
 		good:                                                  {"three", "h.example/p/a:1", "docker.io/library/two:latest"},
 		write("a", nil):                                       {"", "shop/app:1", RegistryHost + "/PROJECT"},
 		write("b", nil):                                       {"", "h.example/shop/app@sha256:" + strings.Repeat("0", 64), "digest"},

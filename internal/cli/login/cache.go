@@ -34,7 +34,7 @@ type cached struct {
 }
 
 // dir is where logins and confirmed servers are kept.
-func (c *command) dir() string { return filepath.Join(c.cfg.Home, ".kube", "atoll") }
+func (c *commands) dir() string { return filepath.Join(c.Home, ".kube", "atoll") }
 
 // fileName makes a file name of a text.
 func fileName(text string) string {
@@ -47,7 +47,7 @@ func fileName(text string) string {
 }
 
 // cacheFile is the file of a login.
-func (c *command) cacheFile(server, user string) string {
+func (c *commands) cacheFile(server, user string) string {
 	return filepath.Join(c.dir(), fileName(server+"_"+user)+".json")
 }
 
@@ -83,7 +83,7 @@ func load(file string) (cached, error) {
 }
 
 // logins lists the files of all logins at a server, the newest first. An empty server means any.
-func (c *command) logins(server string) ([]string, error) {
+func (c *commands) logins(server string) ([]string, error) {
 	files, err := filepath.Glob(filepath.Join(c.dir(), "*.json"))
 	if err != nil {
 		return nil, err

@@ -128,18 +128,18 @@ func cacheOf(config *clientcmdapi.Config, context string) string {
 }
 
 // kubeconfigFile is the one that is written: that of the flag, the first of KUBECONFIG, or ~/.kube/config.
-func (c *command) kubeconfigFile(flag string) (string, error) {
+func (c *commands) kubeconfigFile(flag string) (string, error) {
 	file := flag
 	if file == "" {
-		if list := filepath.SplitList(c.cfg.Getenv(kubeconfigVar)); len(list) > 0 && list[0] != "" {
+		if list := filepath.SplitList(c.Getenv(kubeconfigVar)); len(list) > 0 && list[0] != "" {
 			file = list[0]
 		}
 	}
 	if file == "" {
-		if c.cfg.Home == "" {
+		if c.Home == "" {
 			return "", errors.New("there is no home directory; say where the kubeconfig goes with --kubeconfig")
 		}
-		file = filepath.Join(c.cfg.Home, ".kube", "config")
+		file = filepath.Join(c.Home, ".kube", "config")
 	}
 	if to, err := filepath.EvalSymlinks(file); err == nil {
 		file = to // a link stays one

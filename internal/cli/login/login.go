@@ -25,32 +25,29 @@ import (
 	"golang.org/x/term"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
-	"atoll.dev/atoll/internal/cli/text"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/identity"
 	wire "atoll.dev/atoll/internal/identity/login"
 )
 
 // Config of the commands.
 type Config struct {
-	In          io.Reader
-	Out, ErrOut io.Writer
-	Getenv      func(string) string
+	command.App
+	Getenv func(string) string
 	// Home is the person's home directory, "" when there is none.
 	Home string
 	// Authority reads the PEM of the authority of the supervisor on this host.
 	Authority func() ([]byte, error)
-	// Usage marks errors of the user's own making.
-	Usage func(error) error
 }
 
-// command is what the commands share.
-type command struct {
-	cfg       Config
+// commands is what the commands share.
+type commands struct {
+	Config
 	in        *bufio.Reader
 	noBrowser bool
 }
 
-func newCommand(cfg Config) *command { return &command{cfg: cfg, in: bufio.NewReader(cfg.In)} }
+func newCommand(cfg Config) *commands { return &commands{Config: cfg, in: bufio.NewReader(cfg.In)} }
 
 // options of a login.
 type options struct {
@@ -81,7 +78,7 @@ supervisor's certificate is shown and must be confirmed, unless --ca-file or --f
 		Example: `  atoll login --server 192.0.2.10 --user anna
   atoll login --server supervisor.example --provider corp
   atoll login --server 192.0.2.10 --user ci --ca-file cluster-ca.crt --password-stdin <password-file`,
-		Args: c.noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.login(cmd.Context(), o) },
 	}
 	f := cmd.Flags()
@@ -109,27 +106,20 @@ func trustFlags(cmd *cobra.Command, o *trustOptions) {
 	cmd.Flags().BoolVar(&o.insecure, "insecure-skip-tls-verify", false, "do not check the supervisor's certificate")
 }
 
-func (c *command) noArgs(cmd *cobra.Command, args []string) error {
-	if len(args) > 0 {
-		return c.cfg.Usage(fmt.Errorf("%q takes no arguments, got %q; see %q", cmd.CommandPath(), args[0], cmd.CommandPath()+" --help"))
-	}
-	return nil
-}
-
-func (c *command) login(ctx context.Context, o options) error {
+func (c *commands) login(ctx context.Context, o options) error {
 	switch {
 	case o.server == "":
-		return c.cfg.Usage(errors.New("--server is required: the address of the supervisor"))
+		return command.UsageError{Err: errors.New("--server is required: the address of the supervisor")}
 	case o.user != "" && o.provider != "":
-		return c.cfg.Usage(errors.New("--user is for local users and --provider for others; give one of them"))
+		return command.UsageError{Err: errors.New("--user is for local users and --provider for others; give one of them")}
 	case o.flow != flowAuto && o.flow != flowDevice && o.flow != flowBrowser:
-		return c.cfg.Usage(fmt.Errorf("--flow %q: use auto, device or browser", o.flow))
+		return command.UsageError{Err: fmt.Errorf("--flow %q: use auto, device or browser", o.flow)}
 	case o.trust.insecure && (o.trust.caFile != "" || o.trust.fingerprint != ""):
-		return c.cfg.Usage(errors.New("--insecure-skip-tls-verify contradicts --ca-file and --fingerprint"))
+		return command.UsageError{Err: errors.New("--insecure-skip-tls-verify contradicts --ca-file and --fingerprint")}
 	}
 	server, err := parseServer(o.server)
 	if err != nil {
-		return c.cfg.Usage(err)
+		return command.UsageError{Err: err}
 	}
 	file, err := c.kubeconfigFile(o.kubeconfig)
 	if err != nil {
@@ -148,7 +138,7 @@ func (c *command) login(ctx context.Context, o options) error {
 		return err
 	}
 	if info.Banner != "" {
-		c.notef("%s\n", strings.TrimSpace(info.Banner))
+		c.Tell("%s\n", strings.TrimSpace(info.Banner))
 	}
 	l := cached{Server: server, Trust: how}
 	if o.provider != "" {
@@ -163,12 +153,12 @@ func (c *command) login(ctx context.Context, o options) error {
 }
 
 // localLogin logs in with a password, and has it changed when it must be.
-func (c *command) localLogin(ctx context.Context, p *portal, o options, l *cached) error {
+func (c *commands) localLogin(ctx context.Context, p *portal, o options, l *cached) error {
 	user := o.user
 	var err error
 	if user == "" {
-		if !c.interactive() {
-			return c.cfg.Usage(errors.New("--user or --provider is required"))
+		if c.Terminal() == nil {
+			return command.UsageError{Err: errors.New("--user or --provider is required")}
 		}
 		if user, err = c.ask("User: "); err != nil {
 			return err
@@ -179,8 +169,8 @@ func (c *command) localLogin(ctx context.Context, p *portal, o options, l *cache
 		return err
 	}
 	session, err := p.session(ctx, user, password)
-	if r, ok := errors.AsType[refusal](err); ok && r.Code == wire.CodeMustChange && c.interactive() {
-		c.notef("The password must be changed.\n")
+	if r, ok := errors.AsType[refusal](err); ok && r.Code == wire.CodeMustChange && c.Terminal() != nil {
+		c.Tell("The password must be changed.\n")
 		if password, err = c.newPassword(ctx, p, user, password); err != nil {
 			return err
 		}
@@ -200,7 +190,7 @@ func (l *cached) fill(s wire.Session) {
 }
 
 // newPassword asks twice for another password and sets it.
-func (c *command) newPassword(ctx context.Context, p *portal, user, old string) (string, error) {
+func (c *commands) newPassword(ctx context.Context, p *portal, user, old string) (string, error) {
 	wanted, err := c.password("New password: ", false)
 	if err != nil {
 		return "", err
@@ -216,7 +206,7 @@ func (c *command) newPassword(ctx context.Context, p *portal, user, old string) 
 }
 
 // foreignLogin logs in at an issuer and asks the supervisor whom it takes the token's owner for.
-func (c *command) foreignLogin(ctx context.Context, p *portal, info wire.Info, o options, l *cached) error {
+func (c *commands) foreignLogin(ctx context.Context, p *portal, info wire.Info, o options, l *cached) error {
 	var known []string
 	for _, issuer := range info.Providers {
 		known = append(known, issuer.Name)
@@ -271,7 +261,7 @@ func orNone(names []string) string {
 }
 
 // keep writes the login and the kubeconfig, and says what there is.
-func (c *command) keep(ctx context.Context, p *portal, info wire.Info, l cached, file string) error {
+func (c *commands) keep(ctx context.Context, p *portal, info wire.Info, l cached, file string) error {
 	all, err := p.namespaces(ctx, l.Token)
 	if err != nil {
 		return err
@@ -297,31 +287,23 @@ func (c *command) keep(ctx context.Context, p *portal, info wire.Info, l cached,
 	return nil
 }
 
-func (c *command) printLogin(l cached, all []identity.Access, contexts []string, current, file string) {
-	_, _ = fmt.Fprintf(c.cfg.Out, "Logged in as %s.\n\n", l.User)
+func (c *commands) printLogin(l cached, all []identity.Access, contexts []string, current, file string) {
+	c.Printf("Logged in as %s.\n\n", l.User)
 	rows := [][]string{{"CONTEXT", "NAMESPACE", "ROLE"}, {contexts[0], "-", "-"}}
 	for i, n := range all {
 		rows = append(rows, []string{contexts[i+1], n.Namespace, n.Role})
 	}
-	text.Table(c.cfg.Out, rows)
-	_, _ = fmt.Fprintf(c.cfg.Out, "\nThe current context in %s is %s. Change it with: kubectl config use-context NAME\n", file, current)
+	c.Table(rows)
+	c.Printf("\nThe current context in %s is %s. Change it with: kubectl config use-context NAME\n", file, current)
 }
-
-// notef tells the person something that is no result.
-func (c *command) notef(format string, args ...any) {
-	_, _ = fmt.Fprintf(c.cfg.ErrOut, format, args...)
-}
-
-// interactive tells whether somebody can be asked.
-func (c *command) interactive() bool { return text.IsTerminal(c.cfg.In) }
 
 // ask reads a line.
-func (c *command) ask(prompt string) (string, error) {
-	c.notef("%s", prompt)
+func (c *commands) ask(prompt string) (string, error) {
+	c.Tell("%s", prompt)
 	return c.line()
 }
 
-func (c *command) line() (string, error) {
+func (c *commands) line() (string, error) {
 	line, err := c.in.ReadString('\n')
 	if err != nil && (line == "" || !errors.Is(err, io.EOF)) {
 		return "", fmt.Errorf("reading from standard input: %w", err)
@@ -330,17 +312,17 @@ func (c *command) line() (string, error) {
 }
 
 // password reads a password without showing it, or a line of standard input.
-func (c *command) password(prompt string, stdin bool) (string, error) {
+func (c *commands) password(prompt string, stdin bool) (string, error) {
 	if stdin {
 		return c.line()
 	}
-	f, ok := c.cfg.In.(*os.File)
-	if !ok || !c.interactive() {
-		return "", c.cfg.Usage(errors.New("there is no terminal to ask for a password; use --password-stdin"))
+	f := c.Terminal()
+	if f == nil {
+		return "", command.UsageError{Err: errors.New("there is no terminal to ask for a password; use --password-stdin")}
 	}
-	c.notef("%s", prompt)
+	c.Tell("%s", prompt)
 	b, err := term.ReadPassword(int(f.Fd()))
-	c.notef("\n")
+	c.Tell("\n")
 	if err != nil {
 		return "", fmt.Errorf("reading the password: %w", err)
 	}

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/identity"
 	wire "atoll.dev/atoll/internal/identity/login"
 )
@@ -118,8 +119,7 @@ func run(t *testing.T, home, input string, args ...string) (string, error) {
 	t.Helper()
 	var out bytes.Buffer
 	cfg := Config{
-		In: strings.NewReader(input), Out: &out, ErrOut: io.Discard, Home: home, Getenv: func(string) string { return "" },
-		Usage: func(err error) error { return err },
+		App: command.App{In: strings.NewReader(input), Out: &out, ErrOut: io.Discard}, Home: home, Getenv: func(string) string { return "" },
 	}
 	for _, cmd := range Commands(cfg) {
 		if cmd.Name() != args[0] {
@@ -198,7 +198,7 @@ func TestAnotherServer(t *testing.T) {
 	home, address := t.TempDir(), s.Listener.Addr().String()
 	other := `-----BEGIN CERTIFICATE-----
 ` // not a certificate: nothing verifies against it
-	c := newCommand(Config{In: strings.NewReader(""), ErrOut: io.Discard, Home: home})
+	c := newCommand(Config{App: command.App{In: strings.NewReader(""), ErrOut: io.Discard}, Home: home})
 	if err := os.MkdirAll(filepath.Dir(c.knownFile(address)), 0o700); err != nil {
 		t.Fatal(err)
 	}

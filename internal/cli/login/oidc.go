@@ -62,7 +62,7 @@ func (f foreign) client() (*http.Client, *oauth2.Config, error) {
 }
 
 // login gets tokens by the flow that was chosen, or the one that fits.
-func (f foreign) login(ctx context.Context, c *command, flow string, port int) (*oauth2.Token, error) {
+func (f foreign) login(ctx context.Context, c *commands, flow string, port int) (*oauth2.Token, error) {
 	client, config, err := f.client()
 	if err != nil {
 		return nil, err
@@ -70,7 +70,7 @@ func (f foreign) login(ctx context.Context, c *command, flow string, port int) (
 	ctx = context.WithValue(ctx, oauth2.HTTPClient, client)
 	if flow == flowAuto {
 		flow = flowBrowser
-		if f.issuer.Device != "" && (c.cfg.Getenv("DISPLAY") == "" && c.cfg.Getenv("WAYLAND_DISPLAY") == "" || f.issuer.Authorization == "") {
+		if f.issuer.Device != "" && (c.Getenv("DISPLAY") == "" && c.Getenv("WAYLAND_DISPLAY") == "" || f.issuer.Authorization == "") {
 			flow = flowDevice
 		}
 	}
@@ -86,14 +86,14 @@ func (f foreign) login(ctx context.Context, c *command, flow string, port int) (
 }
 
 // device shows a code to type at the issuer, on whatever machine.
-func (f foreign) device(ctx context.Context, c *command, config *oauth2.Config) (*oauth2.Token, error) {
+func (f foreign) device(ctx context.Context, c *commands, config *oauth2.Config) (*oauth2.Token, error) {
 	answer, err := config.DeviceAuth(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("beginning the login at %s: %w", f.issuer.Name, err)
 	}
-	c.notef("Open %s and type the code %s\n", answer.VerificationURI, answer.UserCode)
+	c.Tell("Open %s and type the code %s\n", answer.VerificationURI, answer.UserCode)
 	if answer.VerificationURIComplete != "" {
-		c.notef("or open %s\n", answer.VerificationURIComplete)
+		c.Tell("or open %s\n", answer.VerificationURIComplete)
 	}
 	token, err := config.DeviceAccessToken(ctx, answer)
 	if err != nil {
@@ -110,7 +110,7 @@ func random() string {
 }
 
 // browser has the issuer send the code to a port of this machine (authorization code with PKCE).
-func (f foreign) browser(ctx context.Context, c *command, config *oauth2.Config, port int) (*oauth2.Token, error) {
+func (f foreign) browser(ctx context.Context, c *commands, config *oauth2.Config, port int) (*oauth2.Token, error) {
 	ctx, cancel := context.WithTimeout(ctx, browserWithin)
 	defer cancel()
 	var lc net.ListenConfig
@@ -125,7 +125,7 @@ func (f foreign) browser(ctx context.Context, c *command, config *oauth2.Config,
 	go func() { _ = srv.Serve(l) }()
 	defer srv.Close()
 	at := config.AuthCodeURL(state, oauth2.S256ChallengeOption(verifier), oauth2.SetAuthURLParam("nonce", nonce))
-	c.notef("Log in with a browser on this machine at\n  %s\n", at)
+	c.Tell("Log in with a browser on this machine at\n  %s\n", at)
 	if !c.noBrowser {
 		// Whether there is a browser or not, the address has been shown.
 		_ = exec.CommandContext(ctx, "xdg-open", at).Start()

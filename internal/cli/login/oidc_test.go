@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/identity"
 	wire "atoll.dev/atoll/internal/identity/login"
 )
@@ -133,7 +134,7 @@ func loginForeign(t *testing.T, s *httptest.Server, home string, screen *termina
 	t.Helper()
 	var out bytes.Buffer
 	cmd := loginCommand(Config{
-		In: strings.NewReader(""), Out: &out, ErrOut: screen, Home: home, Getenv: func(string) string { return "" }, Usage: func(err error) error { return err },
+		App: command.App{In: strings.NewReader(""), Out: &out, ErrOut: screen}, Home: home, Getenv: func(string) string { return "" },
 	})
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
 	cmd.SetArgs(append([]string{"--server", s.Listener.Addr().String(), "--provider", "corp", "--fingerprint", fingerprint(s.Certificate()), "--no-browser"}, args...))
@@ -152,7 +153,7 @@ func TestDeviceFlow(t *testing.T) {
 			if err != nil || !strings.Contains(out, "Logged in as dora@corp.example") || !strings.Contains(screen.buf.String(), "WXYZ") {
 				t.Fatalf("%s, %s, %v", out, screen.buf.String(), err)
 			}
-			c := newCommand(Config{Home: home, In: strings.NewReader("")})
+			c := newCommand(Config{App: command.App{In: strings.NewReader("")}, Home: home})
 			files, err := c.logins("")
 			if err != nil || len(files) != 1 {
 				t.Fatalf("%v, %v", files, err)

@@ -16,7 +16,7 @@ import (
 	clientauth "k8s.io/client-go/pkg/apis/clientauthentication/v1"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
-	"atoll.dev/atoll/internal/cli/text"
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 // fresh is how long a token must still be good for to be handed out.
@@ -31,7 +31,7 @@ func credentialCommand(cfg Config) *cobra.Command {
 		Long:    `Is named in the kubeconfig that "atoll login" writes; kubectl runs it. It never asks anything.`,
 		Example: `  atoll login credential --cache ~/.kube/atoll/LOGIN.json`,
 		Hidden:  true,
-		Args:    c.noArgs,
+		Args:    command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			l, err := c.current(cmd.Context(), file)
 			if err != nil {
@@ -49,7 +49,7 @@ func credentialCommand(cfg Config) *cobra.Command {
 }
 
 // current is a login with a token that is good now; it is refreshed when it must be.
-func (c *command) current(ctx context.Context, file string) (cached, error) {
+func (c *commands) current(ctx context.Context, file string) (cached, error) {
 	l, err := load(file)
 	if err != nil || time.Until(l.Expires) > fresh {
 		return l, err
@@ -96,11 +96,11 @@ func refresh(ctx context.Context, file string, l *cached) error {
 }
 
 // chosen finds the login that a command is about: that of the server, or else of the current context.
-func (c *command) chosen(server, kubeconfig string) (string, error) {
+func (c *commands) chosen(server, kubeconfig string) (string, error) {
 	if server != "" {
 		at, err := parseServer(server)
 		if err != nil {
-			return "", c.cfg.Usage(err)
+			return "", command.UsageError{Err: err}
 		}
 		files, err := c.logins(at)
 		if err != nil {
@@ -144,7 +144,7 @@ login of the current context. What an identity provider handed out ends by itsel
 		Example: `  atoll logout
   atoll logout --server 192.0.2.10
   atoll logout --all`,
-		Args: c.noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var files []string
 			var err error
@@ -171,7 +171,7 @@ login of the current context. What an identity provider handed out ends by itsel
 }
 
 // logout ends one login. The files go even if the supervisor does not answer, which is an error then.
-func (c *command) logout(ctx context.Context, file, kubeconfig string) error {
+func (c *commands) logout(ctx context.Context, file, kubeconfig string) error {
 	l, err := load(file)
 	if err != nil {
 		return err
@@ -201,7 +201,7 @@ func (c *command) logout(ctx context.Context, file, kubeconfig string) error {
 		}
 	}
 	if failed == nil {
-		_, _ = fmt.Fprintf(c.cfg.Out, "%s is logged out of %s\n", l.User, l.Server)
+		c.Printf("%s is logged out of %s\n", l.User, l.Server)
 	}
 	return failed
 }
@@ -222,11 +222,8 @@ func whoamiCommand(cfg Config) *cobra.Command {
 		Short: "Show who you are logged in as",
 		Example: `  atoll whoami
   atoll whoami --server 192.0.2.10 -o json`,
-		Args: c.noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if output != "text" && output != "json" && output != "yaml" {
-				return c.cfg.Usage(fmt.Errorf("--output %q: use text, json, yaml", output))
-			}
 			file, err := c.chosen(server, kubeconfig)
 			if err != nil {
 				return err
@@ -245,32 +242,31 @@ func whoamiCommand(cfg Config) *cobra.Command {
 			}
 			out := who{Server: l.Server, User: said.User, Groups: said.Groups, Expires: said.Expires}
 			if output != "text" {
-				return text.Structured(cfg.Out, output, out)
+				return c.Structured(output, out)
 			}
-			_, _ = fmt.Fprintf(cfg.Out, "%s at %s\n", out.User, out.Server)
+			c.Printf("%s at %s\n", out.User, out.Server)
 			for _, g := range out.Groups {
-				_, _ = fmt.Fprintf(cfg.Out, "in group %s\n", g)
+				c.Printf("in group %s\n", g)
 			}
 			if !out.Expires.IsZero() {
-				_, _ = fmt.Fprintf(cfg.Out, "until %s\n", out.Expires.Local().Format(time.DateTime))
+				c.Printf("until %s\n", out.Expires.Local().Format(time.DateTime))
 			}
 			return nil
 		},
 	}
 	cmd.Flags().StringVar(&server, "server", "", "address of the supervisor (default: that of the current context)")
 	cmd.Flags().StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig to look at (default: the first of KUBECONFIG, or ~/.kube/config)")
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "output format: text, json, yaml")
+	command.OutputFlag(cmd, &output, "text", "json", "yaml")
 	return cmd
 }
 
 func fingerprintCommand(cfg Config) *cobra.Command {
-	c := newCommand(cfg)
 	return &cobra.Command{
 		Use:   "fingerprint",
 		Short: "Show the fingerprint that people see at their first login, on the host",
 		Example: `  atoll login fingerprint
   atoll login --server 192.0.2.10 --user anna --fingerprint SHA256:...`,
-		Args: c.noArgs,
+		Args: command.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			b, err := cfg.Authority()
 			if err != nil {
@@ -304,7 +300,7 @@ login that the current context is of. With --password-stdin the old one is the f
 new one the second.`,
 		Example: `  atoll user passwd
   atoll user passwd --server 192.0.2.10 --user anna`,
-		Args: c.noArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return c.passwd(cmd.Context(), server, user, stdin, how)
 		},
@@ -316,7 +312,7 @@ new one the second.`,
 	return cmd
 }
 
-func (c *command) passwd(ctx context.Context, server, user string, stdin bool, how trustOptions) error {
+func (c *commands) passwd(ctx context.Context, server, user string, stdin bool, how trustOptions) error {
 	var l cached
 	if server == "" || user == "" {
 		file, err := c.chosen(server, "")
@@ -333,7 +329,7 @@ func (c *command) passwd(ctx context.Context, server, user string, stdin bool, h
 	if server != "" {
 		at, err := parseServer(server)
 		if err != nil {
-			return c.cfg.Usage(err)
+			return command.UsageError{Err: err}
 		}
 		if at != l.Server {
 			if l.Trust, err = c.trust(ctx, at, how); err != nil {
@@ -364,6 +360,6 @@ func (c *command) passwd(ctx context.Context, server, user string, stdin bool, h
 	if err != nil {
 		return err
 	}
-	_, _ = fmt.Fprintf(c.cfg.Out, "the password is changed and all sessions have ended; log in again\n")
+	c.Printf("the password is changed and all sessions have ended; log in again\n")
 	return nil
 }

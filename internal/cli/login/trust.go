@@ -33,16 +33,16 @@ func fingerprint(cert *x509.Certificate) string {
 }
 
 // knownFile is where the authority of a server is kept that a person has confirmed.
-func (c *command) knownFile(server string) string {
+func (c *commands) knownFile(server string) string {
 	return filepath.Join(c.dir(), "known", fileName(server)+".pem")
 }
 
 // trust decides how the certificate of a server is checked: as the flags say, as it was confirmed before, by the
 // authorities of this machine, or by asking the person.
-func (c *command) trust(ctx context.Context, server string, o trustOptions) (trust, error) {
+func (c *commands) trust(ctx context.Context, server string, o trustOptions) (trust, error) {
 	switch {
 	case o.insecure:
-		c.notef("warning: the certificate of %s is not checked; whoever is in between reads your password\n", server)
+		c.Tell("warning: the certificate of %s is not checked; whoever is in between reads your password\n", server)
 		return trust{Insecure: true}, nil
 	case o.caFile != "":
 		b, err := os.ReadFile(o.caFile)
@@ -70,7 +70,7 @@ func (c *command) trust(ctx context.Context, server string, o trustOptions) (tru
 }
 
 // checkKnown refuses a server that shows something else than what was confirmed.
-func (c *command) checkKnown(ctx context.Context, server, known string, o trustOptions) (trust, error) {
+func (c *commands) checkKnown(ctx context.Context, server, known string, o trustOptions) (trust, error) {
 	chain, err := peerChain(ctx, server)
 	if err != nil {
 		return trust{}, err
@@ -91,7 +91,7 @@ func (c *command) checkKnown(ctx context.Context, server, known string, o trustO
 }
 
 // confirm asks whether the authority at the end of the chain is that of the server, and remembers it.
-func (c *command) confirm(server, host string, chain []*x509.Certificate, wanted string) (trust, error) {
+func (c *commands) confirm(server, host string, chain []*x509.Certificate, wanted string) (trust, error) {
 	authority := chain[len(chain)-1]
 	roots := x509.NewCertPool()
 	roots.AddCert(authority)
@@ -102,10 +102,10 @@ func (c *command) confirm(server, host string, chain []*x509.Certificate, wanted
 	switch {
 	case wanted != "" && wanted != shown:
 		return trust{}, fmt.Errorf("--fingerprint: the authority of %s is %s", server, shown)
-	case wanted == "" && !c.interactive():
+	case wanted == "" && c.Terminal() == nil:
 		return trust{}, fmt.Errorf("nobody vouches for the certificate of %s: give its authority with --ca-file (on the host it is pki/cluster-ca.crt in the data directory), or --fingerprint %s if that is right", server, shown)
 	case wanted == "":
-		c.notef("Nobody vouches for the certificate of %s.\nIts authority has the fingerprint %s.\n"+
+		c.Tell("Nobody vouches for the certificate of %s.\nIts authority has the fingerprint %s.\n"+
 			"On the host, this shows the right one: atoll login fingerprint\n", server, shown)
 		answer, err := c.ask("Is it the right one (yes/no)? ")
 		if err != nil {

@@ -2,43 +2,22 @@ package netpol
 
 import (
 	"fmt"
-	"io"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
 
-	"atoll.dev/atoll/internal/cli/text"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/datadir"
 	"atoll.dev/atoll/internal/network/cniconf"
 )
 
-// App is what the command line lends its commands.
-type App struct {
-	Out     io.Writer
-	Tree    func() (datadir.Tree, error)
-	Network func(datadir.Tree) cniconf.Network
-	// NoArgs refuses arguments, Usage marks an error as the user's own, OutputFlag adds -o.
-	NoArgs     cobra.PositionalArgs
-	Usage      func(error) error
-	OutputFlag func(cmd *cobra.Command, into *string, formats ...string)
-	LastLines  LastLines
+// Command is `atoll network`; network says what pods of a data directory are in.
+func Command(a command.App, network func(datadir.Tree) cniconf.Network) *cobra.Command {
+	return command.Group("network", "See what network policies do on this host", `  atoll network denied -f
+  atoll network counters -n shop`, deniedCommand(a), countersCommand(a, network))
 }
 
-// Command is `atoll network`.
-func Command(a App) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "network",
-		Short: "See what network policies do on this host",
-		Example: `  atoll network denied -f
-  atoll network counters -n shop`,
-		Args: a.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(deniedCommand(a), countersCommand(a))
-	return cmd
-}
-
-func deniedCommand(a App) *cobra.Command {
+func deniedCommand(a command.App) *cobra.Command {
 	var namespace string
 	var follow bool
 	var lines int
@@ -51,16 +30,16 @@ is one line with a count, and a namespace that is denied very much is not logged
 ("atoll network counters") are complete.`,
 		Example: `  atoll network denied -n shop
   atoll network denied -f`,
-		Args: a.NoArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t, err := a.Tree()
 			if err != nil {
 				return err
 			}
 			if namespace != "" && (filepath.Base(namespace) != namespace || namespace == "." || namespace == "..") {
-				return a.Usage(fmt.Errorf("-n: %q is no name of a namespace", namespace))
+				return command.UsageError{Err: fmt.Errorf("-n: %q is no name of a namespace", namespace)}
 			}
-			return printDenied(cmd.Context(), a.Out, t.Denied(), namespace, lines, follow, a.LastLines)
+			return printDenied(cmd.Context(), a.Out, t.Denied(), namespace, lines, follow)
 		},
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only of this namespace")
@@ -69,7 +48,7 @@ is one line with a count, and a namespace that is denied very much is not logged
 	return cmd
 }
 
-func countersCommand(a App) *cobra.Command {
+func countersCommand(a command.App, network func(datadir.Tree) cniconf.Network) *cobra.Command {
 	var namespace, output string
 	cmd := &cobra.Command{
 		Use:   "counters",
@@ -78,24 +57,24 @@ func countersCommand(a App) *cobra.Command {
 and for each namespace how many packets were denied. It counts this host since the agent has started.`,
 		Example: `  atoll network counters -n shop
   atoll network counters -o json`,
-		Args: a.NoArgs,
+		Args: command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			t, err := a.Tree()
 			if err != nil {
 				return err
 			}
-			counts, err := count(cmd.Context(), t.PolicyStatus(), a.Network(t), namespace)
+			counts, err := count(cmd.Context(), t.PolicyStatus(), network(t), namespace)
 			if err != nil {
 				return err
 			}
 			if output != "table" {
-				return text.Structured(a.Out, output, counts.list)
+				return a.Structured(output, counts.list)
 			}
 			counts.print(a.Out)
 			return nil
 		},
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only of this namespace")
-	a.OutputFlag(cmd, &output, "table", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }

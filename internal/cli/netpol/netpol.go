@@ -7,6 +7,7 @@ package netpol
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -20,23 +21,21 @@ import (
 	"time"
 
 	policyv1 "atoll.dev/atoll/api/policy/v1"
+	"atoll.dev/atoll/internal/cli/tail"
 	"atoll.dev/atoll/internal/cli/text"
 	"atoll.dev/atoll/internal/network/cniconf"
 	"atoll.dev/atoll/internal/network/denied"
 	"atoll.dev/atoll/internal/network/policy"
 )
 
-// LastLines returns the offset at which the last n lines of a file begin.
-type LastLines func(f *os.File, n int) (int64, error)
-
 // printDenied prints the files of one namespace or all, each line with its namespace.
-func printDenied(ctx context.Context, w io.Writer, dir, namespace string, lines int, follow bool, last LastLines) error {
+func printDenied(ctx context.Context, w io.Writer, dir, namespace string, lines int, follow bool) error {
 	pattern := "*"
 	if namespace != "" {
 		pattern = namespace
 	}
 	offsets := map[string]int64{}
-	tick := time.NewTicker(300 * time.Millisecond)
+	tick := time.NewTicker(tail.Every)
 	defer tick.Stop()
 	for first := true; ; first = false {
 		files, err := filepath.Glob(denied.Path(dir, pattern))
@@ -44,7 +43,7 @@ func printDenied(ctx context.Context, w io.Writer, dir, namespace string, lines 
 			return fmt.Errorf("listing the logs: %w", err)
 		}
 		for _, path := range files {
-			if err := printAdded(w, path, offsets, first, lines, last); err != nil {
+			if err := printAdded(w, path, offsets, first, lines); err != nil {
 				return err
 			}
 		}
@@ -60,7 +59,7 @@ func printDenied(ctx context.Context, w io.Writer, dir, namespace string, lines 
 }
 
 // printAdded prints what a file has beyond its offset; the first time its last lines.
-func printAdded(w io.Writer, path string, offsets map[string]int64, first bool, lines int, last LastLines) error {
+func printAdded(w io.Writer, path string, offsets map[string]int64, first bool, lines int) error {
 	f, err := os.Open(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -71,7 +70,7 @@ func printAdded(w io.Writer, path string, offsets map[string]int64, first bool, 
 	defer f.Close()
 	at := offsets[path]
 	if first {
-		if at, err = last(f, lines); err != nil {
+		if at, err = tail.Offset(f, lines); err != nil {
 			return fmt.Errorf("reading the log: %w", err)
 		}
 	}
@@ -130,7 +129,7 @@ type counts struct {
 func (c *counts) print(w io.Writer) {
 	rows := [][]string{{"NAMESPACE", "WHAT", "DIRECTION", "TIER", "POLICY", "COUNT"}}
 	for _, c := range c.list {
-		rows = append(rows, []string{c.Namespace, c.What, c.Direction, orDash(c.Tier), orDash(c.Policy), strconv.FormatUint(c.Count, 10)})
+		rows = append(rows, []string{c.Namespace, c.What, c.Direction, cmp.Or(c.Tier, "-"), cmp.Or(c.Policy, "-"), strconv.FormatUint(c.Count, 10)})
 	}
 	text.Table(w, rows)
 	fmt.Fprintf(w, "\nof all namespaces: %d packets with an address that is not the pod's, %d to pods that are not known, %d of connections that were cut\n",
@@ -186,11 +185,4 @@ func Line(s *policyv1.Status) string {
 		return fmt.Sprintf("NOT ENFORCED as they should be on %d pods", s.Pods)
 	}
 	return fmt.Sprintf("%d enforced on %d pods", s.Policies, s.Pods)
-}
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
 }

@@ -9,7 +9,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
-	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/cluster"
 )
 
 // proposer proposes words; nothing to propose is no error.
@@ -54,7 +54,8 @@ func (c *commands) completeLimits(cmd *cobra.Command) {
 		return func(context.Context, client.WithWatch) []string { return list }
 	}
 	for flag, propose := range map[string]proposer{
-		"storage-class": storageClasses, "host": hosts, "zone": zones, "allow-from": namespaces, "allow-to": namespaces,
+		"storage-class": named(func() client.ObjectList { return &storagev1.StorageClassList{} }),
+		"host":          named(func() client.ObjectList { return &corev1.NodeList{} }), "zone": zones, "allow-from": namespaces, "allow-to": namespaces,
 		"isolation": words("open", "isolated", "deny-all"), "runtime": words("microvm", "runc"),
 		"restart-priority": words("lowest", "low", "medium", "high", "highest"), "count": words(countNames()...),
 	} {
@@ -81,40 +82,9 @@ func namespaces(ctx context.Context, s client.WithWatch) []string {
 	return out
 }
 
-func templates(ctx context.Context, s client.WithWatch) []string {
-	list := &atoll.SupervisorNamespaceTemplateList{}
-	if s.List(ctx, list) != nil {
-		return nil
-	}
-	var out []string
-	for _, t := range list.Items {
-		out = append(out, t.Name)
-	}
-	return out
-}
-
-func storageClasses(ctx context.Context, s client.WithWatch) []string {
-	list := &storagev1.StorageClassList{}
-	if s.List(ctx, list) != nil {
-		return nil
-	}
-	var out []string
-	for _, t := range list.Items {
-		out = append(out, t.Name)
-	}
-	return out
-}
-
-func hosts(ctx context.Context, s client.WithWatch) []string {
-	list := &corev1.NodeList{}
-	if s.List(ctx, list) != nil {
-		return nil
-	}
-	var out []string
-	for _, n := range list.Items {
-		out = append(out, n.Name)
-	}
-	return out
+// named proposes the names of the objects that a list is of.
+func named(list func() client.ObjectList) proposer {
+	return func(ctx context.Context, s client.WithWatch) []string { return cluster.Names(ctx, s, list()) }
 }
 
 func zones(ctx context.Context, s client.WithWatch) []string {

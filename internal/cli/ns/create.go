@@ -12,6 +12,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 func (c *commands) createCommand() *cobra.Command {
@@ -27,12 +28,12 @@ make more from a template that an administrator offers: atoll ns template ls lis
 		Example: `  atoll ns create shop --cpu-limit 8 --memory-limit 16Gi --storage-class atoll=100Gi --owner anna --view group:auditors
   atoll ns create lab --isolation isolated --egress 10.0.0.0/8 --vm-class best-effort-small --count pods=20,vms=5
   atoll ns create mine --from-template small`,
-		Args: c.oneName,
+		Args: command.ExactArgs("name"),
 		RunE: c.with(func(s client.WithWatch, cmd *cobra.Command, args []string) error {
 			b := &atoll.SupervisorNamespace{ObjectMeta: metav1.ObjectMeta{Name: args[0]}}
 			b.Spec.ClassName = template
 			if err := l.apply(cmd, &b.Spec); err != nil {
-				return c.Usage(err)
+				return command.UsageError{Err: err}
 			}
 			var options []client.CreateOption
 			if dryRun {
@@ -61,9 +62,9 @@ make more from a template that an administrator offers: atoll ns template ls lis
 	cmd.Flags().StringVar(&template, "from-template", "", "SupervisorNamespaceTemplate that says what the flags do not")
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "have the API server check it, and make nothing")
 	w.add(cmd, "it is ready")
-	c.output(cmd, &output, "text", "json", "yaml", "name")
+	command.OutputFlag(cmd, &output, "text", "json", "yaml", "name")
 	c.completeLimits(cmd)
-	c.complete(cmd, "from-template", templates)
+	c.complete(cmd, "from-template", named(func() client.ObjectList { return &atoll.SupervisorNamespaceTemplateList{} }))
 	return cmd
 }
 
@@ -71,13 +72,13 @@ make more from a template that an administrator offers: atoll ns template ls lis
 func (c *commands) made(b *atoll.SupervisorNamespace, dryRun, ready bool) {
 	switch {
 	case dryRun:
-		c.printf("%s would be made\n", b.Name)
+		c.Printf("%s would be made\n", b.Name)
 	case !ready:
-		c.printf("%s is being made\n", b.Name)
+		c.Printf("%s is being made\n", b.Name)
 	default:
-		c.printf("%s is ready\n", b.Name)
+		c.Printf("%s is ready\n", b.Name)
 		if b.Status.RegistryProject != "" {
-			c.printf("images are pushed to %s\n", b.Status.RegistryProject)
+			c.Printf("images are pushed to %s\n", b.Status.RegistryProject)
 		}
 	}
 }

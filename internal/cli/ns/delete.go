@@ -19,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 func (c *commands) deleteCommand() *cobra.Command {
@@ -32,7 +33,7 @@ func (c *commands) deleteCommand() *cobra.Command {
 that wants --with-contents: virtual machines, pods, volumes and images are gone then.`,
 		Example: `  atoll ns delete shop
   atoll ns delete shop --with-contents --yes`,
-		Args: c.oneName, ValidArgsFunction: c.completeNames(false),
+		Args: command.ExactArgs("name"), ValidArgsFunction: c.completeNames(false),
 		RunE: c.with(func(s client.WithWatch, cmd *cobra.Command, args []string) error {
 			b, err := c.get(cmd.Context(), s, args[0])
 			if err != nil {
@@ -110,17 +111,17 @@ func insideOf(ctx context.Context, s client.Client, b *atoll.SupervisorNamespace
 
 // confirm asks a person at a terminal; elsewhere the flag was enough.
 func (c *commands) confirm(name string, inside []string) (bool, error) {
-	terminal := c.stdin()
+	terminal := c.Terminal()
 	if terminal == nil {
 		return true, nil
 	}
-	c.tell("%s has %s in it, which will be gone. To go on, type its name: ", name, strings.Join(inside, ", "))
+	c.Tell("%s has %s in it, which will be gone. To go on, type its name: ", name, strings.Join(inside, ", "))
 	line, err := bufio.NewReader(terminal).ReadString('\n')
 	if err != nil && line == "" {
 		return false, fmt.Errorf("reading the answer: %w", err)
 	}
 	if strings.TrimSpace(line) != name {
-		c.tell("nothing is deleted\n")
+		c.Tell("nothing is deleted\n")
 		return false, nil
 	}
 	return true, nil
@@ -142,7 +143,7 @@ func (c *commands) remove(ctx context.Context, s client.Client, b *atoll.Supervi
 		return fmt.Errorf("deleting SupervisorNamespace %s: %w", b.Name, err)
 	}
 	if !w.wait {
-		c.printf("%s is being deleted\n", b.Name)
+		c.Printf("%s is being deleted\n", b.Name)
 		return nil
 	}
 	err := c.await(ctx, b.Name, w, func(ctx context.Context) (bool, string, error) {
@@ -165,6 +166,6 @@ func (c *commands) remove(ctx context.Context, s client.Client, b *atoll.Supervi
 	if err != nil {
 		return err
 	}
-	c.printf("%s is deleted\n", b.Name)
+	c.Printf("%s is deleted\n", b.Name)
 	return nil
 }

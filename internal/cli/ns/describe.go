@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/text"
 )
 
@@ -21,7 +22,7 @@ func (c *commands) describeCommand() *cobra.Command {
 		Short:   "Show a namespace: its limits and what is used of them, people, and what is wrong",
 		Example: `  atoll ns describe shop
   atoll ns describe shop -o yaml`,
-		Args: c.oneName, ValidArgsFunction: c.completeNames(false),
+		Args: command.ExactArgs("name"), ValidArgsFunction: c.completeNames(false),
 		RunE: c.with(func(s client.WithWatch, cmd *cobra.Command, args []string) error {
 			b, err := c.get(cmd.Context(), s, args[0])
 			if err != nil {
@@ -34,14 +35,14 @@ func (c *commands) describeCommand() *cobra.Command {
 			return nil
 		}),
 	}
-	c.output(cmd, &output, "text", "json", "yaml", "name")
+	command.OutputFlag(cmd, &output, "text", "json", "yaml", "name")
 	return cmd
 }
 
 // line is one line of a description; what is empty is left out.
 func (c *commands) line(name, value string) {
 	if value != "" {
-		c.printf("%-13s %s\n", name+":", value)
+		c.Printf("%-13s %s\n", name+":", value)
 	}
 }
 
@@ -70,7 +71,7 @@ func (c *commands) describe(b *atoll.SupervisorNamespace) {
 	c.access(b)
 	c.uses(b)
 	if len(b.Status.Top) > 0 {
-		c.printf("\nUse most:\n")
+		c.Printf("\nUse most:\n")
 		c.top(b, "  ")
 	}
 }
@@ -214,6 +215,6 @@ func (c *commands) uses(b *atoll.SupervisorNamespace) {
 		}
 		rows = append(rows, row)
 	}
-	c.printf("\nUse:\n")
+	c.Printf("\nUse:\n")
 	c.columns(rows)
 }

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 func (c *commands) editCommand() *cobra.Command {
@@ -33,7 +34,7 @@ accepted and shown as over the limit; nothing is evicted.`,
   atoll ns edit shop --owner bob --remove-access anna
   atoll ns edit shop --vm-class any
   EDITOR=nano atoll ns edit shop`,
-		Args: c.oneName, ValidArgsFunction: c.completeNames(false),
+		Args: command.ExactArgs("name"), ValidArgsFunction: c.completeNames(false),
 		RunE: c.with(func(s client.WithWatch, cmd *cobra.Command, args []string) error {
 			b, err := c.get(cmd.Context(), s, args[0])
 			if err != nil {
@@ -57,12 +58,12 @@ accepted and shown as over the limit; nothing is evicted.`,
 				return err
 			}
 			if !changed {
-				c.printf("%s is not changed\n", b.Name)
+				c.Printf("%s is not changed\n", b.Name)
 				return nil
 			}
-			c.printf("%s is changed\n", b.Name)
+			c.Printf("%s is changed\n", b.Name)
 			for _, why := range wrong(b) {
-				c.tell("%s: %s\n", b.Name, why)
+				c.Tell("%s: %s\n", b.Name, why)
 			}
 			return nil
 		}),
@@ -70,7 +71,7 @@ accepted and shown as over the limit; nothing is evicted.`,
 	l.add(cmd)
 	cmd.Flags().StringSliceVar(&l.remove, "remove-access", nil, "who loses the role: USER or "+groupPrefix+"GROUP")
 	w.add(cmd, "the change is in effect")
-	c.output(cmd, &output, "text", "json", "yaml", "name")
+	command.OutputFlag(cmd, &output, "text", "json", "yaml", "name")
 	c.completeLimits(cmd)
 	c.complete(cmd, "remove-access", nothingToPropose)
 	return cmd
@@ -82,7 +83,7 @@ func (c *commands) changeByFlags(cmd *cobra.Command, s client.Client, b *atoll.S
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		before := b.DeepCopy()
 		if err := l.apply(cmd, &b.Spec); err != nil {
-			return c.Usage(err)
+			return command.UsageError{Err: err}
 		}
 		if changed = !equality.Semantic.DeepEqual(before.Spec, b.Spec); !changed {
 			return nil

@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/text"
 )
 
@@ -34,7 +35,7 @@ in. What is wrong with one is below the list.`,
 		RunE: c.with(func(s client.WithWatch, cmd *cobra.Command, args []string) error {
 			parsed, err := labels.Parse(selector)
 			if err != nil {
-				return c.Usage(fmt.Errorf("--selector: %w", err))
+				return command.UsageError{Err: fmt.Errorf("--selector: %w", err)}
 			}
 			list, err := all(cmd.Context(), s)
 			if err != nil {
@@ -53,7 +54,7 @@ in. What is wrong with one is below the list.`,
 			return c.printList(list, output)
 		}),
 	}
-	c.output(cmd, &output, "table", "wide", "json", "yaml", "name")
+	command.OutputFlag(cmd, &output, "table", "wide", "json", "yaml", "name")
 	cmd.Flags().StringVarP(&selector, "selector", "l", "", "only those with these labels: team=web,tier!=front")
 	return cmd
 }
@@ -111,7 +112,7 @@ func (c *commands) printList(list []atoll.SupervisorNamespace, output string) er
 		for i := range list {
 			typed(&list[i])
 		}
-		return text.Structured(c.Out, output, out)
+		return c.Structured(output, out)
 	case "name":
 		for i := range list {
 			if _, err := c.structured(output, &list[i]); err != nil {
@@ -121,7 +122,7 @@ func (c *commands) printList(list []atoll.SupervisorNamespace, output string) er
 		return nil
 	}
 	if len(list) == 0 {
-		c.tell("no namespaces that you may see; `atoll ns create NAME` makes one\n")
+		c.Tell("no namespaces that you may see; `atoll ns create NAME` makes one\n")
 		return nil
 	}
 	c.table(list, output == "wide")
@@ -155,9 +156,9 @@ func (c *commands) table(list []atoll.SupervisorNamespace, wide bool) {
 			problems = append(problems, b.Name+": "+why)
 		}
 	}
-	text.Table(c.Out, rows)
+	c.Table(rows)
 	if len(problems) > 0 {
-		c.tell("\n%s\n", strings.Join(problems, "\n"))
+		c.Tell("\n%s\n", strings.Join(problems, "\n"))
 	}
 }
 

@@ -12,53 +12,40 @@ package ns
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"os"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/wait"
-	"k8s.io/cli-runtime/pkg/genericclioptions"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
-	"atoll.dev/atoll/internal/cli/text"
+	"atoll.dev/atoll/internal/cli/cluster"
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 // Config is what the command line hands over.
 type Config struct {
-	In          io.Reader
-	Out, ErrOut io.Writer
+	command.App
 	// Kubeconfig is the file to use when neither flag nor environment names one; "" is kubectl's own default.
 	Kubeconfig func() string
 	Getenv     func(string) string
 	// Edit lets a person change a file, with $EDITOR.
 	Edit func(ctx context.Context, path string) error
-	// Usage marks an error as the user's own.
-	Usage func(error) error
 }
 
 // commands is what the commands share.
 type commands struct {
 	Config
-	flags *genericclioptions.ConfigFlags
+	flags *cluster.Flags
 	now   func() time.Time
 	// connect makes the session, and width is that of the terminal; tests replace them.
 	connect func() (client.WithWatch, error)
 	width   func() int
 }
-
-// errNoCluster is wrapped when there is nothing to talk to.
-var errNoCluster = errors.New("no cluster is known; is it up (`atoll status`), or does --kubeconfig name another one?")
 
 // Command is `atoll ns`.
 func Command(cfg Config) *cobra.Command {
@@ -68,78 +55,26 @@ func Command(cfg Config) *cobra.Command {
 }
 
 func (c *commands) command() *cobra.Command {
-	flags := genericclioptions.NewConfigFlags(true)
-	c.flags = &genericclioptions.ConfigFlags{
-		Context: flags.Context, KubeConfig: flags.KubeConfig, Impersonate: flags.Impersonate, ImpersonateGroup: flags.ImpersonateGroup,
-	}
-	cmd := &cobra.Command{
-		Use:     "ns",
-		Aliases: []string{"namespace", "namespaces"},
-		Short:   "Bound namespaces: limits, storage, classes, people, network",
-		Long: `A SupervisorNamespace is a namespace with what an administrator bounds it by: limits of CPU, memory and storage over
-pods and virtual machines together, who may do what in it, and which storage, classes, images, hosts and networks it has.`,
-		Example: `  atoll ns create shop --cpu-limit 8 --memory-limit 16Gi --owner anna
+	cmd := command.Group("ns", "Bound namespaces: limits, storage, classes, people, network", `  atoll ns create shop --cpu-limit 8 --memory-limit 16Gi --owner anna
   atoll ns ls
   atoll ns describe shop
   atoll ns edit shop --memory-limit 32Gi`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			return c.unknown(cmd, args[0])
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	c.flags.AddFlags(cmd.PersistentFlags())
-	cmd.AddCommand(c.listCommand(), c.createCommand(), c.describeCommand(), c.editCommand(), c.deleteCommand(), c.topCommand(), c.templateCommand())
+		c.listCommand(), c.createCommand(), c.describeCommand(), c.editCommand(), c.deleteCommand(), c.topCommand(), c.templateCommand())
+	cmd.Aliases = []string{"namespace", "namespaces"}
+	cmd.Long = `A SupervisorNamespace is a namespace with what an administrator bounds it by: limits of CPU, memory and storage over
+pods and virtual machines together, who may do what in it, and which storage, classes, images, hosts and networks it has.`
+	c.flags = &cluster.Flags{Getenv: c.Getenv, Kubeconfig: c.Kubeconfig}
+	c.flags.AddFlags(cmd, false)
 	return cmd
-}
-
-func (c *commands) unknown(cmd *cobra.Command, got string) error {
-	var names []string
-	for _, sub := range cmd.Commands() {
-		names = append(names, sub.Name())
-	}
-	hint := ""
-	cmd.SuggestionsMinimumDistance = 2
-	if near := cmd.SuggestionsFor(got); len(near) > 0 {
-		hint = fmt.Sprintf(" (did you mean %s?)", strings.Join(near, " or "))
-	}
-	return c.Usage(fmt.Errorf("unknown command %q%s\ncommands of %q: %s", got, hint, cmd.CommandPath(), strings.Join(names, " ")))
-}
-
-// newScheme knows the kinds that the commands use.
-func newScheme() (*runtime.Scheme, error) {
-	s := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, vmopv1.AddToScheme, atoll.AddToScheme} {
-		if err := add(s); err != nil {
-			return nil, err
-		}
-	}
-	return s, nil
 }
 
 // dial connects with the caller's kubeconfig.
 func (c *commands) dial() (client.WithWatch, error) {
-	if *c.flags.KubeConfig == "" && c.Getenv("KUBECONFIG") == "" {
-		if file := c.Kubeconfig(); file != "" {
-			c.flags.KubeConfig = &file
-		}
-	}
-	config, err := c.flags.ToRESTConfig()
-	if err != nil {
-		return nil, fmt.Errorf("%w (%w)", errNoCluster, err)
-	}
-	config.QPS = -1
-	scheme, err := newScheme()
+	config, err := c.flags.Config()
 	if err != nil {
 		return nil, err
 	}
-	cl, err := client.NewWithWatch(config, client.Options{Scheme: scheme})
-	if err != nil {
-		return nil, fmt.Errorf("reaching the API server: %w", err)
-	}
-	return cl, nil
+	return cluster.Connect(config, vmopv1.AddToScheme, atoll.AddToScheme)
 }
 
 // with runs f with a connection.
@@ -153,42 +88,14 @@ func (c *commands) with(f func(client.WithWatch, *cobra.Command, []string) error
 	}
 }
 
-func (c *commands) printf(format string, args ...any) {
-	// There is nobody to tell when the terminal is gone.
-	_, _ = fmt.Fprintf(c.Out, format, args...)
-}
-
-// tell writes for people, beside the output.
-func (c *commands) tell(format string, args ...any) { _, _ = fmt.Fprintf(c.ErrOut, format, args...) }
-
-// output adds -o with the formats that a command knows.
-func (c *commands) output(cmd *cobra.Command, into *string, formats ...string) {
-	cmd.Flags().StringVarP(into, "output", "o", formats[0], "output format: "+strings.Join(formats, ", "))
-	cmd.PreRunE = func(*cobra.Command, []string) error {
-		if !slices.Contains(formats, *into) {
-			return c.Usage(fmt.Errorf("--output %q: use %s", *into, strings.Join(formats, ", ")))
-		}
-		return nil
-	}
-	c.complete(cmd, "output", func(context.Context, client.WithWatch) []string { return formats })
-}
-
-// oneName wants the name of a namespace.
-func (c *commands) oneName(cmd *cobra.Command, args []string) error {
-	if len(args) != 1 {
-		return c.Usage(fmt.Errorf("%q wants <name>, got %d arguments; see %q", cmd.CommandPath(), len(args), cmd.CommandPath()+" --help"))
-	}
-	return nil
-}
-
 // structured prints an object as JSON, YAML or name and tells whether it did.
 func (c *commands) structured(format string, b *atoll.SupervisorNamespace) (bool, error) {
 	switch format {
 	case "json", "yaml":
 		typed(b)
-		return true, text.Structured(c.Out, format, b)
+		return true, c.Structured(format, b)
 	case "name":
-		c.printf("supervisornamespace.atoll.dev/%s\n", b.Name)
+		c.Printf("supervisornamespace.atoll.dev/%s\n", b.Name)
 		return true, nil
 	}
 	return false, nil
@@ -234,14 +141,14 @@ func (c *commands) await(ctx context.Context, name string, w waiting, look func(
 	said := ""
 	err := wait.PollUntilContextCancel(ctx, lookEvery, true, func(ctx context.Context) (bool, error) {
 		done, how, err := look(ctx)
-		if err != nil && temporary(err) {
+		if err != nil && cluster.Temporary(err) {
 			how, err = err.Error(), nil
 		}
 		if err != nil || done {
 			return done, err
 		}
 		if how != "" && how != said {
-			c.tell("%s: %s\n", name, how)
+			c.Tell("%s: %s\n", name, how)
 			said = how
 		}
 		return false, nil
@@ -250,19 +157,4 @@ func (c *commands) await(ctx context.Context, name string, w waiting, look func(
 		return fmt.Errorf("%s is not done after %s: %s; it goes on, see `atoll ns describe %s`", name, w.timeout, cmp.Or(said, "nothing is known"), name)
 	}
 	return err
-}
-
-// temporary tells whether the API server may answer soon.
-func temporary(err error) bool {
-	return apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) || apierrors.IsTooManyRequests(err) || apierrors.IsServiceUnavailable(err) ||
-		apierrors.IsInternalError(err)
-}
-
-// stdin is the terminal that the command was called from, nil when it is none.
-func (c *commands) stdin() *os.File {
-	f, ok := c.In.(*os.File)
-	if !ok || !text.IsTerminal(f) {
-		return nil
-	}
-	return f
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -22,10 +23,10 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/cluster"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/testkit/golden"
 )
-
-type usageError struct{ error }
 
 // world is a cluster without controllers and a person at its command line.
 type world struct {
@@ -44,7 +45,7 @@ type world struct {
 
 func newWorld(t *testing.T, objects ...client.Object) *world {
 	t.Helper()
-	scheme, err := newScheme()
+	scheme, err := cluster.Scheme(vmopv1.AddToScheme, atoll.AddToScheme)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,10 +87,9 @@ func (w *world) run(args ...string) (string, error) {
 	w.out.Reset()
 	w.err.Reset()
 	w.c = &commands{now: time.Now, width: func() int { return w.columns }, Config: Config{
-		In: strings.NewReader(""), Out: &w.out, ErrOut: &w.err,
+		App:        command.App{In: strings.NewReader(""), Out: &w.out, ErrOut: &w.err},
 		Getenv:     func(name string) string { return map[string]string{"LANG": w.locale}[name] },
 		Kubeconfig: func() string { return "" },
-		Usage:      func(err error) error { return usageError{err} },
 		Edit: func(_ context.Context, path string) error {
 			text, err := os.ReadFile(path)
 			if err != nil {

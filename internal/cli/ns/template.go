@@ -12,23 +12,13 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/text"
 )
 
 func (c *commands) templateCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use: "template", Aliases: []string{"templates"},
-		Short:   "Templates that namespaces are made from",
-		Example: `  atoll ns template ls`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			return c.unknown(cmd, args[0])
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(c.templateListCommand())
+	cmd := command.Group("template", "Templates that namespaces are made from", `  atoll ns template ls`, c.templateListCommand())
+	cmd.Aliases = []string{"templates"}
 	return cmd
 }
 
@@ -48,7 +38,7 @@ func (c *commands) templateListCommand() *cobra.Command {
 			return c.printTemplates(list, output)
 		}),
 	}
-	c.output(cmd, &output, "table", "json", "yaml", "name")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml", "name")
 	return cmd
 }
 
@@ -60,15 +50,15 @@ func (c *commands) printTemplates(list *atoll.SupervisorNamespaceTemplateList, o
 			list.Items[i].SetGroupVersionKind(atoll.GroupVersion().WithKind("SupervisorNamespaceTemplate"))
 			list.Items[i].ManagedFields = nil
 		}
-		return text.Structured(c.Out, output, list)
+		return c.Structured(output, list)
 	case "name":
 		for _, t := range list.Items {
-			c.printf("supervisornamespacetemplate.atoll.dev/%s\n", t.Name)
+			c.Printf("supervisornamespacetemplate.atoll.dev/%s\n", t.Name)
 		}
 		return nil
 	}
 	if len(list.Items) == 0 {
-		c.tell("no templates; an administrator makes a SupervisorNamespaceTemplate with kubectl\n")
+		c.Tell("no templates; an administrator makes a SupervisorNamespaceTemplate with kubectl\n")
 		return nil
 	}
 	rows := [][]string{{"NAME", "CPU", "MEMORY", "STORAGE", "BASED ON", "SELF-SERVICE", "NAMESPACES", "AGE"}}

@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/text"
 )
 
@@ -23,7 +24,7 @@ func (c *commands) topCommand() *cobra.Command {
 		ValidArgsFunction: c.completeNames(false),
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
-				return c.oneName(cmd, args)
+				return command.ExactArgs("name")(cmd, args)
 			}
 			return nil
 		},
@@ -40,17 +41,17 @@ func (c *commands) topCommand() *cobra.Command {
 				return err
 			}
 			if output != "table" {
-				return text.Structured(c.Out, output, b.Status.Top)
+				return c.Structured(output, b.Status.Top)
 			}
 			if len(b.Status.Top) == 0 {
-				c.tell("nothing in %s uses anything\n", b.Name)
+				c.Tell("nothing in %s uses anything\n", b.Name)
 				return nil
 			}
 			c.top(b, "")
 			return nil
 		}),
 	}
-	c.output(cmd, &output, "table", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
@@ -104,10 +105,10 @@ func (c *commands) topNamespaces(list []atoll.SupervisorNamespace, output string
 		out, rows = append(out, r), append(rows, line)
 	}
 	if output != "table" {
-		return text.Structured(c.Out, output, out)
+		return c.Structured(output, out)
 	}
 	if len(out) == 0 {
-		c.tell("no namespaces that you may see\n")
+		c.Tell("no namespaces that you may see\n")
 		return nil
 	}
 	c.columns(rows)
@@ -119,6 +120,6 @@ func (c *commands) columns(rows [][]string) {
 	var out strings.Builder
 	text.Table(&out, rows)
 	for line := range strings.Lines(out.String()) {
-		c.printf("%s\n", strings.TrimRight(line, " \n"))
+		c.Printf("%s\n", strings.TrimRight(line, " \n"))
 	}
 }

@@ -1,6 +1,7 @@
 package people
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,14 +14,15 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	api "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/text"
 	"atoll.dev/atoll/internal/identity/directory"
 )
 
 // GroupCommand is `atoll group`.
 func GroupCommand(cfg Config) *cobra.Command {
-	c := &command{cfg: cfg}
-	return c.group("group", "Manage groups of users", `  atoll group create developers
+	c := &commands{Config: cfg}
+	return command.Group(group, "Manage groups of users", `  atoll group create developers
   atoll group add developers anna ben
   atoll group ls`,
 		c.groupCreate(), c.groupList(), c.groupChange("add", "Add users or groups to a group", "added to", with),
@@ -39,12 +41,12 @@ func without(list []string, name string) []string {
 	return slices.DeleteFunc(slices.Clone(list), func(n string) bool { return n == name })
 }
 
-func (c *command) groupCreate() *cobra.Command {
+func (c *commands) groupCreate() *cobra.Command {
 	var members []string
 	cmd := &cobra.Command{
 		Use: "create <name>", Short: "Make a group",
 		Example: `  atoll group create developers --member anna --member ben`,
-		Args:    c.wants(false, "name"),
+		Args:    command.ExactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := c.name("group", args[0]); err != nil {
 				return err
@@ -62,7 +64,7 @@ func (c *command) groupCreate() *cobra.Command {
 			if err := cl.Create(cmd.Context(), g); err != nil {
 				return explain(err, "group", args[0])
 			}
-			c.printf("group %s is made\n", args[0])
+			c.Printf("group %s is made\n", args[0])
 			return nil
 		},
 	}
@@ -74,13 +76,13 @@ func (c *command) groupCreate() *cobra.Command {
 }
 
 // groupChange is add and remove.
-func (c *command) groupChange(verb, short, done string, change func([]string, string) []string) *cobra.Command {
+func (c *commands) groupChange(verb, short, done string, change func([]string, string) []string) *cobra.Command {
 	var groups []string
 	cmd := &cobra.Command{
 		Use: verb + " <group> [user]...", Short: short,
 		Long:    short + `. Whoever is in a group that is in another one is in that, too. It counts within seconds, for those who are logged in as well.`,
 		Example: fmt.Sprintf("  atoll group %[1]s developers anna ben\n  atoll group %[1]s staff --group developers", verb),
-		Args:    c.wants(true, "group"),
+		Args:    command.MoreArgs("group"),
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 0 {
 				return c.completeGroups()(cmd, args, toComplete)
@@ -90,7 +92,7 @@ func (c *command) groupChange(verb, short, done string, change func([]string, st
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, users := args[0], args[1:]
 			if len(users)+len(groups) == 0 {
-				return c.cfg.Usage(errors.New("name the users, or groups with --group"))
+				return command.UsageError{Err: errors.New("name the users, or groups with --group")}
 			}
 			cl, err := c.client()
 			if err != nil {
@@ -114,7 +116,7 @@ func (c *command) groupChange(verb, short, done string, change func([]string, st
 				return explain(err, "group", name)
 			}
 			for _, who := range slices.Concat(users, groups) {
-				c.printf("%s is %s group %s\n", who, done, name)
+				c.Printf("%s is %s group %s\n", who, done, name)
 			}
 			return nil
 		},
@@ -148,69 +150,26 @@ func checkAdded(ctx context.Context, cl client.Client, name string, users, group
 	return nil
 }
 
-func (c *command) groupDelete() *cobra.Command {
-	return &cobra.Command{
-		Use: "delete <name>...", Short: "Delete groups; their users stay",
-		Example: `  atoll group delete developers`,
-		Args:    c.wants(true, "name"), ValidArgsFunction: c.completeGroups(),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			var failed error
-			for _, name := range args {
-				if name == api.AdministratorsGroup {
-					failed = errors.Join(failed, fmt.Errorf("group %s stays: it is bound to the rights of administrators; take users out of it instead", name))
-					continue
-				}
-				g := &api.Group{ObjectMeta: metav1.ObjectMeta{Name: name}}
-				if err := cl.Delete(cmd.Context(), g); err != nil {
-					failed = errors.Join(failed, explain(err, "group", name))
-					continue
-				}
-				c.printf("group %s is deleted\n", name)
-			}
-			return failed
-		},
-	}
+func (c *commands) groupDelete() *cobra.Command {
+	return c.each(group, "delete", "Delete groups; their users stay", "deleted", c.completeGroups(), func(ctx context.Context, cl client.Client, name string) error {
+		if name == api.AdministratorsGroup {
+			return fmt.Errorf("group %s stays: it is bound to the rights of administrators; take users out of it instead", name)
+		}
+		return cl.Delete(ctx, &api.Group{ObjectMeta: metav1.ObjectMeta{Name: name}})
+	})
 }
 
-func (c *command) groupList() *cobra.Command {
-	var output string
-	cmd := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List groups and who is in them",
-		Example: `  atoll group ls
-  atoll group ls -o yaml`,
-		Args: c.wants(false),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := c.output(output); err != nil {
-				return err
-			}
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			var groups api.GroupList
-			if err := cl.List(cmd.Context(), &groups); err != nil {
-				return explain(err, "group", "")
-			}
-			if output != "table" {
-				for i := range groups.Items {
-					groups.Items[i].ManagedFields = nil
-				}
-				return text.Structured(c.cfg.Out, output, groups.Items)
-			}
-			rows := [][]string{{"NAME", "MEMBERS", "GROUPS", "AGE"}}
-			for _, g := range groups.Items {
-				rows = append(rows, []string{g.Name, orDash(strings.Join(g.Spec.Members, ",")), orDash(strings.Join(g.Spec.Groups, ",")), text.Age(g.CreationTimestamp.Time)})
-			}
-			text.Table(c.cfg.Out, rows)
-			return nil
-		},
-	}
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "output format: table, json, yaml")
-	return cmd
+func (c *commands) groupList() *cobra.Command {
+	list := &api.GroupList{}
+	return c.list(group, "List groups and who is in them", list, func() any { return list.Items }, func(context.Context, client.Client) ([][]string, error) {
+		rows := [][]string{{"NAME", "MEMBERS", "GROUPS", "AGE"}}
+		for _, g := range list.Items {
+			rows = append(rows, []string{
+				g.Name, cmp.Or(strings.Join(g.Spec.Members, ","), "-"), cmp.Or(strings.Join(g.Spec.Groups, ","), "-"), text.Age(g.CreationTimestamp.Time),
+			})
+		}
+		return rows, nil
+	})
 }
 
 // firstMarker says that the first administrator has been made.

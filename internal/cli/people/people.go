@@ -20,12 +20,14 @@ import (
 
 	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	api "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/cluster"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/identity"
 	"atoll.dev/atoll/internal/identity/directory"
 	"atoll.dev/atoll/internal/identity/password"
@@ -33,89 +35,42 @@ import (
 
 // Config of the commands.
 type Config struct {
-	In          io.Reader
-	Out, ErrOut io.Writer
+	command.App
 	// Kubeconfig is the file to use, "" for those that kubectl uses.
 	Kubeconfig func() (string, error)
-	// Usage marks errors of the user's own making.
-	Usage func(error) error
 	// Passwd is the command with which people change their own password.
 	Passwd *cobra.Command
 }
 
-// command is what the commands share.
-type command struct{ cfg Config }
+// commands is what the commands share.
+type commands struct{ Config }
 
-// NewClient makes a client for people and groups. Without a kubeconfig it takes those that kubectl takes.
-func NewClient(kubeconfig string) (client.Client, error) {
+// What the commands are about.
+const user, group = "user", "group"
+
+// newClient makes a client for people and groups. Without a kubeconfig it takes those that kubectl takes.
+func newClient(kubeconfig string) (client.Client, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = kubeconfig
 	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("reading the kubeconfig: %w", err)
 	}
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, api.AddToScheme} {
-		if err := add(scheme); err != nil {
-			return nil, err
-		}
-	}
-	return client.New(config, client.Options{Scheme: scheme})
+	return cluster.Connect(config, api.AddToScheme)
 }
 
-func (c *command) client() (client.Client, error) {
-	file, err := c.cfg.Kubeconfig()
+func (c *commands) client() (client.Client, error) {
+	file, err := c.Kubeconfig()
 	if err != nil {
 		return nil, err
 	}
-	return NewClient(file)
-}
-
-// printf prints a result.
-func (c *command) printf(format string, args ...any) { _, _ = fmt.Fprintf(c.cfg.Out, format, args...) }
-
-// group makes a command that only has commands.
-func (c *command) group(use, short, example string, commands ...*cobra.Command) *cobra.Command {
-	cmd := &cobra.Command{
-		Use: use, Short: short, Example: example,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			var names []string
-			for _, sub := range cmd.Commands() {
-				names = append(names, sub.Name())
-			}
-			return c.cfg.Usage(fmt.Errorf("unknown command %q\ncommands of %q: %s", args[0], cmd.CommandPath(), strings.Join(names, " ")))
-		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
-	}
-	cmd.AddCommand(commands...)
-	return cmd
-}
-
-// wants checks the number of arguments: exactly the named ones, or with more at least one of the last.
-func (c *command) wants(more bool, names ...string) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) == len(names) || more && len(args) > len(names) {
-			return nil
-		}
-		return c.cfg.Usage(fmt.Errorf("%q wants <%s>, got %d arguments; see %q", cmd.CommandPath(), strings.Join(names, "> <"), len(args), cmd.CommandPath()+" --help"))
-	}
-}
-
-// output checks -o.
-func (c *command) output(value string) error {
-	if !slices.Contains([]string{"table", "json", "yaml"}, value) {
-		return c.cfg.Usage(fmt.Errorf("--output %q: use table, json, yaml", value))
-	}
-	return nil
+	return newClient(file)
 }
 
 // name checks the name of a user or group that is to be made.
-func (c *command) name(kind, typed string) error {
+func (c *commands) name(kind, typed string) error {
 	if got, ok := directory.LocalName(typed); !ok || got != typed {
-		return c.cfg.Usage(fmt.Errorf("%s %q: use up to 63 lower-case letters, digits, '-', '_' and '.', and begin and end with a letter or digit", kind, typed))
+		return command.UsageError{Err: fmt.Errorf("%s %q: use up to 63 lower-case letters, digits, '-', '_' and '.', and begin and end with a letter or digit", kind, typed)}
 	}
 	return nil
 }
@@ -136,12 +91,12 @@ func explain(err error, kind, name string) error {
 }
 
 // chooses a password: a line of standard input, or one that is made here.
-func (c *command) choose(user string, stdin bool) (secret string, made bool, err error) {
+func (c *commands) choose(user string, stdin bool) (secret string, made bool, err error) {
 	if !stdin {
 		secret, err = password.Generate()
 		return secret, true, err
 	}
-	line, err := bufio.NewReader(c.cfg.In).ReadString('\n')
+	line, err := bufio.NewReader(c.In).ReadString('\n')
 	if err != nil && (line == "" || !errors.Is(err, io.EOF)) {
 		return "", false, fmt.Errorf("reading the password: %w", err)
 	}
@@ -159,34 +114,81 @@ func setPassword(ctx context.Context, cl client.Client, u *api.User, secret stri
 }
 
 // complete proposes names of users or groups.
-func (c *command) complete(list client.ObjectList, names func() []string) cobra.CompletionFunc {
+func (c *commands) complete(list func() client.ObjectList) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		cl, err := c.client()
-		if err != nil || cl.List(cmd.Context(), list) != nil {
+		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		return slices.DeleteFunc(names(), func(n string) bool { return slices.Contains(args, n) }), cobra.ShellCompDirectiveNoFileComp
+		names := cluster.Names(cmd.Context(), cl, list())
+		return slices.DeleteFunc(names, func(n string) bool { return slices.Contains(args, n) }), cobra.ShellCompDirectiveNoFileComp
 	}
 }
 
-func (c *command) completeUsers() cobra.CompletionFunc {
-	list := &api.UserList{}
-	return c.complete(list, func() []string {
-		var out []string
-		for _, u := range list.Items {
-			out = append(out, u.Name)
-		}
-		return out
-	})
+func (c *commands) completeUsers() cobra.CompletionFunc {
+	return c.complete(func() client.ObjectList { return &api.UserList{} })
 }
 
-func (c *command) completeGroups() cobra.CompletionFunc {
-	list := &api.GroupList{}
-	return c.complete(list, func() []string {
-		var out []string
-		for _, g := range list.Items {
-			out = append(out, g.Name)
-		}
-		return out
-	})
+func (c *commands) completeGroups() cobra.CompletionFunc {
+	return c.complete(func() client.ObjectList { return &api.GroupList{} })
+}
+
+// list is the command that lists users or groups: the items of a list as they are, or rows of a table.
+func (c *commands) list(kind, short string, list client.ObjectList, items func() any, rows func(context.Context, client.Client) ([][]string, error)) *cobra.Command {
+	var output string
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: short,
+		Example: fmt.Sprintf("  atoll %[1]s ls\n  atoll %[1]s ls -o json", kind),
+		Args:    command.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			if err := cl.List(cmd.Context(), list); err != nil {
+				return explain(err, kind, "")
+			}
+			if output != "table" {
+				_ = meta.EachListItem(list, func(o runtime.Object) error {
+					if object, ok := o.(client.Object); ok {
+						object.SetManagedFields(nil)
+					}
+					return nil
+				})
+				return c.Structured(output, items())
+			}
+			table, err := rows(cmd.Context(), cl)
+			if err != nil {
+				return err
+			}
+			c.Table(table)
+			return nil
+		},
+	}
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
+	return cmd
+}
+
+// each is a command that does something to each of the named users or groups.
+func (c *commands) each(kind, verb, short, done string, names cobra.CompletionFunc, do func(ctx context.Context, cl client.Client, name string) error) *cobra.Command {
+	return &cobra.Command{
+		Use: verb + " <name>...", Short: short,
+		Example: fmt.Sprintf("  atoll %s %s %s", kind, verb, map[string]string{user: "anna", group: "developers"}[kind]),
+		Args:    command.MoreArgs("name"), ValidArgsFunction: names,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			var failed error
+			for _, name := range args {
+				if err := do(cmd.Context(), cl, name); err != nil {
+					failed = errors.Join(failed, explain(err, kind, name))
+					continue
+				}
+				c.Printf("%s %s is %s\n", kind, name, done)
+			}
+			return failed
+		},
+	}
 }

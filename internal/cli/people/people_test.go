@@ -10,27 +10,25 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	api "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/cluster"
+	"atoll.dev/atoll/internal/cli/command"
 )
 
-func cluster(t *testing.T, objects ...client.Object) client.Client {
+func fakeClient(t *testing.T, objects ...client.Object) client.Client {
 	t.Helper()
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, api.AddToScheme} {
-		if err := add(scheme); err != nil {
-			t.Fatal(err)
-		}
+	scheme, err := cluster.Scheme(api.AddToScheme)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return fake.NewClientBuilder().WithScheme(scheme).WithStatusSubresource(&api.User{}).WithObjects(objects...).Build()
 }
 
 func TestEnsureAdministrator(t *testing.T) {
-	cl := cluster(t)
+	cl := fakeClient(t)
 	secret, err := EnsureAdministrator(t.Context(), cl)
 	if err != nil || len(secret) != 23 {
 		t.Fatalf("%d characters, %v", len(secret), err)
@@ -53,7 +51,7 @@ func TestEnsureAdministrator(t *testing.T) {
 		t.Errorf("after the deletion: %d characters, %v", len(again), err)
 	}
 	// A start that was cut short before the password was stored is completed.
-	cl = cluster(t, &api.User{ObjectMeta: metav1.ObjectMeta{Name: api.FirstAdministrator}})
+	cl = fakeClient(t, &api.User{ObjectMeta: metav1.ObjectMeta{Name: api.FirstAdministrator}})
 	if again, err := EnsureAdministrator(t.Context(), cl); err != nil || again == "" {
 		t.Errorf("after a crash: %v", err)
 	}
@@ -61,7 +59,7 @@ func TestEnsureAdministrator(t *testing.T) {
 
 func TestDeleteUser(t *testing.T) {
 	u := &api.User{ObjectMeta: metav1.ObjectMeta{Name: "anna"}}
-	cl := cluster(t, u, &api.Group{ObjectMeta: metav1.ObjectMeta{Name: "g"}, Spec: api.GroupSpec{Members: []string{"anna", "ben"}}})
+	cl := fakeClient(t, u, &api.Group{ObjectMeta: metav1.ObjectMeta{Name: "g"}, Spec: api.GroupSpec{Members: []string{"anna", "ben"}}})
 	if err := deleteUser(t.Context(), cl, u); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +70,7 @@ func TestDeleteUser(t *testing.T) {
 }
 
 func TestCheckAdded(t *testing.T) {
-	cl := cluster(t, &api.User{ObjectMeta: metav1.ObjectMeta{Name: "anna"}},
+	cl := fakeClient(t, &api.User{ObjectMeta: metav1.ObjectMeta{Name: "anna"}},
 		&api.Group{ObjectMeta: metav1.ObjectMeta{Name: "a"}, Spec: api.GroupSpec{Groups: []string{"b"}}}, &api.Group{ObjectMeta: metav1.ObjectMeta{Name: "b"}})
 	for _, tt := range []struct {
 		to, user, group, want string
@@ -116,17 +114,17 @@ func TestUserRows(t *testing.T) {
 }
 
 func TestWrongCommands(t *testing.T) {
-	marked := errors.New("usage")
 	for _, args := range [][]string{
 		{"create"}, {"create", "Anna"}, {"create", "a@b"}, {"create", "anna", "--password-stdin"}, {"nothing"}, {"ls", "-o", "xml"}, {"disable"},
 	} {
 		cmd := UserCommand(Config{
-			In: strings.NewReader("short\n"), Out: new(bytes.Buffer), ErrOut: new(bytes.Buffer),
-			Kubeconfig: func() (string, error) { return "", errors.New("must not be asked") }, Usage: func(err error) error { return errors.Join(marked, err) },
+			App:        command.App{In: strings.NewReader("short\n"), Out: new(bytes.Buffer), ErrOut: new(bytes.Buffer)},
+			Kubeconfig: func() (string, error) { return "", errors.New("must not be asked") },
 		})
 		cmd.SilenceErrors, cmd.SilenceUsage = true, true
 		cmd.SetArgs(args)
-		if err := cmd.ExecuteContext(t.Context()); !errors.Is(err, marked) {
+		err := cmd.ExecuteContext(t.Context())
+		if _, usage := errors.AsType[command.UsageError](err); !usage {
 			t.Errorf("%v: %v", args, err)
 		}
 	}

@@ -1,6 +1,7 @@
 package people
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,25 +15,36 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	api "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/text"
 	"atoll.dev/atoll/internal/identity"
 	"atoll.dev/atoll/internal/identity/directory"
+	"atoll.dev/atoll/internal/identity/password"
 )
 
 // UserCommand is `atoll user`.
 func UserCommand(cfg Config) *cobra.Command {
-	c := &command{cfg: cfg}
-	cmd := c.group("user", "Manage who may log in", `  atoll user create anna --full-name "Anna Berg" --group developers
+	c := &commands{Config: cfg}
+	each := func(verb, short, done string, do func(context.Context, client.Client, *api.User) error) *cobra.Command {
+		return c.each(user, verb, short, done, c.completeUsers(), func(ctx context.Context, cl client.Client, name string) error {
+			u := &api.User{}
+			if err := cl.Get(ctx, client.ObjectKey{Name: name}, u); err != nil {
+				return err
+			}
+			return do(ctx, cl, u)
+		})
+	}
+	cmd := command.Group(user, "Manage who may log in", `  atoll user create anna --full-name "Anna Berg" --group developers
   atoll user ls
   atoll user reset-password administrator`,
 		c.userCreate(), c.userList(), c.userReset(),
-		c.each("disable", "Refuse a user's logins and end the sessions", "disabled", disable(true)),
-		c.each("enable", "Let a disabled user log in again", "enabled", disable(false)),
-		c.each("unlock", "Forget a user's failed logins", "unlocked", func(ctx context.Context, cl client.Client, u *api.User) error {
+		each("disable", "Refuse a user's logins and end the sessions", "disabled", disable(true)),
+		each("enable", "Let a disabled user log in again", "enabled", disable(false)),
+		each("unlock", "Forget a user's failed logins", "unlocked", func(ctx context.Context, cl client.Client, u *api.User) error {
 			return identity.Unlock(ctx, cl, u.Name)
 		}),
-		c.each("revoke", "End all sessions of a user; new logins are possible", "logged out everywhere", identity.Revoke),
-		c.each("delete", "Delete a user; what the user made stays", "deleted", deleteUser),
+		each("revoke", "End all sessions of a user; new logins are possible", "logged out everywhere", identity.Revoke),
+		each("delete", "Delete a user; what the user made stays", "deleted", deleteUser),
 	)
 	if cfg.Passwd != nil {
 		cmd.AddCommand(cfg.Passwd)
@@ -40,7 +52,7 @@ func UserCommand(cfg Config) *cobra.Command {
 	return cmd
 }
 
-func (c *command) userCreate() *cobra.Command {
+func (c *commands) userCreate() *cobra.Command {
 	var fullName string
 	var groups []string
 	var stdin, mustChange bool
@@ -51,7 +63,7 @@ func (c *command) userCreate() *cobra.Command {
 password at the first login, unless --must-change=false.`,
 		Example: `  atoll user create anna --full-name "Anna Berg" --group developers
   atoll user create ci --must-change=false --password-stdin <password-file`,
-		Args: c.wants(false, "name"),
+		Args: command.ExactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name := args[0]
 			if err := c.name("user", name); err != nil {
@@ -59,7 +71,7 @@ password at the first login, unless --must-change=false.`,
 			}
 			secret, made, err := c.choose(name, stdin)
 			if err != nil {
-				return c.cfg.Usage(err)
+				return command.UsageError{Err: err}
 			}
 			cl, err := c.client()
 			if err != nil {
@@ -98,14 +110,14 @@ password at the first login, unless --must-change=false.`,
 }
 
 // printPassword says what was done, and shows a password that was made here: the only time.
-func (c *command) printPassword(what, secret string, made bool) {
-	c.printf("%s\n", what)
+func (c *commands) printPassword(what, secret string, made bool) {
+	c.Printf("%s\n", what)
 	if made {
-		c.printf("password (shown this once): %s\n", secret)
+		c.Printf("password (shown this once): %s\n", secret)
 	}
 }
 
-func (c *command) userReset() *cobra.Command {
+func (c *commands) userReset() *cobra.Command {
 	var stdin, mustChange bool
 	cmd := &cobra.Command{
 		Use:   "reset-password <name>",
@@ -114,11 +126,11 @@ func (c *command) userReset() *cobra.Command {
 host of the supervisor this is the way out when nobody knows the administrator's password.`,
 		Example: `  atoll user reset-password administrator
   atoll user reset-password anna --must-change=false --password-stdin <password-file`,
-		Args: c.wants(false, "name"), ValidArgsFunction: c.completeUsers(),
+		Args: command.ExactArgs("name"), ValidArgsFunction: c.completeUsers(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			secret, made, err := c.choose(args[0], stdin)
 			if err != nil {
-				return c.cfg.Usage(err)
+				return command.UsageError{Err: err}
 			}
 			cl, err := c.client()
 			if err != nil {
@@ -166,70 +178,15 @@ func deleteUser(ctx context.Context, cl client.Client, u *api.User) error {
 	return cl.Delete(ctx, u)
 }
 
-// each is a command that does something to each of the named users.
-func (c *command) each(verb, short, done string, do func(context.Context, client.Client, *api.User) error) *cobra.Command {
-	return &cobra.Command{
-		Use: verb + " <name>...", Short: short,
-		Example: fmt.Sprintf("  atoll user %s anna", verb),
-		Args:    c.wants(true, "name"), ValidArgsFunction: c.completeUsers(),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			var failed error
-			for _, name := range args {
-				u := &api.User{}
-				err := cl.Get(cmd.Context(), client.ObjectKey{Name: name}, u)
-				if err == nil {
-					err = do(cmd.Context(), cl, u)
-				}
-				if err != nil {
-					failed = errors.Join(failed, explain(err, "user", name))
-					continue
-				}
-				c.printf("user %s is %s\n", name, done)
-			}
-			return failed
-		},
-	}
-}
-
-func (c *command) userList() *cobra.Command {
-	var output string
-	cmd := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List users, their groups and their state",
-		Example: `  atoll user ls
-  atoll user ls -o json`,
-		Args: c.wants(false),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := c.output(output); err != nil {
-				return err
-			}
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			var users api.UserList
-			if err := cl.List(cmd.Context(), &users); err != nil {
-				return explain(err, "user", "")
-			}
-			if output != "table" {
-				for i := range users.Items {
-					users.Items[i].ManagedFields = nil
-				}
-				return text.Structured(c.cfg.Out, output, users.Items)
-			}
-			var groups api.GroupList
-			if err := cl.List(cmd.Context(), &groups); err != nil {
-				return explain(err, "group", "")
-			}
-			text.Table(c.cfg.Out, userRows(users.Items, groups.Items, time.Now()))
-			return nil
-		},
-	}
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "output format: table, json, yaml")
-	return cmd
+func (c *commands) userList() *cobra.Command {
+	list := &api.UserList{}
+	return c.list(user, "List users, their groups and their state", list, func() any { return list.Items }, func(ctx context.Context, cl client.Client) ([][]string, error) {
+		var groups api.GroupList
+		if err := cl.List(ctx, &groups); err != nil {
+			return nil, explain(err, group, "")
+		}
+		return userRows(list.Items, groups.Items, time.Now()), nil
+	})
 }
 
 func userRows(users []api.User, groups []api.Group, now time.Time) [][]string {
@@ -242,7 +199,7 @@ func userRows(users []api.User, groups []api.Group, now time.Time) [][]string {
 	}
 	for _, u := range users {
 		rows = append(rows, []string{
-			u.Name, orDash(u.Spec.FullName), state(u, now), orDash(strings.Join(directory.GroupsOf(groups, u.Name), ",")),
+			u.Name, cmp.Or(u.Spec.FullName, "-"), state(u, now), cmp.Or(strings.Join(directory.GroupsOf(groups, u.Name), ","), "-"),
 			ago(u.Status.LastLogin), ago(u.Status.PasswordChanged),
 		})
 	}
@@ -264,13 +221,6 @@ func state(u api.User, now time.Time) string {
 	return "Active"
 }
 
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
 // EnsureAdministrator makes the first administrator of a cluster and returns the password, which nobody can have
 // again. Where there is or was one it returns "".
 func EnsureAdministrator(ctx context.Context, cl client.Client) (string, error) {
@@ -287,8 +237,7 @@ func EnsureAdministrator(ctx context.Context, cl client.Client) (string, error) 
 	}
 	secret := ""
 	if u.Status.PasswordChanged == nil {
-		c := &command{}
-		made, _, err := c.choose(u.Name, false)
+		made, err := password.Generate()
 		if err != nil {
 			return "", err
 		}
@@ -307,7 +256,7 @@ const administratorWithin = time.Minute
 func ShowAdministrator(ctx context.Context, kubeconfig string, out io.Writer) {
 	ctx, cancel := context.WithTimeout(ctx, administratorWithin)
 	defer cancel()
-	cl, err := NewClient(kubeconfig)
+	cl, err := newClient(kubeconfig)
 	var secret string
 	if err == nil {
 		secret, err = EnsureAdministrator(ctx, cl)

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 	"time"
@@ -11,25 +10,15 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
+	"atoll.dev/atoll/internal/cli/text"
 )
 
 // Config is what the commands need of the command line.
 type Config struct {
-	Out io.Writer
+	command.App
 	// Where is the kubeconfig to use and the host of its registry, "" when that is not known.
 	Where func() (kubeconfig, host string, err error)
-	// Group makes a command that only has commands.
-	Group func(use, short, example string, commands ...*cobra.Command) *cobra.Command
-	// Output adds the flag -o, NoArgs and Exact check arguments.
-	Output func(cmd *cobra.Command, value *string, formats ...string)
-	NoArgs cobra.PositionalArgs
-	Exact  func(names ...string) cobra.PositionalArgs
-	// Structured prints a value as json or yaml, Table rows of which the first is the heading, Size a number of bytes and
-	// Age a time.
-	Structured func(format string, v any) error
-	Table      func(rows [][]string)
-	Size       func(n int64) string
-	Age        func(t time.Time) string
 }
 
 // registryHost is the flag that says where the registry is.
@@ -38,7 +27,7 @@ type registryHost struct{ host string }
 // Command is `atoll registry`.
 func (a Config) Command() *cobra.Command {
 	var h registryHost
-	cmd := a.Group("registry", "Images of the cluster's registry", `  atoll registry login                 how to log in with docker, podman, skopeo, oras and crane
+	cmd := command.Group("registry", "Images of the cluster's registry", `  atoll registry login                 how to log in with docker, podman, skopeo, oras and crane
   atoll registry ls shop
   atoll registry rm shop/web:1.0
   atoll registry robot create ci -n shop --push`,
@@ -72,7 +61,7 @@ func (a Config) listCommand(h *registryHost) *cobra.Command {
 		Use: "ls [namespace]", Aliases: []string{"list"}, Short: "List repositories",
 		Example: `  atoll registry ls
   atoll registry ls shop -o json`,
-		Args: cobra.MaximumNArgs(1),
+		Args: command.OptionalArg("namespace"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client(h)
 			if err != nil {
@@ -89,7 +78,7 @@ func (a Config) listCommand(h *registryHost) *cobra.Command {
 			for _, r := range list {
 				row := []string{r.Name, strconv.Itoa(len(r.Tags)), "-", "-"}
 				if len(r.Tags) > 0 {
-					row[2], row[3] = r.Tags[0].Name, a.Age(r.Tags[0].Pushed)
+					row[2], row[3] = r.Tags[0].Name, text.Age(r.Tags[0].Pushed)
 				}
 				rows = append(rows, row)
 			}
@@ -97,7 +86,7 @@ func (a Config) listCommand(h *registryHost) *cobra.Command {
 			return nil
 		},
 	}
-	a.Output(cmd, &output, "table", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
@@ -106,7 +95,7 @@ func (a Config) tagsCommand(h *registryHost) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "tags <repository>", Short: "List the tags of a repository, the newest first",
 		Example: `  atoll registry tags shop/web`,
-		Args:    a.Exact("repository"),
+		Args:    command.ExactArgs("repository"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client(h)
 			if err != nil {
@@ -126,7 +115,7 @@ func (a Config) tagsCommand(h *registryHost) *cobra.Command {
 				}
 				rows := [][]string{{"TAG", "PUSHED", "DIGEST"}}
 				for _, t := range r.Tags {
-					rows = append(rows, []string{t.Name, a.Age(t.Pushed), t.Digest})
+					rows = append(rows, []string{t.Name, text.Age(t.Pushed), t.Digest})
 				}
 				a.Table(rows)
 				return nil
@@ -134,7 +123,7 @@ func (a Config) tagsCommand(h *registryHost) *cobra.Command {
 			return fmt.Errorf("there is no repository %s; atoll registry ls %s lists those there are", args[0], namespace)
 		},
 	}
-	a.Output(cmd, &output, "table", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
@@ -145,7 +134,7 @@ func (a Config) removeCommand(h *registryHost) *cobra.Command {
 when nothing else uses it: the registry runs one every hour, atoll registry gc at once.`,
 		Example: `  atoll registry rm shop/web:1.0
   atoll registry rm shop/web@sha256:0123...`,
-		Args: cobra.MinimumNArgs(1),
+		Args: command.MoreArgs("image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client(h)
 			if err != nil {
@@ -155,7 +144,7 @@ when nothing else uses it: the registry runs one every hour, atoll registry gc a
 				if err := c.Remove(cmd.Context(), image); err != nil {
 					return fmt.Errorf("removing %s: %w", image, err)
 				}
-				fmt.Fprintf(a.Out, "removed %s\n", image)
+				a.Printf("removed %s\n", image)
 			}
 			return nil
 		},
@@ -168,7 +157,7 @@ func (a Config) usageCommand(h *registryHost) *cobra.Command {
 		Use: "usage [namespace]", Short: "Show what projects take, and their quotas",
 		Example: `  atoll registry usage
   atoll registry usage shop`,
-		Args: cobra.MaximumNArgs(1),
+		Args: command.OptionalArg("namespace"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client(h)
 			if err != nil {
@@ -185,15 +174,15 @@ func (a Config) usageCommand(h *registryHost) *cobra.Command {
 			for _, u := range list {
 				quota := "-"
 				if u.Quota != nil {
-					quota = a.Size(*u.Quota)
+					quota = text.Size(*u.Quota)
 				}
-				rows = append(rows, []string{u.Project, a.Size(u.Used), quota, strconv.Itoa(u.Repositories), strconv.Itoa(u.Tags)})
+				rows = append(rows, []string{u.Project, text.Size(u.Used), quota, strconv.Itoa(u.Repositories), strconv.Itoa(u.Tags)})
 			}
 			a.Table(rows)
 			return nil
 		},
 	}
-	a.Output(cmd, &output, "table", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
@@ -203,9 +192,9 @@ func (a Config) collectCommand(h *registryHost) *cobra.Command {
 		Use: "gc", Short: "Remove what nobody uses from the registry, while it serves",
 		Long: `Removes manifests without a tag that nobody has pulled for a week (spec.garbageCollection.untaggedAge of the
 RegistryConfiguration), layers that no manifest refers to for two hours, and uploads that nobody has gone on with for
-a day. Images can be pushed and pulled meanwhile. The registry does it every hour by itself. Administrators only.`,
+an hour. Images can be pushed and pulled meanwhile. The registry does it every hour by itself. Administrators only.`,
 		Example: `  atoll registry gc --dry-run`,
-		Args:    a.NoArgs,
+		Args:    command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.client(h)
 			if err != nil {
@@ -219,8 +208,8 @@ a day. Images can be pushed and pulled meanwhile. The registry does it every hou
 			if r.DryRun {
 				verb = "would remove"
 			}
-			fmt.Fprintf(a.Out, "%s %d manifests, %d links, %d blobs, %d uploads and %d projects: %s, in %.1f s\n",
-				verb, r.Manifests, r.Layers, r.Blobs, r.Uploads, r.Projects, a.Size(r.Bytes), r.Seconds)
+			a.Printf("%s %d manifests, %d links, %d blobs, %d uploads and %d projects: %s, in %.1f s\n",
+				verb, r.Manifests, r.Layers, r.Blobs, r.Uploads, r.Projects, text.Size(r.Bytes), r.Seconds)
 			return nil
 		},
 	}
@@ -232,13 +221,13 @@ func (a Config) loginCommand(h *registryHost) *cobra.Command {
 	return &cobra.Command{
 		Use: "login", Short: "Say how to log in with docker, podman, skopeo, oras and crane",
 		Example: `  atoll registry login`,
-		Args:    a.NoArgs,
+		Args:    command.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			c, err := a.client(h)
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.Out, loginHelp, c.Host)
+			a.Printf(loginHelp, c.Host)
 			return nil
 		},
 	}
@@ -251,19 +240,20 @@ registry.atoll.local/shop/NAME:TAG). Log in as a person (NAME and password), or 
 
   kubectl config view --raw --minify -o jsonpath='{.clusters[0].cluster.certificate-authority-data}' | base64 -d >ca.crt
 
-  docker   mkdir -p /etc/docker/certs.d/%[1]s && cp ca.crt /etc/docker/certs.d/%[1]s/
-           docker login %[1]s -u NAME
-  podman   mkdir -p /etc/containers/certs.d/%[1]s && cp ca.crt /etc/containers/certs.d/%[1]s/
-           podman login %[1]s -u NAME
-  skopeo   mkdir -p /etc/containers/certs.d/%[1]s && cp ca.crt /etc/containers/certs.d/%[1]s/
-           skopeo login %[1]s -u NAME
-  oras     oras login %[1]s -u NAME --ca-file ca.crt
-  crane    export SSL_CERT_FILE=$PWD/ca.crt
-           crane auth login %[1]s -u NAME -p PASSWORD
+  docker, podman, buildah, skopeo (as root; all of them look there):
+    mkdir -p /etc/docker/certs.d/%[1]s && cp ca.crt /etc/docker/certs.d/%[1]s/
+    docker login %[1]s -u NAME        or: podman, buildah, skopeo
+
+  oras, crane (on Linux; in each shell that uses them):
+    mkdir -p ~/.atoll-certs && cp ca.crt ~/.atoll-certs/ && export SSL_CERT_DIR=~/.atoll-certs
+    oras login %[1]s -u NAME
+    crane auth login %[1]s -u NAME -p PASSWORD
+
+The name of a robot account has a $ in it: put it between single quotes, 'robot$shop+ci'.
 `
 
 func (a Config) robotCommand(h *registryHost) *cobra.Command {
-	return a.Group("robot", "Robot accounts: credentials of programs for one project", `  atoll registry robot create ci -n shop --push
+	return command.Group("robot", "Robot accounts: credentials of programs for one project", `  atoll registry robot create ci -n shop --push
   atoll registry robot rotate ci -n shop`,
 		a.robotCreateCommand(h), a.robotListCommand(h), a.robotRotateCommand(h), a.robotDeleteCommand(h))
 }
@@ -281,7 +271,7 @@ func (a Config) robotCreateCommand(h *registryHost) *cobra.Command {
 		Long: `Makes a robot account. Its password is in a Secret of its namespace, too, which pods can name in
 imagePullSecrets.`,
 		Example: `  atoll registry robot create ci -n shop --push --expires 720h`,
-		Args:    a.Exact("name"),
+		Args:    command.ExactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client(h)
 			if err != nil {
@@ -311,7 +301,7 @@ imagePullSecrets.`,
 }
 
 func (a Config) printRobot(host, user, password string) {
-	fmt.Fprintf(a.Out, "registry  %s\nuser      %s\npassword  %s\n", host, user, password)
+	a.Printf("registry  %s\nuser      %s\npassword  %s\n", host, user, password)
 }
 
 func (a Config) robotListCommand(h *registryHost) *cobra.Command {
@@ -320,7 +310,7 @@ func (a Config) robotListCommand(h *registryHost) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List robot accounts",
 		Example: `  atoll registry robot ls -n shop`,
-		Args:    a.NoArgs,
+		Args:    command.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.client(h)
 			if err != nil {
@@ -353,7 +343,7 @@ func (a Config) robotListCommand(h *registryHost) *cobra.Command {
 	}
 	robotNamespace(cmd, &namespace)
 	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "those of all namespaces")
-	a.Output(cmd, &output, "table", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
@@ -362,7 +352,7 @@ func (a Config) robotRotateCommand(h *registryHost) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "rotate <name>", Short: "Make a new password; the old one ends at once",
 		Example: `  atoll registry robot rotate ci -n shop`,
-		Args:    a.Exact("name"),
+		Args:    command.ExactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client(h)
 			if err != nil {
@@ -385,7 +375,7 @@ func (a Config) robotDeleteCommand(h *registryHost) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "delete <name>", Aliases: []string{"rm"}, Short: "End a robot account at once",
 		Example: `  atoll registry robot delete ci -n shop`,
-		Args:    a.Exact("name"),
+		Args:    command.ExactArgs("name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client(h)
 			if err != nil {

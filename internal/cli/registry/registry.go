@@ -24,9 +24,9 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/cli/cluster"
 )
 
 const (
@@ -87,9 +87,9 @@ type Report struct {
 
 // New reads a kubeconfig. Host is that of the registry; when empty, it is that of the API server.
 func New(kubeconfig, host string) (*Client, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	config, err := cluster.ConfigOf(kubeconfig)
 	if err != nil {
-		return nil, fmt.Errorf("reading the kubeconfig: %w; is the cluster up (`atoll status`)?", err)
+		return nil, err
 	}
 	config.Timeout = timeout
 	c := &Client{Host: host}

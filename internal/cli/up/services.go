@@ -42,10 +42,11 @@ func (u *Up) services() ([]supervise.Service, error) {
 	for _, san := range s.TLSSANs {
 		server = append(slices.Clip(server), "--tls-san="+san)
 	}
-	if s.LoadBalancerRange != "" {
-		server = append(slices.Clip(server), "--load-balancer-range="+s.LoadBalancerRange)
-	}
 	agent := append(slices.Clip(node), "--max-pods="+strconv.Itoa(s.MaxPods), "--portal-port="+strconv.Itoa(s.PortalPort))
+	if s.LoadBalancerRange != "" {
+		flag := "--load-balancer-range=" + s.LoadBalancerRange
+		server, agent = append(slices.Clip(server), flag), append(slices.Clip(agent), flag)
+	}
 	pool := supervise.Service{
 		Name: Pool,
 		Process: &supervise.Process{

@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	imageregistry "atoll.dev/atoll/api/imageregistry/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 // publish makes an image of a virtual machine and returns the request when that is done.
@@ -56,11 +57,11 @@ func (c *commands) exportCommand() *cobra.Command {
 machine for that and deleted afterwards. A running machine is exported as if its power had been cut.`,
 		Example: `  atoll vm export box -f box.ova
   atoll vm export box --format qcow2`,
-		Args:              c.names("name"),
+		Args:              command.ExactArgs("name"),
 		ValidArgsFunction: c.completeMachines(false),
 		RunE: c.with(func(s *session, cmd *cobra.Command, args []string) error {
 			if w.no {
-				return c.Usage(errors.New("--no-wait: there is nothing to export before the image is made"))
+				return command.UsageError{Err: errors.New("--no-wait: there is nothing to export before the image is made")}
 			}
 			vm, err := s.machine(cmd.Context(), args[0])
 			if err != nil {
@@ -93,7 +94,7 @@ func (c *commands) unpublish(ctx context.Context, s *session, item string) {
 	defer cancel()
 	object := &imageregistry.ContentLibraryItem{ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: item}}
 	if err := s.Delete(ctx, object); client.IgnoreNotFound(err) != nil {
-		c.tell("the image %s that was made for this is still there (`atoll image rm %s --vm -n %s`): %v\n", item, item, s.namespace, err)
+		c.Tell("the image %s that was made for this is still there (`atoll image rm %s --vm -n %s`): %v\n", item, item, s.namespace, err)
 	}
 }
 
@@ -109,11 +110,11 @@ attached to the first one are not copied; --without-volumes makes the copy witho
 if its power had been cut.`,
 		Example: `  atoll vm clone box box-2
   atoll vm clone db db-test --without-volumes --off`,
-		Args:              c.names("name", "new"),
+		Args:              command.ExactArgs("name", "new"),
 		ValidArgsFunction: c.completeMachines(false),
 		RunE: c.with(func(s *session, cmd *cobra.Command, args []string) error {
 			if w.no {
-				return c.Usage(errors.New("--no-wait: the machine is made when its image is there"))
+				return command.UsageError{Err: errors.New("--no-wait: the machine is made when its image is there")}
 			}
 			return c.clone(cmd.Context(), s, args[0], args[1], bare, off, w)
 		}),
@@ -126,7 +127,7 @@ if its power had been cut.`,
 
 func (c *commands) clone(ctx context.Context, s *session, name, to string, bare, off bool, w waiting) error {
 	if problems := validation.IsDNS1123Label(to); len(problems) > 0 {
-		return c.Usage(fmt.Errorf("name %q: %s", to, strings.Join(problems, "; ")))
+		return command.UsageError{Err: fmt.Errorf("name %q: %s", to, strings.Join(problems, "; "))}
 	}
 	vm, err := s.machine(ctx, name)
 	if err != nil {

@@ -5,9 +5,9 @@ import (
 
 	"github.com/spf13/cobra"
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
-	corev1 "k8s.io/api/core/v1"
-	storagev1 "k8s.io/api/storage/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"atoll.dev/atoll/internal/cli/cluster"
 )
 
 // proposer proposes words; nothing to propose is no error.
@@ -26,7 +26,7 @@ func (c *commands) complete(cmd *cobra.Command, flag string, propose proposer) {
 func (c *commands) propose(cmd *cobra.Command, propose proposer) []string {
 	s, err := c.connect()
 	if err != nil {
-		s = nil
+		return nil
 	}
 	return propose(s, cmd)
 }
@@ -38,7 +38,7 @@ func (c *commands) completeMachines(many bool, next ...proposer) cobra.Completio
 		var out []string
 		switch {
 		case many || len(args) == 0:
-			out = c.propose(cmd, machines)
+			out = c.propose(cmd, named(func() client.ObjectList { return &vmopv1.VirtualMachineList{} }))
 			out = slices.DeleteFunc(out, func(name string) bool { return slices.Contains(args, name) })
 		case len(args) <= len(next):
 			out = c.propose(cmd, next[len(args)-1])
@@ -47,68 +47,16 @@ func (c *commands) completeMachines(many bool, next ...proposer) cobra.Completio
 	}
 }
 
-// proposals lists names of objects; a list that fails proposes nothing.
-func proposals(s *session, cmd *cobra.Command, list client.ObjectList, names func() []string, options ...client.ListOption) []string {
-	if s == nil || s.List(cmd.Context(), list, options...) != nil {
-		return nil
+// named proposes the names of the objects that a list is of; those of the namespace, if they are in any.
+func named(list func() client.ObjectList) proposer {
+	return func(s *session, cmd *cobra.Command) []string {
+		return cluster.Names(cmd.Context(), s, list(), s.here())
 	}
-	return names()
 }
 
-func machines(s *session, cmd *cobra.Command) []string {
-	list := &vmopv1.VirtualMachineList{}
-	return proposals(s, cmd, list, func() (out []string) {
-		for _, o := range list.Items {
-			out = append(out, o.Name)
-		}
-		return out
-	}, s.here())
-}
-
-func snapshots(s *session, cmd *cobra.Command) []string {
-	list := &vmopv1.VirtualMachineSnapshotList{}
-	return proposals(s, cmd, list, func() (out []string) {
-		for _, o := range list.Items {
-			out = append(out, o.Name)
-		}
-		return out
-	}, s.here())
-}
-
-func classes(s *session, cmd *cobra.Command) []string {
-	list := &vmopv1.VirtualMachineClassList{}
-	return proposals(s, cmd, list, func() (out []string) {
-		for _, o := range list.Items {
-			out = append(out, o.Name)
-		}
-		return out
-	}, s.here())
-}
-
-func storageClasses(s *session, cmd *cobra.Command) []string {
-	list := &storagev1.StorageClassList{}
-	return proposals(s, cmd, list, func() (out []string) {
-		for _, o := range list.Items {
-			out = append(out, o.Name)
-		}
-		return out
-	})
-}
-
-func claims(s *session, cmd *cobra.Command) []string {
-	list := &corev1.PersistentVolumeClaimList{}
-	return proposals(s, cmd, list, func() (out []string) {
-		for _, o := range list.Items {
-			out = append(out, o.Name)
-		}
-		return out
-	}, s.here())
-}
+func classes() client.ObjectList { return &vmopv1.VirtualMachineClassList{} }
 
 func imageNames(s *session, cmd *cobra.Command) []string {
-	if s == nil {
-		return nil
-	}
 	list, _ := s.images(cmd.Context()) // nothing to propose is no error
 	var out []string
 	for _, i := range list {
@@ -119,9 +67,4 @@ func imageNames(s *session, cmd *cobra.Command) []string {
 }
 
 // here limits a list to the namespace.
-func (s *session) here() client.ListOption {
-	if s == nil {
-		return client.InNamespace("")
-	}
-	return client.InNamespace(s.namespace)
-}
+func (s *session) here() client.ListOption { return client.InNamespace(s.namespace) }

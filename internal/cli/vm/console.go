@@ -20,6 +20,7 @@ import (
 	"golang.org/x/term"
 
 	subresources "atoll.dev/atoll/api/subresources/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 // escape ends a console: Ctrl-].
@@ -32,7 +33,7 @@ func (c *commands) consoleCommand() *cobra.Command {
 		Long: `Connects the terminal with the first serial port. What it printed last comes first. Ctrl-] ends it, and leaves the guest
 as it is: log out before. Without a terminal it copies standard input to the console and prints what that says.`,
 		Example:           `  atoll vm console box`,
-		Args:              c.names("name"),
+		Args:              command.ExactArgs("name"),
 		ValidArgsFunction: c.completeMachines(false),
 		RunE: c.with(func(s *session, cmd *cobra.Command, args []string) error {
 			if _, err := s.running(cmd.Context(), args[0]); err != nil {
@@ -50,15 +51,15 @@ as it is: log out before. Without a terminal it copies standard input to the con
 
 // serial connects the terminal with a stream until one of them ends.
 func (c *commands) serial(ctx context.Context, name string, stream io.ReadWriteCloser) error {
-	if tty := c.stdin(); tty != nil {
-		c.tell("Connected to %s. Escape character is ^] (Ctrl-]).\n", name)
+	if tty := c.Terminal(); tty != nil {
+		c.Tell("Connected to %s. Escape character is ^] (Ctrl-]).\n", name)
 		before, err := term.MakeRaw(int(tty.Fd()))
 		if err != nil {
 			return fmt.Errorf("setting up the terminal: %w", err)
 		}
 		defer func() {
 			_ = term.Restore(int(tty.Fd()), before)
-			c.tell("\nDisconnected from %s.\n", name)
+			c.Tell("\nDisconnected from %s.\n", name)
 		}()
 	}
 	ended := make(chan error, 2)
@@ -67,7 +68,7 @@ func (c *commands) serial(ctx context.Context, name string, stream io.ReadWriteC
 		ended <- err
 	}()
 	go func() {
-		over, err := copyInput(stream, c.In, c.stdin() != nil)
+		over, err := copyInput(stream, c.In, c.Terminal() != nil)
 		if over || err != nil {
 			ended <- err
 		}
@@ -122,7 +123,7 @@ func (c *commands) vncCommand() *cobra.Command {
 one. Everybody on this host can connect to the port in that time. A browser can use a VirtualMachineWebConsoleRequest.`,
 		Example: `  atoll vm vnc box
   atoll vm vnc box --proxy-only --port 5999`,
-		Args:              c.names("name"),
+		Args:              command.ExactArgs("name"),
 		ValidArgsFunction: c.completeMachines(false),
 		RunE: c.with(func(s *session, cmd *cobra.Command, args []string) error {
 			if _, err := s.running(cmd.Context(), args[0]); err != nil {
@@ -169,7 +170,7 @@ func (c *commands) screen(ctx context.Context, s *session, name string, port int
 	defer cancel()
 	context.AfterFunc(ctx, func() { _ = listener.Close() })
 	address := listener.Addr().(*net.TCPAddr)
-	c.printf("the screen of %s is at %s (VNC)\n", name, address)
+	c.Printf("the screen of %s is at %s (VNC)\n", name, address)
 	connections.Go(func() {
 		for {
 			conn, err := listener.Accept()
@@ -180,7 +181,7 @@ func (c *commands) screen(ctx context.Context, s *session, name string, port int
 		}
 	})
 	if viewer == "" {
-		c.tell("connect a VNC viewer to it; Ctrl-C ends this\n")
+		c.Tell("connect a VNC viewer to it; Ctrl-C ends this\n")
 		<-ctx.Done()
 		return nil
 	}
@@ -201,7 +202,7 @@ func (c *commands) show(ctx context.Context, s *session, name string, conn net.C
 	defer conn.Close() //nolint:errcheck // nothing is buffered
 	stream, err := s.stream(ctx, name, subresources.VNC)
 	if err != nil {
-		c.tell("%s: %v\n", name, err)
+		c.Tell("%s: %v\n", name, err)
 		return
 	}
 	defer stream.Close() //nolint:errcheck // nothing is buffered
@@ -234,7 +235,7 @@ here. Its host key is kept in ~/.atoll/known_hosts under the machine's uid.`,
   atoll vm ssh box --user debian`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if at := cmd.ArgsLenAtDash(); len(args) == 0 || at == 0 || at < 0 && len(args) > 1 || at > 1 {
-				return c.Usage(fmt.Errorf("%q wants <name>, and a command only after --; see %q", cmd.CommandPath(), cmd.CommandPath()+" --help"))
+				return command.UsageError{Err: fmt.Errorf("%q wants <name>, and a command only after --; see %q", cmd.CommandPath(), cmd.CommandPath()+" --help")}
 			}
 			return nil
 		},
@@ -299,7 +300,7 @@ func (c *commands) ssh(ctx context.Context, s *session, name string, l login, w 
 	run.Stdin, run.Stdout, run.Stderr = c.In, c.Out, c.ErrOut
 	err = run.Run()
 	if _, exited := errors.AsType[*exec.ExitError](err); exited {
-		return c.Silent(fmt.Errorf("ssh: %w", err))
+		return command.SilentError{Err: fmt.Errorf("ssh: %w", err)}
 	}
 	return err
 }

@@ -14,12 +14,14 @@ import (
 	"github.com/vmware-tanzu/vm-operator/api/v1alpha5/cloudinit"
 	"github.com/vmware-tanzu/vm-operator/api/v1alpha5/common"
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/text"
 )
 
@@ -50,7 +52,7 @@ configuration, and neither user nor key is added.`,
 		Example: `  atoll vm create box --image debian-12
   atoll vm create db --image debian-12 --class guaranteed-large --volume data=db-data --user-data db.yaml
   atoll vm create box --image debian-12 --dry-run -o yaml`,
-		Args: c.names("name"),
+		Args: command.ExactArgs("name"),
 		RunE: c.with(func(s *session, cmd *cobra.Command, args []string) error {
 			return c.create(cmd.Context(), s, args[0], n)
 		}),
@@ -71,11 +73,11 @@ configuration, and neither user nor key is added.`,
 	f.BoolVar(&n.off, "off", false, "do not power it on")
 	f.BoolVar(&n.dryRun, "dry-run", false, "make nothing, print what would be made")
 	n.wait.add(cmd, "it has an address")
-	c.output(cmd, &n.output, "text", "json", "yaml", "name")
+	command.OutputFlag(cmd, &n.output, "text", "json", "yaml", "name")
 	c.complete(cmd, "image", imageNames)
-	c.complete(cmd, "class", classes)
-	c.complete(cmd, "storage-class", storageClasses)
-	c.complete(cmd, "volume", claims)
+	c.complete(cmd, "class", named(classes))
+	c.complete(cmd, "storage-class", named(func() client.ObjectList { return &storagev1.StorageClassList{} }))
+	c.complete(cmd, "volume", named(func() client.ObjectList { return &corev1.PersistentVolumeClaimList{} }))
 	return cmd
 }
 
@@ -94,10 +96,10 @@ func (c *commands) create(ctx context.Context, s *session, name string, n newMac
 	if n.dryRun {
 		if m.secret != nil {
 			m.secret.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
-			if err := text.Structured(c.Out, cmp.Or(strings.TrimPrefix(n.output, "text"), "yaml"), m.secret); err != nil {
+			if err := c.Structured(cmp.Or(strings.TrimPrefix(n.output, "text"), "yaml"), m.secret); err != nil {
 				return err
 			}
-			c.printf("---\n")
+			c.Printf("---\n")
 		}
 		_, err := c.structured(cmp.Or(strings.TrimPrefix(n.output, "text"), "yaml"), m.vm)
 		return err
@@ -106,7 +108,7 @@ func (c *commands) create(ctx context.Context, s *session, name string, n newMac
 		return err
 	}
 	if m.key.made {
-		c.tell("made an ssh key for you: %s\n", m.key.private)
+		c.Tell("made an ssh key for you: %s\n", m.key.private)
 	}
 	if !n.wait.no && !n.off {
 		if err := c.awaitMachine(ctx, s, name, n.wait, hasAddress); err != nil {
@@ -138,17 +140,17 @@ func hasAddress(vm *vmopv1.VirtualMachine) (bool, string, error) {
 // plan makes the objects, without the API server's help as far as that is possible.
 func (c *commands) plan(ctx context.Context, s *session, name string, n newMachine) (*made, error) {
 	if n.image == "" {
-		return nil, c.Usage(errors.New("--image is missing: what is the virtual machine made of? `kubectl get vmi,cvmi` lists images"))
+		return nil, command.UsageError{Err: errors.New("--image is missing: what is the virtual machine made of? `kubectl get vmi,cvmi` lists images")}
 	}
 	if problems := validation.IsDNS1123Label(name); len(problems) > 0 {
-		return nil, c.Usage(fmt.Errorf("name %q: %s", name, strings.Join(problems, "; ")))
+		return nil, command.UsageError{Err: fmt.Errorf("name %q: %s", name, strings.Join(problems, "; "))}
 	}
 	from, err := s.image(ctx, n.image)
 	if err != nil {
 		return nil, err
 	}
 	if is(from.ready, metav1.ConditionFalse) {
-		c.tell("image %s is not ready yet, the machine waits for it: %s\n", from.display, say(from.ready))
+		c.Tell("image %s is not ready yet, the machine waits for it: %s\n", from.display, say(from.ready))
 	}
 	vm := &vmopv1.VirtualMachine{
 		ObjectMeta: metav1.ObjectMeta{Namespace: s.namespace, Name: name},
@@ -179,7 +181,7 @@ func (c *commands) hardware(vm *vmopv1.VirtualMachine, n newMachine) error {
 	for _, l := range n.labels {
 		k, v, ok := strings.Cut(l, "=")
 		if !ok {
-			return c.Usage(fmt.Errorf("--label %q: write KEY=VALUE", l))
+			return command.UsageError{Err: fmt.Errorf("--label %q: write KEY=VALUE", l)}
 		}
 		metav1.SetMetaDataLabel(&vm.ObjectMeta, k, v)
 	}
@@ -189,7 +191,7 @@ func (c *commands) hardware(vm *vmopv1.VirtualMachine, n newMachine) error {
 			claim = as
 		}
 		if as == "" || claim == "" {
-			return c.Usage(fmt.Errorf("--volume %q: write NAME=CLAIM", v))
+			return command.UsageError{Err: fmt.Errorf("--volume %q: write NAME=CLAIM", v)}
 		}
 		volume := vmopv1.VirtualMachineVolume{Name: as}
 		volume.PersistentVolumeClaim = &vmopv1.PersistentVolumeClaimVolumeSource{
@@ -213,7 +215,7 @@ func (c *commands) hardware(vm *vmopv1.VirtualMachine, n newMachine) error {
 	case "bios", "efi":
 		vm.Spec.BootOptions = &vmopv1.VirtualMachineBootOptions{Firmware: vmopv1.VirtualMachineBootOptionsFirmwareType(n.firmware)}
 	default:
-		return c.Usage(fmt.Errorf("--firmware %q: use bios or efi", n.firmware))
+		return command.UsageError{Err: fmt.Errorf("--firmware %q: use bios or efi", n.firmware)}
 	}
 	if n.tpm {
 		vm.Spec.Crypto = &vmopv1.VirtualMachineCryptoSpec{VTPMMode: vmopv1.VirtualMachineCryptoVTPMModeNew}
@@ -291,7 +293,7 @@ func (c *commands) make(ctx context.Context, s *session, m *made) error {
 		return err
 	}
 	if err := s.Patch(ctx, m.secret, client.MergeFrom(base)); err != nil {
-		c.tell("Secret %s will not be deleted together with the machine: %v\n", m.secret.Name, err)
+		c.Tell("Secret %s will not be deleted together with the machine: %v\n", m.secret.Name, err)
 	}
 	return nil
 }
@@ -304,20 +306,20 @@ func (c *commands) howToGoOn(vm *vmopv1.VirtualMachine, n newMachine) {
 	}
 	switch {
 	case n.off:
-		c.printf("%s is made; `atoll vm start %s%s` powers it on\n", vm.Name, vm.Name, at)
+		c.Printf("%s is made; `atoll vm start %s%s` powers it on\n", vm.Name, vm.Name, at)
 		return
 	case n.wait.no:
-		c.printf("%s is being made; `atoll vm ls%s` shows how it is\n", vm.Name, at)
+		c.Printf("%s is being made; `atoll vm ls%s` shows how it is\n", vm.Name, at)
 		return
 	case address(vm) == "":
-		c.printf("%s is running\n", vm.Name)
+		c.Printf("%s is running\n", vm.Name)
 	default:
-		c.printf("%s is running at %s\n", vm.Name, address(vm))
+		c.Printf("%s is running at %s\n", vm.Name, address(vm))
 	}
 	if vm.Annotations[userAnnotation] != "" {
-		c.printf("  atoll vm ssh %s%s       log in (once its sshd is up)\n", vm.Name, at)
+		c.Printf("  atoll vm ssh %s%s       log in (once its sshd is up)\n", vm.Name, at)
 	}
-	c.printf("  atoll vm console %s%s   serial console\n", vm.Name, at)
-	c.printf("  atoll vm vnc %s%s       screen\n", vm.Name, at)
-	c.printf("  atoll vm stop %s%s      power it off\n", vm.Name, at)
+	c.Printf("  atoll vm console %s%s   serial console\n", vm.Name, at)
+	c.Printf("  atoll vm vnc %s%s       screen\n", vm.Name, at)
+	c.Printf("  atoll vm stop %s%s      power it off\n", vm.Name, at)
 }

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/text"
 )
 
@@ -23,7 +24,7 @@ func (c *commands) eventsCommand() *cobra.Command {
 		Use:               "events <name>",
 		Short:             "Show what has happened to a virtual machine, its pod, disks and snapshots",
 		Example:           `  atoll vm events box`,
-		Args:              c.names("name"),
+		Args:              command.ExactArgs("name"),
 		ValidArgsFunction: c.completeMachines(false),
 		RunE: c.with(func(s *session, cmd *cobra.Command, args []string) error {
 			list, err := s.events(cmd.Context(), args[0])
@@ -31,7 +32,7 @@ func (c *commands) eventsCommand() *cobra.Command {
 				return err
 			}
 			if len(list) == 0 {
-				c.tell("nothing is known of %s; events are kept for an hour\n", args[0])
+				c.Tell("nothing is known of %s; events are kept for an hour\n", args[0])
 				return nil
 			}
 			c.printEvents(list)
@@ -108,7 +109,7 @@ func (c *commands) printEvents(list []event) {
 		}
 		rows = append(rows, []string{text.Age(e.last), e.kind, e.reason, e.object, message})
 	}
-	text.Table(c.Out, rows)
+	c.Table(rows)
 }
 
 func (c *commands) describeCommand() *cobra.Command {
@@ -117,7 +118,7 @@ func (c *commands) describeCommand() *cobra.Command {
 		Aliases:           []string{"show"},
 		Short:             "Show everything about a virtual machine",
 		Example:           `  atoll vm describe box`,
-		Args:              c.names("name"),
+		Args:              command.ExactArgs("name"),
 		ValidArgsFunction: c.completeMachines(false),
 		RunE: c.with(func(s *session, cmd *cobra.Command, args []string) error {
 			vm, err := s.machine(cmd.Context(), args[0])
@@ -134,7 +135,7 @@ func (c *commands) describeCommand() *cobra.Command {
 				return err
 			}
 			if len(list) > 0 {
-				c.printf("\nEvents:\n")
+				c.Printf("\nEvents:\n")
 				c.printEvents(list)
 			}
 			return nil
@@ -173,15 +174,15 @@ func (c *commands) describe(vm *vmopv1.VirtualMachine, class *vmopv1.VirtualMach
 		rows = append(rows, []string{"Snapshot:", cmp.Or(at.Name, string(at.Type))})
 	}
 	rows = append(rows, []string{"Made:", text.Age(vm.CreationTimestamp.Time) + " ago"})
-	text.Table(c.Out, rows)
+	c.Table(rows)
 	c.describeDevices(vm)
 	if len(vm.Status.Conditions) > 0 {
 		rows := [][]string{{"CONDITION", "STATUS", "SINCE", "REASON", "MESSAGE"}}
 		for _, cond := range vm.Status.Conditions {
 			rows = append(rows, []string{cond.Type, string(cond.Status), text.Age(cond.LastTransitionTime.Time), cond.Reason, cmp.Or(clean(cond.Message), "-")})
 		}
-		c.printf("\nConditions:\n")
-		text.Table(c.Out, rows)
+		c.Printf("\nConditions:\n")
+		c.Table(rows)
 	}
 }
 
@@ -198,8 +199,8 @@ func (c *commands) describeDevices(vm *vmopv1.VirtualMachine) {
 			}
 			rows = append(rows, []string{v.Name, map[bool]string{true: "yes", false: "no"}[v.Attached], size, place, cmp.Or(v.DiskUUID, "-"), cmp.Or(clean(v.Error), "-")})
 		}
-		c.printf("\nVolumes:\n")
-		text.Table(c.Out, rows)
+		c.Printf("\nVolumes:\n")
+		c.Table(rows)
 	}
 	if vm.Status.Network != nil && len(vm.Status.Network.Interfaces) > 0 {
 		rows := [][]string{{"NAME", "MAC", "ADDRESSES"}}
@@ -213,7 +214,7 @@ func (c *commands) describeDevices(vm *vmopv1.VirtualMachine) {
 			}
 			rows = append(rows, []string{cmp.Or(i.Name, "-"), clean(mac), cmp.Or(strings.Join(addresses, ", "), "-")})
 		}
-		c.printf("\nNetwork interfaces:\n")
-		text.Table(c.Out, rows)
+		c.Printf("\nNetwork interfaces:\n")
+		c.Table(rows)
 	}
 }

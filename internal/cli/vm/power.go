@@ -11,6 +11,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 // power is a command that changes the power state of virtual machines.
@@ -29,13 +31,13 @@ func (c *commands) powerCommand(p power) *cobra.Command {
 	var w waiting
 	cmd := &cobra.Command{
 		Use: p.use + " <name>...", Short: p.short, Long: p.long, Example: p.example,
-		Args:              c.names("name..."),
+		Args:              command.MoreArgs("name"),
 		ValidArgsFunction: c.completeMachines(true),
 		RunE: c.with(func(s *session, cmd *cobra.Command, args []string) error {
 			mode := vmopv1.VirtualMachinePowerOpModeTrySoft
 			switch {
 			case hard && soft:
-				return c.Usage(errors.New("--hard and --soft exclude each other"))
+				return command.UsageError{Err: errors.New("--hard and --soft exclude each other")}
 			case hard:
 				mode = vmopv1.VirtualMachinePowerOpModeHard
 			case soft:
@@ -59,7 +61,7 @@ func (c *commands) powerCommand(p power) *cobra.Command {
 						return err
 					}
 				}
-				c.printf("%s %s\n", name, map[bool]string{false: p.past, true: "is asked to " + p.use}[w.no])
+				c.Printf("%s %s\n", name, map[bool]string{false: p.past, true: "is asked to " + p.use}[w.no])
 			}
 			return nil
 		}),
@@ -186,7 +188,7 @@ func (c *commands) deleteCommand() *cobra.Command {
 a person made and attached stay.`,
 		Example: `  atoll vm delete box
   atoll vm rm box-1 box-2 --no-wait`,
-		Args:              c.names("name..."),
+		Args:              command.MoreArgs("name"),
 		ValidArgsFunction: c.completeMachines(true),
 		RunE: c.with(func(s *session, cmd *cobra.Command, args []string) error {
 			for _, name := range args {
@@ -200,7 +202,7 @@ a person made and attached stay.`,
 			}
 			for _, name := range args {
 				if w.no {
-					c.printf("%s is being deleted\n", name)
+					c.Printf("%s is being deleted\n", name)
 					continue
 				}
 				err := c.await(cmd.Context(), name, w, func(ctx context.Context) (bool, string, error) {
@@ -219,7 +221,7 @@ a person made and attached stay.`,
 				if err != nil {
 					return err
 				}
-				c.printf("%s is deleted\n", name)
+				c.Printf("%s is deleted\n", name)
 			}
 			return nil
 		}),

@@ -13,6 +13,7 @@ import (
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	imageregistry "atoll.dev/atoll/api/imageregistry/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 func (c *commands) publishCommand() *cobra.Command {
@@ -29,7 +30,7 @@ In the library registry it is pushed to the project of the namespace, as registr
 		Example: `  atoll vm publish box --library images --item debian-with-nginx
   atoll vm publish box --to registry.atoll.local/shop/web:1.0
   atoll vm publish box --no-wait`,
-		Args:              c.names("name"),
+		Args:              command.ExactArgs("name"),
 		ValidArgsFunction: c.completeMachines(false),
 		RunE: c.with(func(s *session, cmd *cobra.Command, args []string) error {
 			vm, err := s.machine(cmd.Context(), args[0])
@@ -38,7 +39,7 @@ In the library registry it is pushed to the project of the namespace, as registr
 			}
 			if to != "" {
 				if item, err = inRegistry(to, s.namespace, item, library); err != nil {
-					return c.Usage(err)
+					return command.UsageError{Err: err}
 				}
 				library = imageregistry.RegistryLibrary
 			}
@@ -48,10 +49,10 @@ In the library registry it is pushed to the project of the namespace, as registr
 				return err
 			}
 			if w.no {
-				c.printf("%s is being published; `kubectl get vmpub %s -o yaml` shows how it is\n", vm.Name, request.Name)
+				c.Printf("%s is being published; `kubectl get vmpub %s -o yaml` shows how it is\n", vm.Name, request.Name)
 				return nil
 			}
-			c.printf("%s is published as %s; the image is %s\n", vm.Name, name, request.Status.ImageName)
+			c.Printf("%s is published as %s; the image is %s\n", vm.Name, name, request.Status.ImageName)
 			return nil
 		}),
 	}

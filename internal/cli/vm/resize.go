@@ -14,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 func (c *commands) resizeCommand() *cobra.Command {
@@ -27,11 +29,11 @@ func (c *commands) resizeCommand() *cobra.Command {
 while it runs is added; for the rest it says that it has to be stopped and started.`,
 		Example: `  atoll vm resize box --class guaranteed-large
   atoll vm resize box --disk boot=40Gi --disk data=200Gi`,
-		Args:              c.names("name"),
+		Args:              command.ExactArgs("name"),
 		ValidArgsFunction: c.completeMachines(false),
 		RunE: c.with(func(s *session, cmd *cobra.Command, args []string) error {
 			if class == "" && len(sizes) == 0 {
-				return c.Usage(errors.New("say what to change: --class CLASS, or --disk NAME=SIZE"))
+				return command.UsageError{Err: errors.New("say what to change: --class CLASS, or --disk NAME=SIZE")}
 			}
 			for _, d := range sizes {
 				if err := c.growDisk(cmd.Context(), s, args[0], d); err != nil {
@@ -46,7 +48,7 @@ while it runs is added; for the rest it says that it has to be stopped and start
 	}
 	cmd.Flags().StringVar(&class, "class", "", "the new VirtualMachineClass")
 	cmd.Flags().StringSliceVar(&sizes, "disk", nil, "new size of a disk: NAME=SIZE, the boot disk is called boot; may be repeated")
-	c.complete(cmd, "class", classes)
+	c.complete(cmd, "class", named(classes))
 	w.add(cmd, "it is done")
 	return cmd
 }
@@ -63,7 +65,7 @@ func (c *commands) changeClass(ctx context.Context, s *session, name, class stri
 		return err
 	}
 	if w.no || before.Spec.ClassName == class {
-		c.printf("%s is of class %s\n", name, class)
+		c.Printf("%s is of class %s\n", name, class)
 		return nil
 	}
 	pending := ""
@@ -79,10 +81,10 @@ func (c *commands) changeClass(ctx context.Context, s *session, name, class stri
 		return err
 	}
 	if pending != "" {
-		c.printf("%s is of class %s once it was stopped and started (`atoll vm stop %s && atoll vm start %s`): %s\n", name, class, name, name, pending)
+		c.Printf("%s is of class %s once it was stopped and started (`atoll vm stop %s && atoll vm start %s`): %s\n", name, class, name, name, pending)
 		return nil
 	}
-	c.printf("%s is of class %s\n", name, class)
+	c.Printf("%s is of class %s\n", name, class)
 	return nil
 }
 
@@ -91,7 +93,7 @@ func (c *commands) growDisk(ctx context.Context, s *session, name, wish string) 
 	disk, text, ok := strings.Cut(wish, "=")
 	size, err := resource.ParseQuantity(text)
 	if !ok || err != nil {
-		return c.Usage(fmt.Errorf("--disk %q: write NAME=SIZE, like boot=40Gi", wish))
+		return command.UsageError{Err: fmt.Errorf("--disk %q: write NAME=SIZE, like boot=40Gi", wish)}
 	}
 	vm, err := s.machine(ctx, name)
 	if err != nil {
@@ -109,7 +111,7 @@ func (c *commands) growDisk(ctx context.Context, s *session, name, wish string) 
 	if err := s.Patch(ctx, claim, client.MergeFrom(before)); err != nil {
 		return fmt.Errorf("making disk %s of %s larger: %w", disk, name, err)
 	}
-	c.printf("disk %s of %s becomes %s\n", disk, name, size.String())
+	c.Printf("disk %s of %s becomes %s\n", disk, name, size.String())
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/text"
 )
 
@@ -34,7 +35,7 @@ func (c *commands) listCommand() *cobra.Command {
 			if selector != "" {
 				parsed, err := labels.Parse(selector)
 				if err != nil {
-					return c.Usage(fmt.Errorf("--selector: %w", err))
+					return command.UsageError{Err: fmt.Errorf("--selector: %w", err)}
 				}
 				options = append(options, client.MatchingLabelsSelector{Selector: parsed})
 			}
@@ -51,7 +52,7 @@ func (c *commands) listCommand() *cobra.Command {
 			return c.printMachines(list, output, all, s.namespace)
 		}),
 	}
-	c.output(cmd, &output, "table", "wide", "json", "yaml", "name")
+	command.OutputFlag(cmd, &output, "table", "wide", "json", "yaml", "name")
 	cmd.Flags().StringVarP(&selector, "selector", "l", "", "only those with these labels: app=web,tier!=front")
 	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "in all namespaces")
 	return cmd
@@ -64,7 +65,7 @@ func (c *commands) printMachines(list *vmopv1.VirtualMachineList, output string,
 		for i := range list.Items {
 			typed(&list.Items[i])
 		}
-		return text.Structured(c.Out, output, list)
+		return c.Structured(output, list)
 	case "name":
 		for i := range list.Items {
 			if _, err := c.structured(output, &list.Items[i]); err != nil {
@@ -74,7 +75,7 @@ func (c *commands) printMachines(list *vmopv1.VirtualMachineList, output string,
 		return nil
 	}
 	if len(list.Items) == 0 {
-		c.tell("no virtual machines in namespace %q; `atoll vm create NAME --image IMAGE` makes one, -A looks into all namespaces\n", namespace)
+		c.Tell("no virtual machines in namespace %q; `atoll vm create NAME --image IMAGE` makes one, -A looks into all namespaces\n", namespace)
 		return nil
 	}
 	c.table(list.Items, output == "wide", all)
@@ -112,9 +113,9 @@ func (c *commands) table(list []vmopv1.VirtualMachine, wide, namespaces bool) {
 			problems = append(problems, vm.Name+": "+why)
 		}
 	}
-	text.Table(c.Out, rows)
+	c.Table(rows)
 	for _, p := range problems {
-		c.printf("%s\n", p)
+		c.Printf("%s\n", p)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/cli/text"
 )
 
@@ -30,7 +31,7 @@ func (c *commands) snapshotCommand() *cobra.Command {
 goes on at that moment. With --quiesce the guest's file systems are made consistent first, which needs the guest agent.`,
 		Example: `  atoll vm snapshot box
   atoll vm snapshot box --name before-upgrade --memory`,
-		Args:              c.names("vm"),
+		Args:              command.ExactArgs("vm"),
 		ValidArgsFunction: c.completeMachines(false),
 		RunE: c.with(func(s *session, cmd *cobra.Command, args []string) error {
 			vm, err := s.machine(cmd.Context(), args[0])
@@ -48,7 +49,7 @@ goes on at that moment. With --quiesce the guest's file systems are made consist
 				return fmt.Errorf("taking snapshot %s: %w", snap.Name, err)
 			}
 			if w.no {
-				c.printf("snapshot %s of %s is being taken\n", snap.Name, vm.Name)
+				c.Printf("snapshot %s of %s is being taken\n", snap.Name, vm.Name)
 				return nil
 			}
 			err = c.await(cmd.Context(), snap.Name, w, func(ctx context.Context) (bool, string, error) {
@@ -64,9 +65,9 @@ goes on at that moment. With --quiesce the guest's file systems are made consist
 			if err != nil {
 				return err
 			}
-			c.printf("snapshot %s of %s is taken\n", snap.Name, vm.Name)
+			c.Printf("snapshot %s of %s is taken\n", snap.Name, vm.Name)
 			if quiesce && !snap.Status.Quiesced {
-				c.tell("the file systems of the guest were not quiesced: it is off, or its agent does not answer\n")
+				c.Tell("the file systems of the guest were not quiesced: it is off, or its agent does not answer\n")
 			}
 			return nil
 		}),
@@ -109,12 +110,7 @@ func (c *commands) snapshotsCommand() *cobra.Command {
 when it was taken; "*" marks where a machine is now.`,
 		Example: `  atoll vm snapshots box
   atoll vm snapshots -o yaml`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 1 {
-				return c.names("vm")(cmd, args)
-			}
-			return nil
-		},
+		Args:              command.OptionalArg("vm"),
 		ValidArgsFunction: c.completeMachines(false),
 		RunE: c.with(func(s *session, cmd *cobra.Command, args []string) error {
 			list := &vmopv1.VirtualMachineSnapshotList{}
@@ -129,7 +125,7 @@ when it was taken; "*" marks where a machine is now.`,
 			})
 			if output != "table" {
 				list.SetGroupVersionKind(vmopv1.GroupVersion.WithKind("VirtualMachineSnapshotList"))
-				return text.Structured(c.Out, output, list)
+				return c.Structured(output, list)
 			}
 			var vms vmopv1.VirtualMachineList
 			if err := s.List(cmd.Context(), &vms, s.here()); err != nil {
@@ -141,11 +137,11 @@ when it was taken; "*" marks where a machine is now.`,
 					at[vm.Name] = vm.Status.CurrentSnapshot.Name
 				}
 			}
-			text.Table(c.Out, tree(list.Items, at))
+			c.Table(tree(list.Items, at))
 			return nil
 		}),
 	}
-	c.output(cmd, &output, "table", "json", "yaml")
+	command.OutputFlag(cmd, &output, "table", "json", "yaml")
 	return cmd
 }
 
@@ -206,8 +202,8 @@ goes on where it was, else it is off, unless --start is given. What was written 
 of it.`,
 		Example: `  atoll vm revert box before-upgrade
   atoll vm snapshot box --name now && atoll vm revert box before-upgrade`,
-		Args:              c.names("vm", "snapshot"),
-		ValidArgsFunction: c.completeMachines(false, snapshots),
+		Args:              command.ExactArgs("vm", "snapshot"),
+		ValidArgsFunction: c.completeMachines(false, named(func() client.ObjectList { return &vmopv1.VirtualMachineSnapshotList{} })),
 		RunE: c.with(func(s *session, cmd *cobra.Command, args []string) error {
 			snap := &vmopv1.VirtualMachineSnapshot{}
 			err := s.Get(cmd.Context(), client.ObjectKey{Namespace: s.namespace, Name: args[1]}, snap)
@@ -228,10 +224,10 @@ of it.`,
 				return err
 			}
 			if w.no && start {
-				return c.Usage(errors.New("--start waits for the end, and --no-wait does not"))
+				return command.UsageError{Err: errors.New("--start waits for the end, and --no-wait does not")}
 			}
 			if w.no {
-				c.printf("%s is being reverted to %s\n", args[0], snap.Name)
+				c.Printf("%s is being reverted to %s\n", args[0], snap.Name)
 				return nil
 			}
 			if err := c.awaitMachine(cmd.Context(), s, args[0], w, func(vm *vmopv1.VirtualMachine) (bool, string, error) {
@@ -239,7 +235,7 @@ of it.`,
 			}); err != nil {
 				return err
 			}
-			c.printf("%s is as it was in %s\n", args[0], snap.Name)
+			c.Printf("%s is as it was in %s\n", args[0], snap.Name)
 			if !start {
 				return nil
 			}

@@ -21,6 +21,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
+	imageregistry "atoll.dev/atoll/api/imageregistry/v1alpha1"
+	"atoll.dev/atoll/internal/cli/cluster"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/testkit/golden"
 )
 
@@ -28,8 +31,6 @@ const (
 	on  = vmopv1.VirtualMachinePowerStateOn
 	off = vmopv1.VirtualMachinePowerStateOff
 )
-
-type usage struct{ error }
 
 // world is a cluster without controllers and a person at its command line.
 type world struct {
@@ -48,7 +49,7 @@ type world struct {
 
 func newWorld(t *testing.T, objects ...client.Object) *world {
 	t.Helper()
-	scheme, err := newScheme()
+	scheme, err := cluster.Scheme(vmopv1.AddToScheme, imageregistry.AddToScheme)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,15 +75,13 @@ func (w *world) run(args ...string) (string, error) {
 	w.out.Reset()
 	w.err.Reset()
 	w.c = &commands{now: time.Now, Config: Config{
-		In: strings.NewReader(w.in), Out: &w.out, ErrOut: &w.err,
+		App:        command.App{In: strings.NewReader(w.in), Out: &w.out, ErrOut: &w.err},
 		Getenv:     func(name string) string { return map[string]string{"HOME": w.home}[name] },
 		Kubeconfig: func() string { return "" },
 		Export: func(_ context.Context, kubeconfig, namespace, image, format, file string) error {
 			w.exported = strings.Join([]string{kubeconfig, namespace, image, format, file}, " ")
 			return nil
 		},
-		Usage:  func(err error) error { return usage{err} },
-		Silent: func(err error) error { return err },
 	}}
 	w.c.connect = func() (*session, error) {
 		namespace := *w.c.flags.Namespace
@@ -149,7 +148,7 @@ func with(kind string, status metav1.ConditionStatus, reason, message string) fu
 	}
 }
 
-func cluster() []client.Object {
+func objects() []client.Object {
 	return []client.Object{
 		machineOf("db", on, on, func(vm *vmopv1.VirtualMachine) {
 			vm.Labels = map[string]string{"app": "db"}
@@ -208,13 +207,13 @@ func TestGoldenOutputs(t *testing.T) {
 		"ls.txt": "ls", "ls-wide.txt": "ls -o wide", "ls-name.txt": "ls -l app=db -o name", "ls-all.txt": "ls -A db old", "describe.txt": "describe db",
 		"events.txt": "events db", "snapshots.txt": "snapshots", "help.txt": "--help", "create-help.txt": "create --help",
 	} {
-		w := newWorld(t, cluster()...)
+		w := newWorld(t, objects()...)
 		golden.Compare(t, file, ages(w.must(strings.Fields(args)...)))
 	}
 }
 
 func TestCreatePlan(t *testing.T) {
-	w := newWorld(t, cluster()...)
+	w := newWorld(t, objects()...)
 	key := filepath.Join(w.home, ".ssh", "id_ed25519.pub")
 	line := "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGWGHn3iFfHDSyhYVeeJUWCG1tHkBc0GnLMTNVHGPBVE me@here\n"
 	if err := os.MkdirAll(filepath.Dir(key), 0o700); err != nil {
@@ -233,7 +232,7 @@ func TestCreatePlan(t *testing.T) {
 }
 
 func TestCreate(t *testing.T) {
-	w := newWorld(t, cluster()...)
+	w := newWorld(t, objects()...)
 	w.obey = func(vm *vmopv1.VirtualMachine) {
 		vm.Status.PowerState = vm.Spec.PowerState
 		vm.Status.Network = &vmopv1.VirtualMachineNetworkStatus{PrimaryIP4: "10.244.0.9"}
@@ -300,7 +299,7 @@ func TestMistakes(t *testing.T) {
 		{"resize db --disk other=5Gi", "it has boot", false},
 	}
 	for _, tt := range tests {
-		w := newWorld(t, cluster()...)
+		w := newWorld(t, objects()...)
 		out, err := w.run(strings.Fields(tt.args)...)
 		if tt.say == "" {
 			if err != nil {
@@ -308,7 +307,7 @@ func TestMistakes(t *testing.T) {
 			}
 			continue
 		}
-		_, isUsage := errors.AsType[usage](err)
+		_, isUsage := errors.AsType[command.UsageError](err)
 		if err == nil || !strings.Contains(err.Error(), tt.say) || isUsage != tt.usage {
 			t.Errorf("%q: %v (usage %v) does not say %q\n%s", tt.args, err, isUsage, tt.say, out)
 		}
@@ -316,7 +315,7 @@ func TestMistakes(t *testing.T) {
 }
 
 func TestPower(t *testing.T) {
-	w := newWorld(t, cluster()...)
+	w := newWorld(t, objects()...)
 	w.obey = func(vm *vmopv1.VirtualMachine) {
 		vm.Status.PowerState = vm.Spec.PowerState
 		if vm.Spec.NextRestartTime != "" {
@@ -345,7 +344,7 @@ func TestPower(t *testing.T) {
 
 // TestStall: what is waited for in vain is named with its reason.
 func TestStall(t *testing.T) {
-	w := newWorld(t, cluster()...)
+	w := newWorld(t, objects()...)
 	out, err := w.run("start", "lost", "--timeout", "600ms")
 	if err == nil || !strings.Contains(err.Error(), `no image "debain-12"`) || !strings.Contains(err.Error(), "atoll vm events lost") {
 		t.Errorf("%v", err)
@@ -356,7 +355,7 @@ func TestStall(t *testing.T) {
 }
 
 func TestRevert(t *testing.T) {
-	w := newWorld(t, cluster()...)
+	w := newWorld(t, objects()...)
 	looks := 0
 	w.obey = func(vm *vmopv1.VirtualMachine) {
 		if vm.Spec.CurrentSnapshotName == "" {
@@ -388,7 +387,7 @@ func TestCopyHasItsOwnIdentity(t *testing.T) {
 
 // TestExport: the image that is made for it goes again.
 func TestExport(t *testing.T) {
-	w := newWorld(t, cluster()...)
+	w := newWorld(t, objects()...)
 	w.publish = true
 	out := w.must("export", "db", "-f", "db.ova", "--kubeconfig", "/x")
 	if !strings.Contains(w.exported, "/x team vmi-made  db.ova") {
@@ -413,7 +412,7 @@ func TestEscape(t *testing.T) {
 
 // TestEveryCommandHasHelp: a short text, an example, and names that complete.
 func TestEveryCommandHasHelp(t *testing.T) {
-	w := newWorld(t, cluster()...)
+	w := newWorld(t, objects()...)
 	w.must("--help")
 	for _, cmd := range w.c.command().Commands() {
 		if cmd.Short == "" || !strings.Contains(cmd.Example, "atoll vm ") {

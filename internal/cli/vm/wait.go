@@ -13,6 +13,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"atoll.dev/atoll/internal/cli/cluster"
+	"atoll.dev/atoll/internal/cli/text"
 )
 
 // lookEvery is how often a command that waits looks.
@@ -49,13 +52,13 @@ func (p *progress) say(what string) {
 	if p.silent {
 		return
 	}
-	if p.c.interactive() {
-		p.c.tell("\r\033[K%s: %s (%ds)", p.name, what, int(p.c.now().Sub(p.start).Seconds()))
+	if text.IsTerminal(p.c.ErrOut) {
+		p.c.Tell("\r\033[K%s: %s (%ds)", p.name, what, int(p.c.now().Sub(p.start).Seconds()))
 		p.open, p.said = true, what
 		return
 	}
 	if what != p.said {
-		p.c.tell("%s: %s\n", p.name, what)
+		p.c.Tell("%s: %s\n", p.name, what)
 	}
 	p.said = what
 }
@@ -63,7 +66,7 @@ func (p *progress) say(what string) {
 // end clears the terminal's line.
 func (p *progress) end() {
 	if p.open {
-		p.c.tell("\r\033[K")
+		p.c.Tell("\r\033[K")
 	}
 	p.open = false
 }
@@ -104,7 +107,7 @@ func (c *commands) awaitMachine(ctx context.Context, s *session, name string, w 
 	return c.await(ctx, name, w, func(ctx context.Context) (bool, string, error) {
 		vm, err := s.machine(ctx, name)
 		if err != nil {
-			if temporary(err) {
+			if cluster.Temporary(err) {
 				return false, err.Error(), nil
 			}
 			return false, "", err
@@ -118,12 +121,6 @@ func (c *commands) awaitMachine(ctx context.Context, s *session, name string, w 
 		}
 		return ok, how, err
 	})
-}
-
-// temporary tells whether the API server may answer soon.
-func temporary(err error) bool {
-	return apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) || apierrors.IsTooManyRequests(err) || apierrors.IsServiceUnavailable(err) ||
-		apierrors.IsInternalError(err)
 }
 
 // machine reads a virtual machine. An error says which there are.

@@ -5,6 +5,8 @@ import (
 	"io"
 	"strings"
 	"time"
+
+	"atoll.dev/atoll/internal/cli/text"
 )
 
 // bar shows how far something is, on a terminal; elsewhere it says so now and then.
@@ -12,7 +14,6 @@ type bar struct {
 	out      io.Writer
 	title    string
 	terminal bool
-	size     func(int64) string
 	last     time.Time
 	begun    time.Time
 	first    int64
@@ -28,7 +29,7 @@ const (
 )
 
 func (c Config) bar(title string) *bar {
-	return &bar{out: c.ErrOut, title: title, terminal: c.Terminal, size: c.Size}
+	return &bar{out: c.ErrOut, title: title, terminal: text.IsTerminal(c.ErrOut)}
 }
 
 // show draws how much is done.
@@ -47,15 +48,15 @@ func (b *bar) show(done, total int64) {
 		return
 	}
 	b.last = time.Now()
-	text := b.title + " " + b.size(done)
+	line := b.title + " " + text.Size(done)
 	if total > 0 {
 		part := int(min(done*width/max(total, 1), width))
-		text = fmt.Sprintf("%-12s [%s%s] %3d%%  %s of %s", b.title, strings.Repeat("=", part), strings.Repeat(" ", width-part), done*100/total, b.size(done), b.size(total))
+		line = fmt.Sprintf("%-12s [%s%s] %3d%%  %s of %s", b.title, strings.Repeat("=", part), strings.Repeat(" ", width-part), done*100/total, text.Size(done), text.Size(total))
 	}
 	if took := time.Since(b.begun).Seconds(); took > 1 && done > b.first && total > 100*100 {
-		text += fmt.Sprintf("  %s/s", b.size(int64(float64(done-b.first)/took)))
+		line += fmt.Sprintf("  %s/s", text.Size(int64(float64(done-b.first)/took)))
 	}
-	b.print(text)
+	b.print(line)
 }
 
 // say shows a text, once.

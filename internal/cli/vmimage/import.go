@@ -20,6 +20,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	api "atoll.dev/atoll/api/imageregistry/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 // ImportOptions say what to import and how it is called.
@@ -83,7 +84,7 @@ func (c Config) Import(ctx context.Context, o ImportOptions) error {
 	if o.NoWait {
 		verb = "importing"
 	}
-	_, _ = fmt.Fprintf(c.Out, "%s %s as %s (%s)\n", verb, item.DisplayName(), item.ImageName(), item)
+	c.Printf("%s %s as %s (%s)\n", verb, item.DisplayName(), item.ImageName(), item)
 	return nil
 }
 
@@ -99,7 +100,7 @@ func removeCommand(i Item) string {
 func (c Config) plan(ctx context.Context, o ImportOptions) (item Item, file string, err error) {
 	sum, err := checksum(o.Checksum)
 	if err != nil {
-		return Item{}, "", c.Usage(err)
+		return Item{}, "", command.UsageError{Err: err}
 	}
 	ca := ""
 	if o.CA != "" {
@@ -116,14 +117,14 @@ func (c Config) plan(ctx context.Context, o ImportOptions) (item Item, file stri
 		source.HTTP, name = &api.HTTPSource{URL: o.Source, Checksum: sum, SSLCertificate: ca}, path.Base(u.Path)
 	case strings.HasPrefix(o.Source, "oci://") || strings.HasPrefix(o.Source, "docker://"):
 		if sum != nil {
-			return Item{}, "", c.Usage(errors.New("--checksum is not for OCI images; name one by its digest, as oci://registry/repository@sha256:HEX"))
+			return Item{}, "", command.UsageError{Err: errors.New("--checksum is not for OCI images; name one by its digest, as oci://registry/repository@sha256:HEX")}
 		}
 		ref := strings.TrimPrefix(strings.TrimPrefix(o.Source, "oci://"), "docker://")
 		source.OCI = &api.OCISource{Reference: ref, SSLCertificate: ca, PlainHTTP: o.PlainHTTP}
 		name, _, _ = strings.Cut(path.Base(ref), "@")
 		name = strings.ReplaceAll(name, ":", "-")
 	case parseErr == nil && u.Scheme != "" && strings.Contains(o.Source, "://"):
-		return Item{}, "", c.Usage(fmt.Errorf("%q: use a file, an http or https URL, or oci://REFERENCE", o.Source))
+		return Item{}, "", command.UsageError{Err: fmt.Errorf("%q: use a file, an http or https URL, or oci://REFERENCE", o.Source)}
 	default:
 		file, name = o.Source, filepath.Base(o.Source)
 		if sum, err = c.hash(ctx, file, sum); err != nil {
@@ -138,7 +139,7 @@ func (c Config) plan(ctx context.Context, o ImportOptions) (item Item, file stri
 		o.Object = objectName(o.Name)
 	}
 	if o.Object == "" {
-		return Item{}, "", c.Usage(fmt.Errorf("no name for the image follows from %q; give one with --name", o.Source))
+		return Item{}, "", command.UsageError{Err: fmt.Errorf("no name for the image follows from %q; give one with --name", o.Source)}
 	}
 	item.ObjectMeta = metav1.ObjectMeta{Name: o.Object, Namespace: o.Namespace}
 	item.Spec = api.ContentLibraryItemSpec{

@@ -11,6 +11,7 @@ import (
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	api "atoll.dev/atoll/api/imageregistry/v1alpha1"
+	"atoll.dev/atoll/internal/cli/text"
 )
 
 // List prints the images of the cluster and of a namespace, or of all namespaces with "".
@@ -41,10 +42,10 @@ func (c Config) List(ctx context.Context, namespace, output string) error {
 			state += " " + strconv.Itoa(int(p.Percent)) + "%"
 		}
 		row := []string{
-			i.ImageName(), dash(i.Namespace), i.DisplayName(), dash(strings.ToUpper(string(i.Status.Type))), c.capacity(i), state, c.Age(i.CreationTimestamp.Time),
+			i.ImageName(), cmp.Or(i.Namespace, "-"), i.DisplayName(), cmp.Or(strings.ToUpper(string(i.Status.Type)), "-"), capacity(i), state, text.Age(i.CreationTimestamp.Time),
 		}
 		if output == "wide" {
-			row = append(row, c.disks(i), dash(osOf(i)), dash(firmwareOf(i)), i.Name, i.Spec.Library, dash(i.Status.Host), dash(i.Status.ContentVersion))
+			row = append(row, disks(i), cmp.Or(osOf(i), "-"), cmp.Or(firmwareOf(i), "-"), i.Name, i.Spec.Library, cmp.Or(i.Status.Host, "-"), cmp.Or(i.Status.ContentVersion, "-"))
 		}
 		rows = append(rows, row)
 	}
@@ -52,21 +53,14 @@ func (c Config) List(ctx context.Context, namespace, output string) error {
 	for _, i := range all {
 		switch reason, message := i.State(); reason {
 		case api.ItemChecksum, api.ItemSourceBad, api.ItemContentBad, api.ItemRetrying:
-			_, _ = fmt.Fprintf(c.Out, "%s: %s: %s\n", i, reason, message)
+			c.Printf("%s: %s: %s\n", i, reason, message)
 		}
 	}
 	return nil
 }
 
-func dash(text string) string {
-	if text == "" {
-		return "-"
-	}
-	return text
-}
-
 // capacity is the size of all disks.
-func (c Config) capacity(i Item) string {
+func capacity(i Item) string {
 	var sum int64
 	for _, d := range i.Status.Disks {
 		sum += d.Capacity.Value()
@@ -74,15 +68,15 @@ func (c Config) capacity(i Item) string {
 	if sum == 0 {
 		return "-"
 	}
-	return c.Size(sum)
+	return text.Size(sum)
 }
 
-func (c Config) disks(i Item) string {
+func disks(i Item) string {
 	var out []string
 	for _, d := range i.Status.Disks {
-		out = append(out, d.Format+" "+c.Size(d.Capacity.Value()))
+		out = append(out, d.Format+" "+text.Size(d.Capacity.Value()))
 	}
-	return dash(strings.Join(out, ", "))
+	return cmp.Or(strings.Join(out, ", "), "-")
 }
 
 func osOf(i Item) string {
@@ -128,7 +122,7 @@ func (c Config) Remove(ctx context.Context, namespace string, names []string) er
 		if err := cl.resource(i.Namespace).Delete(ctx, i.Name, metav1.DeleteOptions{}); err != nil {
 			return fmt.Errorf("removing %s: %w", i, err)
 		}
-		_, _ = fmt.Fprintf(c.Out, "removed %s\n", i)
+		c.Printf("removed %s\n", i)
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	content "atoll.dev/atoll/api/content/v1alpha1"
+	"atoll.dev/atoll/internal/cli/text"
 	"atoll.dev/atoll/internal/storage/library"
 )
 
@@ -239,7 +240,7 @@ func (c Config) Export(ctx context.Context, o ExportOptions) error {
 	if err != nil {
 		return fmt.Errorf("exporting %s: %w", item, err)
 	}
-	_, _ = fmt.Fprintf(c.Out, "exported %s to %s (%s)\n", item.DisplayName(), o.File, c.Size(info.Size()))
+	c.Printf("exported %s to %s (%s)\n", item.DisplayName(), o.File, text.Size(info.Size()))
 	return nil
 }
 

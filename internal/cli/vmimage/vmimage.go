@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -22,29 +21,20 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	api "atoll.dev/atoll/api/imageregistry/v1alpha1"
+	"atoll.dev/atoll/internal/cli/cluster"
+	"atoll.dev/atoll/internal/cli/command"
 	"atoll.dev/atoll/internal/storage/library"
 )
 
 // Config is what the commands need of the command line.
 type Config struct {
-	Out, ErrOut io.Writer
+	command.App
 	// Kubeconfig is the path of the kubeconfig to use.
 	Kubeconfig func() (string, error)
 	// Library is the library of this host, or nil when this is not the host, or not root.
 	Library func() *library.Library
-	// Structured prints a value as json or yaml, Table rows of which the first is the heading, Size a number of
-	// bytes and Age a time.
-	Structured func(format string, v any) error
-	Table      func(rows [][]string)
-	Size       func(n int64) string
-	Age        func(t time.Time) string
-	// Terminal tells whether progress can be shown on ErrOut.
-	Terminal bool
-	// Usage marks an error as one of usage.
-	Usage func(err error) error
 }
 
 // Item is an item of either kind; one without a namespace is of the cluster.
@@ -100,9 +90,9 @@ func (c Config) client() (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	config, err := clientcmd.BuildConfigFromFlags("", path)
+	config, err := cluster.ConfigOf(path)
 	if err != nil {
-		return nil, fmt.Errorf("reading the kubeconfig: %w; is the cluster up (`atoll status`)?", err)
+		return nil, err
 	}
 	plain := rest.CopyConfig(config)
 	plain.Timeout = requestTimeout

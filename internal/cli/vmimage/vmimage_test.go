@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -15,13 +14,12 @@ import (
 
 	content "atoll.dev/atoll/api/content/v1alpha1"
 	api "atoll.dev/atoll/api/imageregistry/v1alpha1"
+	"atoll.dev/atoll/internal/cli/command"
 )
 
 func config() Config {
-	return Config{ErrOut: io.Discard, Size: func(int64) string { return "n" }, Usage: func(err error) error { return errors.Join(errUsage, err) }}
+	return Config{App: command.App{ErrOut: io.Discard}}
 }
-
-var errUsage = errors.New("usage")
 
 func TestPlan(t *testing.T) {
 	dir := t.TempDir()

@@ -14,14 +14,13 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/dynamic/dynamicinformer"
-	"k8s.io/client-go/kubernetes"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 
 	api "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/controllers/events"
 )
 
 // Finalizer holds a Datastore that is not empty.
@@ -90,25 +89,19 @@ func New(cfg Config) (*Controller, error) {
 	if err != nil {
 		return nil, fmt.Errorf("datastore controller: %w", err)
 	}
-	core, err := kubernetes.NewForConfig(cfg.Client)
+	recorder, sink, err := events.Start(cfg.Client, corev1.EventSource{Component: "atoll-datastore", Host: cfg.Node}, api.AddToScheme)
 	if err != nil {
 		return nil, fmt.Errorf("datastore controller: %w", err)
 	}
-	scheme := runtime.NewScheme()
-	if err := api.AddToScheme(scheme); err != nil {
-		return nil, fmt.Errorf("datastore controller: %w", err)
-	}
-	sink := record.NewBroadcaster()
 	c := &Controller{
 		cfg:      cfg,
 		client:   client.Resource(api.Datastores()),
 		informer: dynamicinformer.NewFilteredDynamicInformer(client, api.Datastores(), "", 0, cache.Indexers{}, nil).Informer(),
 		queue:    workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, lookEvery)),
 		sink:     sink,
-		events:   sink.NewRecorder(scheme, corev1.EventSource{Component: "atoll-datastore", Host: cfg.Node}),
+		events:   recorder,
 		tidying:  &tidying{host: cfg.Host, log: cfg.Logger, last: map[string]time.Time{}, running: map[string]context.CancelFunc{}},
 	}
-	sink.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: core.CoreV1().Events("")})
 	add := func(obj any) {
 		if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj); err == nil {
 			c.queue.Add(key)

@@ -18,8 +18,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/dynamic/dynamicinformer"
-	"k8s.io/client-go/kubernetes"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/metadata/metadatainformer"
 	"k8s.io/client-go/rest"
@@ -27,6 +25,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	api "atoll.dev/atoll/api/encryption/v1alpha1"
+	"atoll.dev/atoll/internal/controllers/events"
 )
 
 // Host is this host's volumes and keys.
@@ -105,17 +104,12 @@ func New(cfg Config) (*Controller, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encryption controller: %w", err)
 	}
-	core, err := kubernetes.NewForConfig(cfg.Client)
+	recorder, sink, err := events.Start(cfg.Client, corev1.EventSource{Component: "atoll-encryption", Host: cfg.Node}, api.AddToScheme, corev1.AddToScheme)
 	if err != nil {
-		return nil, fmt.Errorf("encryption controller: %w", err)
-	}
-	scheme := runtime.NewScheme()
-	if err := errors.Join(api.AddToScheme(scheme), corev1.AddToScheme(scheme)); err != nil {
 		return nil, fmt.Errorf("encryption controller: %w", err)
 	}
 	claims := schema.GroupVersionResource{Version: "v1", Resource: "persistentvolumeclaims"}
 	nodes := schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
-	sink := record.NewBroadcaster()
 	c := &Controller{
 		cfg:        cfg,
 		client:     client.Resource(api.Classes()),
@@ -123,12 +117,11 @@ func New(cfg Config) (*Controller, error) {
 		claims:     metadatainformer.NewFilteredMetadataInformer(meta, claims, "", 0, cache.Indexers{}, nil).Informer(),
 		nodes:      metadatainformer.NewFilteredMetadataInformer(meta, nodes, "", 0, cache.Indexers{}, nil).Informer(),
 		node:       meta.Resource(nodes),
-		events:     sink.NewRecorder(scheme, corev1.EventSource{Component: "atoll-encryption", Host: cfg.Node}),
+		events:     recorder,
 		sink:       sink,
 		touched:    make(chan struct{}, 1),
 		complained: map[string]string{},
 	}
-	sink.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: core.CoreV1().Events("")})
 	for informer, same := range map[cache.SharedIndexInformer]func(old, obj metav1.Object) bool{
 		c.classes: func(old, obj metav1.Object) bool { return old.GetGeneration() == obj.GetGeneration() },
 		c.claims: func(old, obj metav1.Object) bool {

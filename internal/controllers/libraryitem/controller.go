@@ -15,14 +15,13 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/dynamic/dynamicinformer"
-	"k8s.io/client-go/kubernetes"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 
 	api "atoll.dev/atoll/api/imageregistry/v1alpha1"
+	"atoll.dev/atoll/internal/controllers/events"
 )
 
 // Host has the content of items.
@@ -120,22 +119,16 @@ func New(cfg Config) (*Controller, error) {
 	if err != nil {
 		return nil, fmt.Errorf("library item controller: %w", err)
 	}
-	core, err := kubernetes.NewForConfig(cfg.Client)
+	recorder, sink, err := events.Start(cfg.Client, corev1.EventSource{Component: "atoll-images", Host: cfg.Node}, api.AddToScheme)
 	if err != nil {
 		return nil, fmt.Errorf("library item controller: %w", err)
 	}
-	scheme := runtime.NewScheme()
-	if err := api.AddToScheme(scheme); err != nil {
-		return nil, fmt.Errorf("library item controller: %w", err)
-	}
-	sink := record.NewBroadcaster()
 	c := &Controller{
 		cfg: cfg, client: client, informers: map[schema.GroupVersionResource]cache.SharedIndexInformer{},
 		queue:  workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[key](retryFirst, retryMost)),
-		events: sink.NewRecorder(scheme, corev1.EventSource{Component: "atoll-images", Host: cfg.Node}),
+		events: recorder,
 		sink:   sink, swept: make(chan struct{}, 1), running: map[key]context.CancelFunc{},
 	}
-	sink.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: core.CoreV1().Events("")})
 	for _, resource := range []schema.GroupVersionResource{api.Items(), api.ClusterItems()} {
 		informer := dynamicinformer.NewFilteredDynamicInformer(client, resource, "", 0, cache.Indexers{}, nil).Informer()
 		_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{

@@ -3,7 +3,8 @@
 // It is not the translation of API objects (internal/controllers/networkpolicy), not the reader of what was denied
 // (internal/network/denied), and not the table with host ports and masquerading (internal/network/nat), beside which
 // its table stands. It takes the plain structs of api/policy/v1. The agent calls Engine.Apply on every change, Host
-// calls Engine.Prepare before there are pods, `atoll network` reads Counters, Cleanup deletes the table (TableName).
+// calls Engine.Prepare before there are pods, `atoll network` reads Counters, Cleanup deletes the tables (TableName,
+// CutTableName).
 //
 // # The table
 //
@@ -27,6 +28,15 @@
 // Pods that no policy selects are in none of the maps and pass. A connection is looked at when it begins; what it is
 // followed by passes by connection tracking (`ct state established`). When rules become narrower, the connections that
 // they do not allow any more are looked for in the kernel's table and cut, see Engine.Cut.
+//
+// # What was cut
+//
+// The packets of who may still send begin a new entry in the kernel's table, to which those of who may not would be
+// answers. A second table, which is left alone when the first is written anew, keeps both from that:
+//
+//	flows, protocols        from, to, ports and protocol of who may not send: its answers are dropped, until it has
+//	                        been silent for some minutes or may send again
+//	pairs                   addresses between which a TCP connection was cut: none is taken up in its middle
 //
 // # What can go wrong
 //

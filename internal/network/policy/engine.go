@@ -12,9 +12,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
 	"sigs.k8s.io/knftables"
 
 	policyv1 "atoll.dev/atoll/api/policy/v1"
@@ -33,25 +33,38 @@ type Engine struct {
 	cfg   Config
 	table string
 
-	mu     sync.Mutex // guards the rest and the table
+	// connections and remove are of the kernel's table of connections.
+	connections func() ([]*netlink.ConntrackFlow, error)
+	remove      func(netlink.CustomConntrackFilter) (uint, error)
+
+	mu     sync.Mutex // guards the rest and the tables
 	nft    knftables.Interface
+	cuts   knftables.Interface // of the table of connections that were cut
 	limits []string
 	render *renderer
 	// have is what the table holds, nil when that is not known; mark is the set that says that it was made by this
 	// engine.
 	have *table
 	mark string
-	// state was applied last, before the one before that if connections must still be compared with it.
+	// state was applied last. It is never written to.
 	state *policyv1.State
-	gone  map[netip.Addr]bool
+	// gone are addresses that have changed hands since connections were looked at.
+	gone map[netip.Addr]bool
+	// held is false when no connection that was cut is held.
+	held bool
 }
 
 // TableName is the name of the table of a pod network.
-func TableName(n cniconf.Network) string {
+func TableName(n cniconf.Network) string { return nameOf("atoll-policy", n) }
+
+// CutTableName is the name of the table of a pod network's connections that were cut.
+func CutTableName(n cniconf.Network) string { return nameOf("atoll-cut", n) }
+
+func nameOf(table string, n cniconf.Network) string {
 	if n.Bridge == "" || n.Bridge == cniconf.DefaultBridge {
-		return "atoll-policy"
+		return table
 	}
-	return "atoll-policy-" + n.Bridge
+	return table + "-" + n.Bridge
 }
 
 // New checks the configuration.
@@ -64,7 +77,10 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Engine{cfg: cfg, table: TableName(n), render: &renderer{}, gone: map[netip.Addr]bool{}}, nil
+	return &Engine{
+		cfg: cfg, table: TableName(n), connections: connections, remove: remove,
+		render: &renderer{}, gone: map[netip.Addr]bool{}, held: true,
+	}, nil
 }
 
 // open finds nft and what the kernel can do, once. The lock is held.
@@ -75,6 +91,10 @@ func (e *Engine) open(ctx context.Context) error {
 	nft, err := knftables.New(knftables.InetFamily, e.table)
 	if err != nil {
 		return fmt.Errorf("opening nftables: %w; install the package nftables, and a kernel with nf_tables", err)
+	}
+	cuts, err := knftables.New(knftables.InetFamily, CutTableName(e.cfg.Network))
+	if err != nil {
+		return fmt.Errorf("opening nftables: %w", err)
 	}
 	tx := nft.NewTransaction()
 	tx.Add(&knftables.Table{})
@@ -92,7 +112,7 @@ func (e *Engine) open(ctx context.Context) error {
 	for _, l := range e.limits {
 		e.cfg.Logger.Warn("network policies are limited on this host", "limit", l)
 	}
-	e.nft = nft
+	e.nft, e.cuts = nft, cuts
 	return nil
 }
 
@@ -108,7 +128,7 @@ func (e *Engine) Limits() []string {
 func (e *Engine) Prepare(ctx context.Context) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	there, err := e.exists("")
+	there, err := exists(e.table, "")
 	if err != nil || there {
 		return err
 	}
@@ -119,7 +139,7 @@ func (e *Engine) Prepare(ctx context.Context) error {
 	tx.Create(&knftables.Table{})
 	e.fill(tx, e.render.render(&policyv1.State{}), "")
 	if err := e.nft.Run(ctx, tx); err != nil {
-		if there, _ := e.exists(""); there {
+		if there, _ := exists(e.table, ""); there {
 			return nil // somebody else was faster
 		}
 		return fmt.Errorf("making the table of network policies: %w", err)
@@ -128,8 +148,8 @@ func (e *Engine) Prepare(ctx context.Context) error {
 	return nil
 }
 
-// exists tells whether the table is there, and with a name the set of that name in it.
-func (e *Engine) exists(set string) (bool, error) {
+// exists tells whether a table is there, and with a name the set of that name in it.
+func exists(table, set string) (bool, error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return false, fmt.Errorf("opening nftables: %w", err)
@@ -138,7 +158,7 @@ func (e *Engine) exists(set string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("listing nftables tables: %w", err)
 	}
-	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == e.table })
+	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == table })
 	if i < 0 || set == "" {
 		return i >= 0, nil
 	}
@@ -146,14 +166,17 @@ func (e *Engine) exists(set string) (bool, error) {
 	return err == nil, nil
 }
 
-// Damaged tells whether the table is not the one that Apply has made any more. The next Apply makes it anew.
+// Damaged tells whether the tables are not the ones that Apply has made any more. The next Apply makes them anew.
 func (e *Engine) Damaged() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.have == nil {
 		return false
 	}
-	ok, err := e.exists(e.mark)
+	ok, err := exists(e.table, e.mark)
+	if err == nil && ok {
+		ok, err = exists(CutTableName(e.cfg.Network), flowsSet)
+	}
 	if err == nil && !ok {
 		e.have = nil
 	}
@@ -161,16 +184,16 @@ func (e *Engine) Damaged() bool {
 }
 
 // Apply makes the kernel enforce a state, in one step, writing only what differs from the one before. The first time,
-// and after a failure, it writes all of it, still in one step. It reports whether something may be denied now that
-// was not before; Cut is to be called then.
-func (e *Engine) Apply(ctx context.Context, s *policyv1.State) (narrowed bool, err error) {
+// and after a failure, it writes all of it, still in one step. It reports whether Cut is to be called: something may
+// be denied now that was not before, or what was cut before may be allowed. The state is not to be changed after.
+func (e *Engine) Apply(ctx context.Context, s *policyv1.State) (cut bool, err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err := e.open(ctx); err != nil {
 		return false, err
 	}
 	want := e.render.render(s)
-	full := e.have == nil
+	full, narrowed := e.have == nil, false
 	if !full {
 		tx := e.nft.NewTransaction()
 		narrowed = e.change(tx, e.have, want)
@@ -185,6 +208,9 @@ func (e *Engine) Apply(ctx context.Context, s *policyv1.State) (narrowed bool, e
 	}
 	if full {
 		narrowed = true
+		if err := e.fillCuts(ctx); err != nil {
+			return false, err
+		}
 		mark := "made-" + strings.ToLower(rand.Text()[:10])
 		tx := e.nft.NewTransaction()
 		tx.Add(&knftables.Table{})
@@ -198,7 +224,7 @@ func (e *Engine) Apply(ctx context.Context, s *policyv1.State) (narrowed bool, e
 	}
 	e.have = want
 	e.note(s, full)
-	return narrowed || len(e.gone) > 0, nil
+	return narrowed || e.held || len(e.gone) > 0, nil
 }
 
 // note remembers the state and which addresses have changed hands. The lock is held.
@@ -216,7 +242,6 @@ func (e *Engine) note(s *policyv1.State, full bool) {
 // fill writes a whole table.
 func (e *Engine) fill(tx *knftables.Transaction, want *table, mark string) {
 	e.change(tx, &table{}, want)
-	tx.Add(&knftables.Set{Name: cutSet, Type: pairKind, Timeout: new(cutFor)})
 	if mark != "" {
 		tx.Add(&knftables.Set{Name: mark, Type: addressKind})
 	}
@@ -257,7 +282,7 @@ func (e *Engine) change(tx *knftables.Transaction, have, want *table) (narrowed 
 	}
 	for _, name := range sorted(want.sets) {
 		if old := have.sets[name]; old != want.sets[name] {
-			narrowed = elements(tx, name, old, want.sets[name]) || narrowed
+			narrowed = elements(tx, name, old, want.sets[name], have.sets[knownSet]) || narrowed
 		}
 	}
 	unused := missing(have.chains, want.chains)
@@ -277,8 +302,8 @@ func (e *Engine) change(tx *knftables.Transaction, have, want *table) (narrowed 
 }
 
 // elements writes the elements of one set that differ, and reports whether that may deny something: an element of a set
-// has gone, or a pod that was there has come into a map.
-func elements(tx *knftables.Transaction, name string, have, want *set) (narrowed bool) {
+// has gone, or a pod that was known has come into a map. A pod that was not has no connections.
+func elements(tx *knftables.Transaction, name string, have, want, known *set) (narrowed bool) {
 	var old map[string]string
 	if have != nil {
 		old = have.elements
@@ -303,7 +328,10 @@ func elements(tx *knftables.Transaction, name string, have, want *set) (narrowed
 		verdict, there := old[key]
 		if !there || verdict != want.elements[key] {
 			tx.Add(element(key, want.elements[key]))
-			narrowed = narrowed || want.verdicts
+			if want.verdicts && known != nil {
+				_, old := known.elements[key]
+				narrowed = narrowed || old
+			}
 		}
 	}
 	return narrowed
@@ -313,15 +341,8 @@ func elements(tx *knftables.Transaction, name string, have, want *set) (narrowed
 func (e *Engine) base(tx *knftables.Transaction) {
 	tx.Add(&knftables.Counter{Name: SpoofedCounter, Comment: comment("from pods with an address that is not theirs")})
 	tx.Add(&knftables.Counter{Name: UnknownCounter, Comment: comment("to addresses of no pod, or of one without rules yet")})
-	tx.Add(&knftables.Counter{Name: CutCounter, Comment: comment("of connections that were cut")})
 	for _, c := range e.baseChains() {
-		tx.Add(&knftables.Chain{
-			Name: c.name, Type: new(knftables.FilterType), Hook: new(c.hook),
-			Priority: new(c.priority), Policy: new(knftables.AcceptPolicy),
-		})
-		for _, rule := range c.rules {
-			tx.Add(&knftables.Rule{Chain: c.name, Rule: rule})
-		}
+		c.add(tx)
 	}
 }
 
@@ -339,10 +360,21 @@ type baseChain struct {
 	rules    []string
 }
 
+func (c baseChain) add(tx *knftables.Transaction) {
+	tx.Add(&knftables.Chain{
+		Name: c.name, Type: new(knftables.FilterType), Hook: new(c.hook),
+		Priority: new(c.priority), Policy: new(knftables.AcceptPolicy),
+	})
+	for _, rule := range c.rules {
+		tx.Add(&knftables.Rule{Chain: c.name, Rule: rule})
+	}
+}
+
+// established passes what follows the beginning of a connection.
+const established = "ct state established,related accept"
+
 func (e *Engine) baseChains() []baseChain {
 	subnet := e.cfg.Network.Subnet.String()
-	const established = "ct state established,related accept"
-	cut := "ct state new tcp flags & (fin | syn | rst | ack) != syn ip saddr . ip daddr @" + cutSet + " counter name " + CutCounter + " drop"
 	decide := func(d direction, tier policyv1.Tier) []string {
 		return []string{
 			established,
@@ -361,10 +393,9 @@ func (e *Engine) baseChains() []baseChain {
 			`oifname "` + wirePrefix + `*" meta nfproto ipv6 drop`,
 		}},
 		{"known", knftables.ForwardHook, knftables.FilterPriority + "-1", []string{
-			established, cut,
+			established,
 			`oifname "` + wirePrefix + `*" ip daddr ` + subnet + " ip daddr != @" + knownSet + " counter name " + UnknownCounter + " drop",
 		}},
-		{"known-input", knftables.InputHook, knftables.FilterPriority + "-1", []string{established, cut}},
 	}
 	priority := 0
 	for _, d := range []direction{egress, ingress} {
@@ -405,30 +436,28 @@ func missing[V any](a, b map[string]V) []string {
 
 func sorted[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
-// cutFor is how long a connection that was cut cannot be taken up in the middle. A peer that has not sent for so long
-// has given up by itself.
-const cutFor = time.Hour
-
 var errNoTable = errors.New("there is no table of network policies; is atoll running?")
 
 // Counters returns what the table of a pod network has counted, by what it counts: "allowed DIRECTION POLICY" and
 // "denied DIRECTION TIER NAMESPACE" with names as the kernel keeps them (hashed) resolved by names.
 func Counters(ctx context.Context, n cniconf.Network) (map[string]uint64, error) {
-	nft, err := knftables.New(knftables.InetFamily, TableName(n))
-	if err != nil {
-		return nil, fmt.Errorf("opening nftables: %w", err)
-	}
-	list, err := nft.ListCounters(ctx)
-	if knftables.IsNotFound(err) {
-		return nil, errNoTable
-	}
-	if err != nil {
-		return nil, fmt.Errorf("listing counters: %w", err)
-	}
-	out := make(map[string]uint64, len(list))
-	for _, c := range list {
-		if c.Packets != nil {
-			out[c.Name] = *c.Packets
+	out := map[string]uint64{}
+	for _, table := range []string{TableName(n), CutTableName(n)} {
+		nft, err := knftables.New(knftables.InetFamily, table)
+		if err != nil {
+			return nil, fmt.Errorf("opening nftables: %w", err)
+		}
+		list, err := nft.ListCounters(ctx)
+		switch {
+		case knftables.IsNotFound(err) && table == TableName(n):
+			return nil, errNoTable
+		case err != nil && !knftables.IsNotFound(err):
+			return nil, fmt.Errorf("listing counters: %w", err)
+		}
+		for _, c := range list {
+			if c.Packets != nil {
+				out[c.Name] = *c.Packets
+			}
 		}
 	}
 	return out, nil

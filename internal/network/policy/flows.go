@@ -1,17 +1,13 @@
 package policy
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-	"sigs.k8s.io/knftables"
 
 	policyv1 "atoll.dev/atoll/api/policy/v1"
 )
@@ -88,41 +84,6 @@ func matchesPort(s *policyv1.State, r policyv1.Rule, f Flow) bool {
 	})
 }
 
-// finder looks for connections that are not allowed, and counts them.
-type finder struct {
-	state *policyv1.State
-	gone  map[netip.Addr]bool
-	local map[netip.Addr]bool // of the host
-	// subnet is where pods of this host are: an address in it that is nobody's was that of a pod.
-	subnet netip.Prefix
-	pairs  map[string]bool
-	found  int
-}
-
-// MatchConntrackFlow is called for each entry of the kernel's table.
-func (c *finder) MatchConntrackFlow(k *netlink.ConntrackFlow) bool {
-	f, back := flowOf(k)
-	if c.left(f.From) || c.left(f.To) || c.left(back) {
-		c.found++
-		return true
-	}
-	if c.local[f.From] || Allowed(c.state, f) {
-		return false
-	}
-	c.found++
-	if f.Protocol == policyv1.TCP {
-		for _, p := range pairs(f.From, f.To) {
-			c.pairs[p] = true
-		}
-	}
-	return true
-}
-
-// left tells whether an address was that of a pod that is gone.
-func (c *finder) left(a netip.Addr) bool {
-	return c.gone[a] || c.subnet.Contains(a) && c.state.Pods[a] == nil && !c.local[a]
-}
-
 // flowOf is an entry of the kernel's table: its answers come from where its packets really go. The address that it
 // was sent to comes back, too.
 func flowOf(k *netlink.ConntrackFlow) (f Flow, original netip.Addr) {
@@ -142,48 +103,6 @@ func flowOf(k *netlink.ConntrackFlow) (f Flow, original netip.Addr) {
 		f.Port = k.Reverse.SrcPort
 	}
 	return f, original.Unmap()
-}
-
-// Cut ends the connections of pods that the state applied last does not allow, and forgets those of pods that are gone,
-// whose addresses others get. The peers of a connection over TCP cannot go on with it by sending in its middle.
-// It returns how many entries of the kernel's table it removed.
-func (e *Engine) Cut(ctx context.Context) (int, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.state == nil || e.nft == nil {
-		return 0, nil
-	}
-	local, err := hostAddresses()
-	if err != nil {
-		return 0, err
-	}
-	c := &finder{state: e.state, gone: e.gone, local: local, subnet: e.cfg.Network.Subnet, pairs: map[string]bool{}}
-	flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-		return 0, fmt.Errorf("listing connections: %w", err)
-	}
-	for _, f := range flows {
-		c.MatchConntrackFlow(f)
-	}
-	if c.found == 0 {
-		e.gone = map[netip.Addr]bool{}
-		return 0, nil
-	}
-	if len(c.pairs) > 0 {
-		tx := e.nft.NewTransaction()
-		for _, p := range sorted(c.pairs) {
-			tx.Add(&knftables.Element{Set: cutSet, Key: strings.Split(p, " . ")})
-		}
-		if err := e.nft.Run(ctx, tx); err != nil {
-			return 0, fmt.Errorf("cutting connections: %w", err)
-		}
-	}
-	n, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, c)
-	if err != nil {
-		return int(n), fmt.Errorf("cutting connections: %w", err)
-	}
-	e.gone = map[netip.Addr]bool{}
-	return int(n), nil
 }
 
 func hostAddresses() (map[netip.Addr]bool, error) {

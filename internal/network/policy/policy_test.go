@@ -42,6 +42,7 @@ func fakeEngine(t testing.TB) (*Engine, *knftables.Fake) {
 	}
 	fake := knftables.NewFake(knftables.InetFamily, e.table)
 	e.nft, e.render.logs = fake, true
+	e.cuts, e.held = knftables.NewFake(knftables.InetFamily, CutTableName(e.cfg.Network)), false
 	return e, fake
 }
 
@@ -187,6 +188,28 @@ func TestChangesAreSmall(t *testing.T) {
 	}
 	if text, _ = operations(state(pod("free/pod", "10.244.1.5"))); !strings.Contains(text, "delete chain inet atoll-policy "+policyChain("shop/db", ingress)) {
 		t.Errorf("all gone: %s", text)
+	}
+}
+
+// TestNewPodsHaveNothingToCut starts pods, which is no reason to look at all connections.
+func TestNewPodsHaveNothingToCut(t *testing.T) {
+	e, _ := fakeEngine(t)
+	apply(t, e, shop())
+	s := shop()
+	s.Pods[addr("10.244.1.6")] = pod("shop/db-2", "10.244.1.6", "shop/bound", "shop/db")
+	if apply(t, e, s) {
+		t.Error("a pod that is new has connections to cut")
+	}
+	again := shop()
+	again.Pods[addr("10.244.1.6")] = pod("shop/db-2", "10.244.1.6", "shop/bound", "shop/db")
+	again.Pods[addr("10.244.1.5")] = pod("free/pod", "10.244.1.5", "shop/closed")
+	if !apply(t, e, again) {
+		t.Error("a pod that was open has no connections to cut")
+	}
+	again.Pods[addr("10.244.1.6")] = pod("shop/db-2", "10.244.1.6", "shop/bound", "shop/db", "shop/closed")
+	next := *again
+	if !apply(t, e, &next) {
+		t.Error("a pod with one more policy has no connections to cut")
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -66,14 +65,14 @@ const (
 	wiresSet = "wires"
 	knownSet = "known"
 	selfSet  = "self"
-	// cutSet holds pairs of addresses between which a connection was cut.
-	cutSet = "cut"
 )
 
 const (
 	addressKind  = "ipv4_addr"
 	endpointKind = "ipv4_addr . inet_proto . inet_service"
 	pairKind     = "ipv4_addr . ipv4_addr"
+	flowKind     = "inet_proto . ipv4_addr . inet_service . ipv4_addr . inet_service"
+	protocolKind = "inet_proto . ipv4_addr . ipv4_addr"
 	wireKind     = "ifname . ether_addr . ipv4_addr"
 )
 
@@ -279,9 +278,4 @@ func anonymous(spans []span, text func(span) string) string {
 		parts[i] = text(s)
 	}
 	return "{ " + strings.Join(parts, ", ") + " }"
-}
-
-// pairs are the elements of a set of pairs, in both orders.
-func pairs(a, b netip.Addr) []string {
-	return []string{a.String() + " . " + b.String(), b.String() + " . " + a.String()}
 }

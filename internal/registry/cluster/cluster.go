@@ -35,8 +35,8 @@ import (
 type Config struct {
 	// Client is the API server and the registry's identity.
 	Client *rest.Config
-	// Gone, when set, is called with the name of a namespace that was deleted.
-	Gone func(namespace string)
+	// Gone, when set, is called with name and uid of a namespace that was deleted. There may be another of the name by then.
+	Gone func(namespace, uid string)
 }
 
 // Cluster implements registry.Authority and registry.Directory.
@@ -122,7 +122,7 @@ func (c *Cluster) watch(ctx context.Context) error {
 				obj = last.Obj
 			}
 			if m, ok := obj.(metav1.Object); ok {
-				c.cfg.Gone(m.GetName())
+				c.cfg.Gone(m.GetName(), string(m.GetUID()))
 			}
 		}})
 		if err != nil {

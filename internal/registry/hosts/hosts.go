@@ -103,10 +103,22 @@ func mirror(m atoll.RegistryMirror) file {
 	f := file{dir: directory(m.Registry), ca: m.CA}
 	var list []host
 	for _, e := range m.Endpoints {
-		list = append(list, host{url: string(e), ca: f.caFile()})
+		h := host{url: string(e)}
+		if strings.HasPrefix(h.url, "https://") { // containerd tries TLS with everything that has certificates
+			h.ca = f.caFile()
+		}
+		list = append(list, h)
 	}
-	f.text = render(host{url: "https://" + m.Registry}, list)
+	f.text = render(host{url: "https://" + upstream(m.Registry)}, list)
 	return f
+}
+
+// upstream is where a registry answers. That of Docker is known by another name than it has.
+func upstream(registry string) string {
+	if registry == "docker.io" {
+		return "registry-1.docker.io"
+	}
+	return registry
 }
 
 // caName is the file with the certificates of a registry, beside its hosts.toml; a relative name is one there.

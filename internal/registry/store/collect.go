@@ -2,11 +2,14 @@ package store
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -48,7 +51,8 @@ type collection struct {
 
 // Collect removes what nobody uses: manifests without a tag, links of layers that no manifest refers to, blobs without
 // links, uploads that nobody goes on with, and projects whose namespace is gone. See the documentation of the package
-// for why it may run at any time.
+// for why it may run at any time. Only what the disk says is not there counts as missing: when something cannot be read,
+// nothing that may need it is removed, and the collection ends with the error.
 func (s *Store) Collect(ctx context.Context, opts Options) (Report, error) {
 	if !s.collecting.TryLock() {
 		return Report{}, ErrCollecting
@@ -96,7 +100,13 @@ func (c *collection) run() error {
 			return err
 		}
 	}
-	return c.sweep()
+	if err := c.sweep(); err != nil {
+		return err
+	}
+	if !c.opts.DryRun {
+		c.settle()
+	}
+	return nil
 }
 
 // emptyTrash removes projects that were put aside.
@@ -132,7 +142,9 @@ func (c *collection) repository(repo string) error {
 	}
 	for _, r := range revisions {
 		if needed[r.digest] || !c.removeLink(repo, r, revision, c.opts.UntaggedAge) {
-			c.keep(c.revisionLink(repo, r.digest), r.digest)
+			if err := c.keep(c.revisionLink(repo, r.digest), r.digest); err != nil {
+				return err
+			}
 			continue
 		}
 		c.report.Manifests++
@@ -143,7 +155,9 @@ func (c *collection) repository(repo string) error {
 	}
 	for _, l := range links {
 		if layers[l.digest] || !c.removeLink(repo, l, layer, c.cfg.Grace) {
-			c.keep(c.layerLink(repo, l.digest), l.digest)
+			if err := c.keep(c.layerLink(repo, l.digest), l.digest); err != nil {
+				return err
+			}
 			continue
 		}
 		c.report.Layers++
@@ -152,13 +166,19 @@ func (c *collection) repository(repo string) error {
 }
 
 // keep notes that a blob has a link that stays. Names by other algorithms lead to a sha256.
-func (c *collection) keep(link, digest string) {
+func (c *collection) keep(link, digest string) error {
 	if _, ok := keyOf(digest); !ok {
-		if target, err := os.ReadFile(link); err == nil {
-			digest = string(target)
+		target, err := os.ReadFile(link)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
 		}
+		if err != nil {
+			return err
+		}
+		digest = string(target)
 	}
 	c.live[digest] = struct{}{}
+	return nil
 }
 
 // mark finds the manifests of a repository that are needed, and the layers they refer to: those with a tag, those that
@@ -179,9 +199,12 @@ func (c *collection) mark(repo string, revisions []entry) (needed, layers map[st
 			todo = append(todo, r.digest)
 		}
 		m, _, err := c.Manifest(repo, r.digest)
-		if err != nil {
-			c.cfg.Logger.Warn("manifest cannot be read", "repository", repo, "digest", r.digest, "error", err)
+		if errors.Is(err, fs.ErrNotExist) {
+			c.cfg.Logger.Warn("manifest is missing", "repository", repo, "digest", r.digest)
 			continue
+		}
+		if err != nil {
+			return nil, nil, fmt.Errorf("manifest %s of %s: %w", r.digest, repo, err)
 		}
 		manifests[r.digest] = m
 		if m.Subject != nil {
@@ -329,6 +352,24 @@ func (c *collection) sweep() error {
 		}
 		return c.removeBlob(path, at.digest, filepath.Dir(path))
 	})
+}
+
+// settle has projects not pay any more for blobs that are gone, or that somebody has a link of.
+func (c *collection) settle() {
+	c.mu.Lock()
+	all := slices.Collect(maps.Values(c.projects))
+	c.mu.Unlock()
+	for _, p := range all {
+		p.mu.Lock()
+		for k := range p.loose {
+			digest := "sha256:" + hex.EncodeToString(k[:])
+			_, live := c.live[digest]
+			if _, err := os.Stat(c.blobPath(digest)); live || errors.Is(err, fs.ErrNotExist) {
+				p.settle(k)
+			}
+		}
+		p.mu.Unlock()
+	}
 }
 
 // removeBlob removes target if the file path is still as old as it has to be.

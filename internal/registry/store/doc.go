@@ -11,6 +11,7 @@
 // counts as the beginning. So a client that was told that a layer is there has the grace period to push the manifest
 // that refers to it, and one that comes later is told that the layer is missing.
 //
-// What can go wrong: the disk fails or is full. A kill leaves uploads, temporary files and blobs without a link, which
-// the next collection removes, and never a link whose blob was not there.
+// What can go wrong: the disk fails or is full. What cannot be read ends a collection before it removes anything that
+// might need it. A kill leaves uploads, temporary files and blobs without a link, which the next collection removes, and
+// never a link whose blob was not there.
 package store

@@ -24,6 +24,7 @@ type Descriptor struct {
 	Size         int64             `json:"size"`
 	ArtifactType string            `json:"artifactType,omitempty"`
 	Annotations  map[string]string `json:"annotations,omitempty"`
+	URLs         []string          `json:"urls,omitempty"`
 	Platform     *Platform         `json:"platform,omitempty"`
 }
 
@@ -62,6 +63,20 @@ func (m *Manifest) blobs() []string {
 		out = append(out, l.Digest)
 	}
 	return out
+}
+
+// Elsewhere is the digest of something that is to be had at another place, "" if there is none.
+func (m *Manifest) Elsewhere() string {
+	all := slices.Concat(m.Layers, m.Manifests)
+	if m.Config != nil {
+		all = append(all, *m.Config)
+	}
+	for _, d := range all {
+		if len(d.URLs) > 0 {
+			return d.Digest
+		}
+	}
+	return ""
 }
 
 // Tag is one tag of a repository.
@@ -108,7 +123,31 @@ func (s *Store) Blob(repo, digest string) (*os.File, error) {
 	return os.Open(s.blobPath(digest))
 }
 
-// Tags of a repository, the newest first. What is broken is left out.
+// Needs tells whether a manifest is another one or lists it, itself or by way of other indexes.
+func (s *Store) Needs(repo, digest, other string) (bool, error) {
+	todo, seen := []string{digest}, map[string]bool{digest: true}
+	for i := 0; i < len(todo); i++ {
+		if todo[i] == other {
+			return true, nil
+		}
+		m, _, err := s.Manifest(repo, todo[i])
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return false, fmt.Errorf("manifest %s of %s: %w", todo[i], repo, err)
+		}
+		for _, child := range m.Manifests {
+			if !seen[child.Digest] {
+				seen[child.Digest] = true
+				todo = append(todo, child.Digest)
+			}
+		}
+	}
+	return false, nil
+}
+
+// Tags of a repository, the newest first. One that is half made is left out; one that cannot be read is an error.
 func (s *Store) Tags(repo string) ([]Tag, error) {
 	dir := s.repositories(repo, "_manifests", "tags")
 	entries, err := os.ReadDir(dir)
@@ -120,7 +159,11 @@ func (s *Store) Tags(repo string) ([]Tag, error) {
 	}
 	var out []Tag
 	for _, e := range entries {
-		if t, ok := s.Tag(repo, e.Name()); ok {
+		t, ok, err := s.Tag(repo, e.Name())
+		if err != nil {
+			return nil, err
+		}
+		if ok {
 			out = append(out, t)
 		}
 	}
@@ -130,25 +173,27 @@ func (s *Store) Tags(repo string) ([]Tag, error) {
 	return out, nil
 }
 
-// Tag reads one tag.
-func (s *Store) Tag(repo, name string) (Tag, bool) {
+// Tag reads one tag. It is an error, and not missing, when the disk does not say.
+func (s *Store) Tag(repo, name string) (tag Tag, ok bool, err error) {
 	link := s.repositories(repo, "_manifests", "tags", name, "current", "link")
 	info, err := os.Stat(link)
-	if err != nil {
-		return Tag{}, false
+	if err == nil {
+		var digest []byte
+		if digest, err = os.ReadFile(link); err == nil {
+			return Tag{Name: name, Digest: string(digest), Pushed: info.ModTime()}, true, nil
+		}
 	}
-	digest, err := os.ReadFile(link)
-	if err != nil {
-		return Tag{}, false
+	if errors.Is(err, fs.ErrNotExist) {
+		return Tag{}, false, nil
 	}
-	return Tag{Name: name, Digest: string(digest), Pushed: info.ModTime()}, true
+	return Tag{}, false, fmt.Errorf("reading tag %s:%s: %w", repo, name, err)
 }
 
 // Untag removes a tag if it still is what the caller has seen.
 func (s *Store) Untag(repo string, seen Tag) error {
 	defer s.lock(repo + ":" + seen.Name)()
-	if now, ok := s.Tag(repo, seen.Name); !ok || !now.Pushed.Equal(seen.Pushed) || now.Digest != seen.Digest {
-		return nil
+	if now, ok, err := s.Tag(repo, seen.Name); err != nil || !ok || !now.Pushed.Equal(seen.Pushed) || now.Digest != seen.Digest {
+		return err
 	}
 	if err := os.RemoveAll(s.repositories(repo, "_manifests", "tags", seen.Name)); err != nil {
 		return fmt.Errorf("removing tag %s:%s: %w", repo, seen.Name, err)
@@ -192,13 +237,18 @@ func (s *Store) eachRepository(project string, do func(repo string) error) error
 			return fs.SkipDir
 		}
 		for _, sub := range []string{"_manifests", "_layers", "_uploads"} {
-			if _, err := os.Stat(filepath.Join(path, sub)); err == nil {
-				repo, err := filepath.Rel(root, path)
-				if err != nil {
-					return err
-				}
-				return do(repo)
+			_, err := os.Stat(filepath.Join(path, sub))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
 			}
+			if err != nil {
+				return err
+			}
+			repo, err := filepath.Rel(root, path)
+			if err != nil {
+				return err
+			}
+			return do(repo)
 		}
 		return nil
 	})
@@ -231,9 +281,14 @@ func (s *Store) links(dir string) ([]entry, error) {
 			return nil, err
 		}
 		for _, h := range hexes {
-			if info, err := os.Stat(filepath.Join(dir, a.Name(), h.Name(), "link")); err == nil {
-				out = append(out, entry{digest: a.Name() + ":" + h.Name(), used: info.ModTime()})
+			info, err := os.Stat(filepath.Join(dir, a.Name(), h.Name(), "link"))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
 			}
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, entry{digest: a.Name() + ":" + h.Name(), used: info.ModTime()})
 		}
 	}
 	return out, nil
@@ -248,6 +303,9 @@ func (s *Store) Referrers(repo, digest string) ([]Descriptor, error) {
 	out := []Descriptor{}
 	for _, r := range revisions {
 		m, n, err := s.Manifest(repo, r.digest)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("listing manifests of %s: %w", repo, err)
+		}
 		if err != nil || m.Subject == nil || m.Subject.Digest != digest {
 			continue
 		}

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"context"
+	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -30,6 +32,7 @@ type project struct {
 	used    int64
 	blobs   map[key]linked
 	uploads map[string]int64
+	loose   map[key]int64 // blobs whose last link was deleted, and that are there until a collection: they are counted
 }
 
 // project returns the record of a project; it may be of one that has nothing.
@@ -57,7 +60,7 @@ func (s *Store) Usage(name string) (int64, error) {
 
 // forget makes the next use read the disk.
 func (p *project) forget() {
-	p.loaded, p.used, p.blobs, p.uploads = false, 0, nil, nil
+	p.loaded, p.used, p.blobs, p.uploads, p.loose = false, 0, nil, nil, nil
 }
 
 // keyOf returns a sha256 digest as a key; others are aliases of one and not counted.
@@ -76,7 +79,7 @@ func (s *Store) load(p *project) error {
 	if p.loaded {
 		return nil
 	}
-	p.used, p.blobs, p.uploads = 0, make(map[key]linked), make(map[string]int64)
+	p.used, p.blobs, p.uploads, p.loose = 0, make(map[key]linked), make(map[string]int64), make(map[key]int64)
 	root := s.repositories(p.name)
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -87,14 +90,18 @@ func (s *Store) load(p *project) error {
 		}
 		switch at := parse(strings.TrimPrefix(path, s.cfg.Dir)); {
 		case at.kind == layer || at.kind == revision:
-			if info, err := os.Stat(s.blobPath(at.digest)); err == nil {
+			info, err := os.Stat(s.blobPath(at.digest))
+			if err == nil {
 				p.add(at.digest, info.Size())
 			}
+			return ignoreMissing(err)
 		case at.kind == upload && at.data:
-			if info, err := d.Info(); err == nil {
+			info, err := d.Info()
+			if err == nil {
 				p.uploads[at.upload] += info.Size()
 				p.used += info.Size()
 			}
+			return ignoreMissing(err)
 		}
 		return nil
 	})
@@ -105,12 +112,20 @@ func (s *Store) load(p *project) error {
 	return nil
 }
 
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 // add counts one more link.
 func (p *project) add(digest string, size int64) {
 	k, ok := keyOf(digest)
 	if !ok {
 		return
 	}
+	p.settle(k)
 	l, known := p.blobs[k]
 	if !known {
 		l.size = size
@@ -120,7 +135,7 @@ func (p *project) add(digest string, size int64) {
 	p.blobs[k] = l
 }
 
-// drop counts one link less.
+// drop counts one link less. The blob of the last one is loose then.
 func (p *project) drop(digest string) {
 	k, ok := keyOf(digest)
 	l, known := p.blobs[k]
@@ -131,8 +146,22 @@ func (p *project) drop(digest string) {
 		p.blobs[k] = l
 		return
 	}
-	p.used -= l.size
+	p.loose[k] = l.size
 	delete(p.blobs, k)
+}
+
+// settle does not count a loose blob any more.
+func (p *project) settle(k key) {
+	p.used -= p.loose[k]
+	delete(p.loose, k)
+}
+
+// has tells whether a blob is counted.
+func (p *project) has(digest string) bool {
+	k, ok := keyOf(digest)
+	_, known := p.blobs[k]
+	_, loose := p.loose[k]
+	return ok && (known || loose)
 }
 
 // fits says whether n more bytes are within the quota.
@@ -180,10 +209,8 @@ func (s *Store) link(name, digest string, size int64, upload string) (undo func(
 	}
 	came := p.uploads[upload]
 	more := size - came
-	if k, ok := keyOf(digest); ok {
-		if _, known := p.blobs[k]; known {
-			more = 0
-		}
+	if p.has(digest) {
+		more = 0
 	}
 	if err := p.fits(s.cfg.Quota, more); err != nil {
 		return nil, err
@@ -196,7 +223,33 @@ func (s *Store) link(name, digest string, size int64, upload string) (undo func(
 	return func() { s.unlink(name, digest) }, nil
 }
 
-// unlink counts a link that is gone.
+// Reserve counts n bytes that a request is about to make the content of a digest in a project, or refuses them, so that
+// nothing is on disk that is refused then. Those that get a link are counted for that; release gives back what did not.
+func (s *Store) Reserve(ctx context.Context, name, digest string, n int64) (release func(), err error) {
+	r := requestOf(ctx)
+	if err := s.room(n); err != nil {
+		return nil, r.refused(err)
+	}
+	p := s.project(name)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := s.load(p); err != nil {
+		return nil, err
+	}
+	if p.has(digest) {
+		return func() {}, nil
+	}
+	if err := p.fits(s.cfg.Quota, n); err != nil {
+		return nil, r.refused(err)
+	}
+	upload := rand.Text()
+	p.uploads[upload] = n
+	p.used += n
+	r.setUpload(upload)
+	return func() { s.release(name, upload) }, nil
+}
+
+// unlink counts a link that is gone. Its blob counts until a collection has removed it.
 func (s *Store) unlink(name, digest string) {
 	p := s.project(name)
 	p.mu.Lock()

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -104,4 +107,19 @@ func (r *Request) refused(err error) error {
 		r.mu.Unlock()
 	}
 	return err
+}
+
+// Abandon removes the upload that a request has written to, if it has.
+func (s *Store) Abandon(r *Request) (written bool, err error) {
+	upload := r.uploading()
+	if upload == "" {
+		return false, nil
+	}
+	repo, id := path.Split(upload)
+	if err := os.RemoveAll(s.repositories(repo, "_uploads", id)); err != nil {
+		return true, fmt.Errorf("removing an upload: %w", err)
+	}
+	project, _, _ := strings.Cut(repo, "/")
+	s.release(project, upload)
+	return true, nil
 }

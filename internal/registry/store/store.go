@@ -25,8 +25,8 @@ import (
 // Defaults of a Config.
 const (
 	defaultGrace       = 2 * time.Hour
-	defaultUntaggedAge = 7 * 24 * time.Hour
-	defaultUploadAge   = 24 * time.Hour
+	defaultUntaggedAge = 7 * time.Hour
+	defaultUploadAge   = time.Hour
 	// reserveBytes and reservePart of a disk are kept free of images, whichever is less.
 	reserveBytes = 2 << 30
 	reservePart  = 25
@@ -42,7 +42,7 @@ type Config struct {
 	Quota func(project string) (limit int64, ok bool)
 	// Grace is how long what nothing refers to is kept, 2 hours when zero.
 	Grace time.Duration
-	// UploadAge is how long an upload that nobody goes on with is kept, 24 hours when zero.
+	// UploadAge is how long an upload that nobody goes on with is kept, one hour when zero: those of an interrupted push count.
 	UploadAge time.Duration
 	// Reserve are the bytes of the disk that images may not take: 4 % of it and at most 2 GiB when zero.
 	Reserve int64
@@ -116,16 +116,15 @@ func (s *Store) Own(name, owner string) error {
 	if p.owner == owner {
 		return nil
 	}
-	file := filepath.Join(s.owners(), name)
-	known, err := os.ReadFile(file)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("registry project %s: %w", name, err)
+	known, err := s.Owner(name)
+	if err != nil {
+		return err
 	}
-	if string(known) != owner {
+	if known != owner {
 		if err := s.discard(p); err != nil {
 			return fmt.Errorf("registry project %s: %w", name, err)
 		}
-		if err := atomicfile.Write(file, []byte(owner), 0o600); err != nil {
+		if err := atomicfile.Write(filepath.Join(s.owners(), name), []byte(owner), 0o600); err != nil {
 			return fmt.Errorf("registry project %s: %w", name, err)
 		}
 	}
@@ -133,11 +132,23 @@ func (s *Store) Own(name, owner string) error {
 	return nil
 }
 
-// Remove puts a project aside, whose namespace has gone.
-func (s *Store) Remove(name string) error {
+// Owner is the uid of the namespace that a project is of, "" when nobody has used it.
+func (s *Store) Owner(name string) (string, error) {
+	known, err := os.ReadFile(filepath.Join(s.owners(), name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("registry project %s: %w", name, err)
+	}
+	return string(known), nil
+}
+
+// Remove puts a project aside whose namespace has gone, if it still is of that one and not of another of its name.
+func (s *Store) Remove(name, owner string) error {
 	p := s.project(name)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if known, err := s.Owner(name); err != nil || known != owner {
+		return err
+	}
 	if err := s.discard(p); err != nil {
 		return fmt.Errorf("removing registry project %s: %w", name, err)
 	}

@@ -148,7 +148,7 @@ func (p *Portal) handle(route Route) {
 		out := &answer{ResponseWriter: w, control: http.NewResponseController(w), stream: route.Stream}
 		if route.Stream {
 			out.extend()
-			r.Body = &body{ReadCloser: r.Body, control: out.control}
+			r.Body = &body{ReadCloser: r.Body, out: out}
 		} else {
 			// Not every connection has deadlines; those of the headers and of idling hold then.
 			_ = out.control.SetReadDeadline(began.Add(requestWithin))
@@ -195,6 +195,7 @@ type answer struct {
 	stream  bool
 	code    int
 	bytes   int64
+	until   time.Time // what the handler has set as the end of reading; zero when it has not
 }
 
 // Unwrap is for http.ResponseController.
@@ -210,9 +211,20 @@ func (a *answer) status() int {
 	return a.code
 }
 
+// extend gives a stream its time for what comes next, but for reading not more than the handler wants.
 func (a *answer) extend() {
-	_ = a.control.SetReadDeadline(time.Now().Add(progressWithin))
-	_ = a.control.SetWriteDeadline(time.Now().Add(progressWithin))
+	until := time.Now().Add(progressWithin)
+	_ = a.control.SetWriteDeadline(until)
+	if !a.until.IsZero() && a.until.Before(until) {
+		until = a.until
+	}
+	_ = a.control.SetReadDeadline(until)
+}
+
+// SetReadDeadline is for http.ResponseController.
+func (a *answer) SetReadDeadline(t time.Time) error {
+	a.until = t
+	return a.control.SetReadDeadline(t)
 }
 
 // WriteHeader implements http.ResponseWriter.
@@ -236,12 +248,11 @@ func (a *answer) Write(b []byte) (int, error) {
 // body gives each read of a stream its time.
 type body struct {
 	io.ReadCloser
-	control *http.ResponseController
+	out *answer
 }
 
 // Read implements io.Reader.
 func (b *body) Read(p []byte) (int, error) {
-	_ = b.control.SetReadDeadline(time.Now().Add(progressWithin))
-	_ = b.control.SetWriteDeadline(time.Now().Add(progressWithin))
+	b.out.extend()
 	return b.ReadCloser.Read(p)
 }

@@ -233,3 +233,33 @@ func TestSmuggling(t *testing.T) {
 		_ = conn.Close()
 	}
 }
+
+// TestDeadlineOfHandler: a stream's handler that wants to read for a short time only is not made to wait longer.
+func TestDeadlineOfHandler(t *testing.T) {
+	t.Parallel()
+	ended := make(chan error, 1)
+	address, _, _ := started(t, Route{Pattern: "POST /stream", Stream: true, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := http.NewResponseController(w).SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+			ended <- err
+			return
+		}
+		_, err := io.Copy(io.Discard, r.Body)
+		ended <- err
+	})})
+	conn, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"http/1.1"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "POST /stream HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("reading ended with %v", err)
+		}
+	case <-time.After(progressWithin / 2):
+		t.Error("reading goes on after the deadline")
+	}
+}

@@ -269,7 +269,7 @@ func (l *Library) transport(ca string, guarded bool) (*http.Transport, error) {
 	return t, err
 }
 
-// inCluster tells whether an address is of a pod or a Service.
+// inCluster tells whether an address is of a pod, a Service or a load balancer.
 func (l *Library) inCluster(ip netip.Addr) bool {
 	return slices.ContainsFunc(l.cfg.Guarded, func(p netip.Prefix) bool { return p.Contains(ip) })
 }

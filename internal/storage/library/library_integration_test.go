@@ -14,6 +14,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -416,6 +417,12 @@ func TestGuard(t *testing.T) {
 	l.cfg.AllowLocal = false
 	from := Source{HTTP: &HTTP{URL: serve(t, "x", []byte("x"))}, Guarded: true}
 	if _, err := l.Fetch(t.Context(), "item", from, nil); !errors.Is(err, ErrSource) || !strings.Contains(err.Error(), "--cluster") {
+		t.Error(err)
+	}
+	// Nor what is in a network of the cluster, which is not asked at all.
+	l.cfg.Guarded = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/28"), netip.MustParsePrefix("192.0.2.64/28")}
+	from.HTTP.URL = "http://192.0.2.65/disk.qcow2"
+	if _, err := l.Fetch(t.Context(), "item", from, nil); !errors.Is(err, ErrSource) || !strings.Contains(err.Error(), "192.0.2.65:80 is an address of") {
 		t.Error(err)
 	}
 }

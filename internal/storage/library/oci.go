@@ -133,10 +133,11 @@ type only struct {
 
 // RoundTrip implements http.RoundTripper.
 func (o only) RoundTrip(r *http.Request) (*http.Response, error) {
-	root, scopes := "/v2/"+o.repository.RepositoryStr()+"/", r.URL.Query()["scope"]
+	at, scopes := r.URL.Path, r.URL.Query()["scope"]
+	inside := strings.HasPrefix(at, "/v2/"+o.repository.RepositoryStr()+"/") && path.Clean(at) == at
 	switch {
 	case r.URL.Scheme != "https" || r.URL.Host != o.repository.RegistryStr():
-	case strings.HasPrefix(r.URL.Path, "/v2/") && r.URL.Path != "/v2/" && !(strings.HasPrefix(r.URL.Path, root) && path.Clean(r.URL.Path) == r.URL.Path):
+	case strings.HasPrefix(at, "/v2/") && at != "/v2/" && !inside:
 	case slices.ContainsFunc(scopes, func(s string) bool { return s != o.repository.Scope(transport.PullScope) }):
 	default:
 		return o.RoundTripper.RoundTrip(r)

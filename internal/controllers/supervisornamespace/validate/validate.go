@@ -33,7 +33,7 @@ func Name(name string) field.ErrorList {
 		errs = append(errs, field.Invalid(at, name, "becomes the name of the Namespace: "+problem))
 	}
 	if atoll.SystemNamespace(name) {
-		errs = append(errs, field.Invalid(at, name, "is the name of one of the system's own namespaces (default, kube-*, atoll-*, vmware-system-*): choose another"))
+		errs = append(errs, field.Invalid(at, name, "is the name of one of the system's own namespaces (default, library, kube-*, atoll-*, vmware-system-*): choose another"))
 	}
 	return errs
 }

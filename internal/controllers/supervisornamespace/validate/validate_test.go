@@ -71,7 +71,7 @@ func check(t *testing.T, errs field.ErrorList, want string) {
 }
 
 func TestName(t *testing.T) {
-	for name, good := range map[string]bool{"shop": true, "default": false, "kube-x": false, "atoll-system": false, "Shop": false, "a.b": false, strings.Repeat("x", 64): false} {
+	for name, good := range map[string]bool{"shop": true, "default": false, "library": false, "kube-x": false, "atoll-system": false, "Shop": false, "a.b": false, strings.Repeat("x", 64): false} {
 		if errs := Name(name); (len(errs) == 0) != good {
 			t.Errorf("%s: %v", name, errs)
 		}

@@ -1,0 +1,102 @@
+package identity
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	api "atoll.dev/atoll/api/atoll/v1alpha1"
+)
+
+// TestStands: what is taken away from somebody who was let in ends at once, by password and by session.
+func TestStands(t *testing.T) {
+	for name, change := range map[string]func(*testing.T, *world, Person){
+		"revoked":  func(t *testing.T, w *world, _ Person) { w.change(t, func(u *api.User) { u.Spec.SessionGeneration++ }) },
+		"disabled": func(t *testing.T, w *world, _ Person) { w.change(t, func(u *api.User) { u.Spec.Disabled = true }) },
+		"must change": func(t *testing.T, w *world, _ Person) {
+			w.change(t, func(u *api.User) { u.Spec.MustChangePassword = true })
+		},
+		"logged out": func(t *testing.T, w *world, p Person) {
+			if err := w.sessions.End(t.Context(), p.Session); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"made anew": func(t *testing.T, w *world, _ Person) {
+			if err := w.client.Delete(t.Context(), w.user(t)); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.client.Create(t.Context(), &api.User{ObjectMeta: metav1.ObjectMeta{Name: "anna", UID: "2"}}); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			anna(t, w)
+			got, err := w.Login(t.Context(), "anna", secret, true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			session, err := w.Authenticate(t.Context(), "", got.Access)
+			if err != nil {
+				t.Fatal(err)
+			}
+			typed := session // as after a password
+			typed.Session, typed.Expires = "", time.Time{}
+			for _, p := range []Person{session, typed} {
+				if _, err := w.Stands(t.Context(), p); err != nil {
+					t.Errorf("before: %v", err)
+				}
+			}
+			change(t, w, session)
+			if _, err := w.Stands(t.Context(), session); !errors.Is(err, ErrNoSession) {
+				t.Errorf("by session: %v", err)
+			}
+			if _, err := w.Stands(t.Context(), typed); !errors.Is(err, ErrNoSession) && name != "logged out" {
+				t.Errorf("by password: %v", err)
+			}
+		})
+	}
+}
+
+func TestStandsInTheGroupsOfNow(t *testing.T) {
+	ops := &api.Group{ObjectMeta: metav1.ObjectMeta{Name: "ops"}, Spec: api.GroupSpec{Members: []string{"anna"}}}
+	w := newWorld(t, ops)
+	anna(t, w)
+	p, err := w.Authenticate(t.Context(), "anna", secret)
+	if err != nil || !slices.Equal(p.Groups, []string{"sso:ops@atoll.local"}) {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	if err := w.client.Get(t.Context(), client.ObjectKeyFromObject(ops), ops); err != nil {
+		t.Fatal(err)
+	}
+	ops.Spec.Members = nil
+	if err := w.client.Update(t.Context(), ops); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := w.Stands(t.Context(), p); err != nil || len(p.Groups) != 0 {
+		t.Errorf("%+v, %v", p, err)
+	}
+	// Who is not of here is as before.
+	other := Person{Name: "sso:olga@corp.example", Groups: []string{"sso:dev@corp.example"}}
+	if p, err := w.Stands(t.Context(), other); err != nil || len(p.Groups) != 1 {
+		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+// TestForeignTokensOfALockedSource: the API server is not asked for them.
+func TestForeignTokensOfALockedSource(t *testing.T) {
+	w := newWorld(t)
+	ctx := WithSource(t.Context(), netip.MustParseAddr("192.0.2.7"))
+	for range sourceRule().After {
+		w.sources.Fail("192.0.2.7")
+	}
+	if _, err := w.Bearer(ctx, "eyJhbGciOiJSUzI1NiJ9.e30.x"); !errors.As(err, new(LockedError)) {
+		t.Errorf("%v", err)
+	}
+}
