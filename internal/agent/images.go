@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -19,6 +20,7 @@ import (
 	"atoll.dev/atoll/internal/storage/convert"
 	"atoll.dev/atoll/internal/storage/csi"
 	"atoll.dev/atoll/internal/storage/datastore"
+	"atoll.dev/atoll/internal/storage/diskpush"
 	"atoll.dev/atoll/internal/storage/images"
 	"atoll.dev/atoll/internal/storage/library"
 	"atoll.dev/atoll/internal/storage/stores"
@@ -34,7 +36,9 @@ type imageStore struct {
 	node    string
 	// registry is how the cluster's own registry is reached.
 	registry *library.OwnRegistry
-	log      *slog.Logger
+	// publisher logs in there as who may push.
+	publisher func(ctx context.Context) (user, password string, err error)
+	log       *slog.Logger
 }
 
 // Takes implements libraryitem.Host.
@@ -62,7 +66,7 @@ func (i *imageStore) Bring(ctx context.Context, item *api.ContentLibraryItem, gu
 	})
 	switch {
 	case err == nil:
-		return content(got), nil
+		return i.pushed(ctx, item, content(got), told)
 	case errors.Is(err, library.ErrWaiting):
 		return libraryitem.Content{}, fmt.Errorf("%w: %w", libraryitem.ErrWaiting, err)
 	case errors.Is(err, library.ErrChecksum):
@@ -73,6 +77,40 @@ func (i *imageStore) Bring(ctx context.Context, item *api.ContentLibraryItem, gu
 		return libraryitem.Content{}, libraryitem.Permanent{Reason: api.ItemSourceBad, Err: err}
 	}
 	return libraryitem.Content{}, err
+}
+
+// pushed sends an item that was brought in to the project of its namespace, if it is to be there.
+func (i *imageStore) pushed(ctx context.Context, item *api.ContentLibraryItem, got libraryitem.Content, told func(api.ItemProgress)) (libraryitem.Content, error) {
+	to := item.Spec.Push
+	if to == nil {
+		return got, nil
+	}
+	if got.Digest = item.Status.Digest; got.Digest != "" { // it was pushed, and its specification has changed since
+		return got, nil
+	}
+	if item.Namespace == "" || i.registry == nil {
+		return got, libraryitem.Permanent{Reason: api.ItemPushRefused, Err: errors.New("spec.push is for items of namespaces; use a VirtualMachinePublishRequest")}
+	}
+	image, _, err := i.library.Open(string(item.UID), 0)
+	if err != nil {
+		return got, err
+	}
+	defer image.File.Close()
+	name := path.Base(to.Repository) + ".qcow2"
+	publisher := *i.registry
+	publisher.Login = i.publisher
+	got.Digest, err = diskpush.Push(ctx, diskpush.Target{
+		Registry: &publisher, Reference: atoll.RegistryHost + "/" + item.Namespace + "/" + to.Repository + ":" + to.Tag,
+	}, diskpush.Disk{File: image.File, Name: name, Annotations: map[string]string{
+		api.ManifestFirmware: item.Spec.Firmware, api.ManifestDescription: item.Spec.Description,
+		api.ManifestOSID: item.Spec.OS.ID, api.ManifestOSType: item.Spec.OS.Type, api.ManifestOSVersion: item.Spec.OS.Version,
+	}}, func(done, total int64) {
+		told(api.ItemProgress{Phase: api.ItemPushing, BytesDone: done, BytesTotal: total})
+	})
+	if errors.Is(err, diskpush.ErrRefused) {
+		err = libraryitem.Permanent{Reason: api.ItemPushRefused, Err: err}
+	}
+	return got, err
 }
 
 // login lets items read what is their own in the cluster's registry: those of a namespace its project and the library,
@@ -232,7 +270,7 @@ func (a *Agent) images(client *rest.Config, set *stores.Set) (imageParts, error)
 	if err != nil {
 		return imageParts{}, err
 	}
-	own, err := a.ownRegistry(client)
+	own, publisher, err := a.ownRegistry(client)
 	if err != nil {
 		return imageParts{}, err
 	}
@@ -242,7 +280,7 @@ func (a *Agent) images(client *rest.Config, set *stores.Set) (imageParts, error)
 	if err != nil {
 		return imageParts{}, err
 	}
-	store.registry = own
+	store.registry, store.publisher = own, publisher
 	items, err := libraryitem.New(libraryitem.Config{Client: client, Node: a.cfg.NodeName, Host: store, Logger: a.cfg.Logger})
 	if err != nil {
 		return imageParts{}, err

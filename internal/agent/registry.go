@@ -61,28 +61,36 @@ func (a *Agent) runRegistries(ctx context.Context) error {
 }
 
 const (
-	// registryReader is the service account of kube-system that hosts read images of virtual machines as.
-	registryReader     = "atoll-registry-reader"
-	registryReaderLife = int64(600)
+	// registryReader and registryPublisher are the service accounts of kube-system that hosts read images of virtual
+	// machines as, and push those that are published.
+	registryReader    = "atoll-registry-reader"
+	registryPublisher = "atoll-registry-publisher"
+	registryLife      = int64(600)
 )
 
-// ownRegistry is how images of virtual machines are read from the cluster's registry.
-func (a *Agent) ownRegistry(client *rest.Config) (*library.OwnRegistry, error) {
+// ownRegistry is how images of virtual machines are read from the cluster's registry, and how who pushes them logs in.
+func (a *Agent) ownRegistry(client *rest.Config) (*library.OwnRegistry, registryLogin, error) {
 	kube, err := kubernetes.NewForConfig(client)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ca, err := os.ReadFile(a.files.CACert(pki.ClusterCA))
 	if err != nil {
-		return nil, fmt.Errorf("reading the authority: %w", err)
+		return nil, nil, fmt.Errorf("reading the authority: %w", err)
 	}
-	return &library.OwnRegistry{Address: a.portal(), CA: string(ca), Login: func(ctx context.Context) (string, string, error) {
-		answer, err := kube.CoreV1().ServiceAccounts(metav1.NamespaceSystem).CreateToken(ctx, registryReader, &authnv1.TokenRequest{
-			Spec: authnv1.TokenRequestSpec{Audiences: []string{atoll.RegistryAudience}, ExpirationSeconds: new(registryReaderLife)},
-		}, metav1.CreateOptions{})
-		if err != nil {
-			return "", "", err
+	as := func(account string) registryLogin {
+		return func(ctx context.Context) (string, string, error) {
+			answer, err := kube.CoreV1().ServiceAccounts(metav1.NamespaceSystem).CreateToken(ctx, account, &authnv1.TokenRequest{
+				Spec: authnv1.TokenRequestSpec{Audiences: []string{atoll.RegistryAudience}, ExpirationSeconds: new(registryLife)},
+			}, metav1.CreateOptions{})
+			if err != nil {
+				return "", "", err
+			}
+			return credentials.User, answer.Status.Token, nil
 		}
-		return credentials.User, answer.Status.Token, nil
-	}}, nil
+	}
+	return &library.OwnRegistry{Address: a.portal(), CA: string(ca), Login: as(registryReader)}, as(registryPublisher), nil
 }
+
+// registryLogin returns credentials.
+type registryLogin = func(ctx context.Context) (user, password string, err error)

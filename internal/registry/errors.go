@@ -23,6 +23,8 @@ const (
 	codeDigest       = "DIGEST_INVALID"
 	codeUnavailable  = "UNAVAILABLE"
 	codeTooMany      = "TOOMANYREQUESTS"
+	// codeUnknownUpload is for uploads that have ended.
+	codeUnknownUpload = "BLOB_UPLOAD_UNKNOWN"
 )
 
 // writeError answers with one error in the form of the specification. Its length is known, so that a client has all of

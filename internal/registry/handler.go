@@ -187,14 +187,10 @@ func safeHost(host string) string {
 
 // own sees to it that a project belongs to the namespace that has its name now.
 func (r *Registry) own(w http.ResponseWriter, project string) bool {
-	owner := atoll.RegistryLibrary
-	if project != atoll.RegistryLibrary {
-		uid, ok := r.cfg.Directory.Namespace(project)
-		if !ok {
-			writeError(w, http.StatusNotFound, codeNameUnknown, "there is no namespace "+project+", or it is being deleted")
-			return false
-		}
-		owner = uid
+	owner, err := r.owner(project)
+	if err != nil {
+		writeError(w, http.StatusNotFound, codeNameUnknown, "there is no namespace "+project+", or it is being deleted")
+		return false
 	}
 	if err := r.store.Own(project, owner); err != nil {
 		r.cfg.Logger.Error("registry project cannot be used", "project", project, "error", err)
@@ -229,6 +225,10 @@ func (r *Registry) dispatch(w *explainer, req *http.Request, c *call) {
 func (r *Registry) serveUpload(w *explainer, req *http.Request, c *call) {
 	// The body is bytes, whatever a client calls it: as a form it could name a source that was not looked at.
 	req.Header.Set("Content-Type", "application/octet-stream")
+	if req.Method == http.MethodDelete && c.route == v2.RouteNameBlobUploadChunk {
+		r.cancelUpload(w, c)
+		return
+	}
 	if req.Method == http.MethodPost {
 		r.checkMount(req, c)
 	}
@@ -244,6 +244,20 @@ func (r *Registry) serveUpload(w *explainer, req *http.Request, c *call) {
 	if w.replaced {
 		r.abandon(req, c)
 		linger(w, req)
+	}
+}
+
+// cancelUpload removes what has come of an upload. Distribution would want to be told how much that is, which a client
+// whose upload broke does not know, and it would not know uploads from before the server was restarted.
+func (r *Registry) cancelUpload(w http.ResponseWriter, c *call) {
+	there, err := r.store.CancelUpload(c.name, c.vars["uuid"])
+	switch {
+	case err != nil:
+		r.broken(w, c.project, err)
+	case !there:
+		writeError(w, http.StatusNotFound, codeUnknownUpload, "there is no such upload to "+c.name)
+	default:
+		w.WriteHeader(http.StatusNoContent)
 	}
 }
 
@@ -297,11 +311,8 @@ func (r *Registry) mayMount(req *http.Request, c *call, source string) bool {
 	if err != nil || !allowed {
 		return false
 	}
-	owner, ok := r.cfg.Directory.Namespace(project)
-	if project == atoll.RegistryLibrary {
-		owner, ok = atoll.RegistryLibrary, true
-	}
-	return ok && r.store.Own(project, owner) == nil
+	owner, err := r.owner(project)
+	return err == nil && r.store.Own(project, owner) == nil
 }
 
 // listable are the projects whose repositories an identity may list.

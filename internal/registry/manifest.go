@@ -37,6 +37,9 @@ func (r *Registry) serveManifest(w *explainer, req *http.Request, c *call) {
 			return
 		}
 		r.app.ServeHTTP(w, req)
+		if w.status == http.StatusAccepted {
+			r.cfg.Changed(c.project)
+		}
 	default:
 		r.app.ServeHTTP(w, req)
 	}
@@ -152,9 +155,7 @@ func (r *Registry) pushed(c *call, ref string) {
 	if err := r.retain(c.project, c.name); err != nil {
 		r.cfg.Logger.Warn("retention failed", "repository", c.name, "error", err)
 	}
-	if r.cfg.Pushed != nil {
-		r.cfg.Pushed(c.project, c.name, ref)
-	}
+	r.cfg.Changed(c.project)
 }
 
 // lockRepository holds what manifests of a repository are changed under.
@@ -236,6 +237,7 @@ func (r *Registry) retain(project, name string) error {
 	for _, t := range tags {
 		if matched[t.Name] && !kept[t.Name] && !matches(immutable, short(project, name, t.Name)) {
 			errs = append(errs, r.store.Untag(name, t))
+			defer r.cfg.Changed(project)
 		}
 	}
 	return errors.Join(errs...)

@@ -19,6 +19,7 @@ import (
 	"github.com/gorilla/mux"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/registry/disks"
 	"atoll.dev/atoll/internal/registry/store"
 )
 
@@ -31,8 +32,8 @@ type Config struct {
 	Directory Directory
 	// People are asked for those who log in with a password; nil knows none.
 	People People
-	// Pushed, when set, is called after a tag was pushed.
-	Pushed func(project, repository, tag string)
+	// Changed, when set, is called after tags of a project were pushed or removed. It must not wait.
+	Changed func(project string)
 	// CollectEvery is the pause between two collections of what is unused, one hour when zero.
 	CollectEvery time.Duration
 	// Grace, UploadAge and Reserve are those of the store.
@@ -50,6 +51,7 @@ type Registry struct {
 	router *mux.Router
 	issuer *issuer
 	rights *rights
+	disks  *disks.Finder
 	now    func() time.Time
 	// reviews are questions to the API server by source, bodies the bytes of manifests by project.
 	reviews, bodies *budget
@@ -69,6 +71,9 @@ func New(cfg Config) (*Registry, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Changed == nil {
+		cfg.Changed = func(string) {}
+	}
 	r := &Registry{cfg: cfg, now: time.Now, manifestWithin: manifestWithin, router: v2.RouterWithPrefix("")}
 	r.reviews = newBudget(maxReviews, maxReviewsPerSource)
 	r.bodies = newBudget(maxBodies, maxBodiesPerProject)
@@ -81,6 +86,7 @@ func New(cfg Config) (*Registry, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.disks = disks.NewFinder(r.store)
 	app, err := newApp(r.store.Driver())
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
@@ -163,6 +169,52 @@ func (r *Registry) Forget(project string) error {
 		return nil // Deleted follows if it is known to be there for too long
 	}
 	return r.Deleted(project, owner)
+}
+
+// ErrNotKnown says that a namespace is not known of, yet or any more.
+var ErrNotKnown = errors.New("the registry does not know the namespace")
+
+// ErrExternal says that the cluster uses another registry.
+var ErrExternal = errors.New("the cluster uses an external registry in place of its own")
+
+// Disks are the tags of a project that are disks of virtual machines.
+func (r *Registry) Disks(ctx context.Context, project string) ([]disks.Disk, error) {
+	if r.cfg.Directory.Configuration().External != nil {
+		return nil, ErrExternal
+	}
+	owner, err := r.owner(project)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.store.Own(project, owner); err != nil {
+		return nil, err
+	}
+	return r.disks.Find(ctx, project)
+}
+
+// owner is whom a project belongs to now.
+func (r *Registry) owner(project string) (string, error) {
+	if project == atoll.RegistryLibrary {
+		return atoll.RegistryLibrary, nil
+	}
+	uid, ok := r.cfg.Directory.Namespace(project)
+	if !ok {
+		return "", fmt.Errorf("%w %s", ErrNotKnown, project)
+	}
+	return uid, nil
+}
+
+// Tagged tells whether a project has a tag, whatever it is.
+func (r *Registry) Tagged(project, repository, tag string) (bool, error) {
+	owner, err := r.owner(project)
+	if err != nil {
+		return false, err
+	}
+	if err := r.store.Own(project, owner); err != nil {
+		return false, err
+	}
+	_, ok, err := r.store.Tag(project+"/"+repository, tag)
+	return ok, err
 }
 
 // Run collects from time to time, and removes projects whose namespace has gone. It holds until ctx ends.

@@ -12,6 +12,7 @@ import (
 	"atoll.dev/atoll/internal/controllers/image"
 	"atoll.dev/atoll/internal/controllers/importrequest"
 	"atoll.dev/atoll/internal/controllers/manager"
+	"atoll.dev/atoll/internal/controllers/projectlibrary"
 	"atoll.dev/atoll/internal/controllers/registryaccess"
 	"atoll.dev/atoll/internal/controllers/resourcepolicy"
 	"atoll.dev/atoll/internal/controllers/robotaccount"
@@ -47,10 +48,11 @@ func (s *Server) controllers() []manager.Setup {
 		vmnetwork.Setup,
 		vmgroup.Setup,
 		vmgrouppublish.Setup,
-		vmpublish.Setup,
+		vmpublish.Setup(s.images.Tagged),
 		vmsnapshot.Setup,
 		vmconsole.Setup(net.JoinHostPort(s.cfg.NodeIP.String(), strconv.Itoa(s.cfg.Ports.API))),
 		image.Setup, contentlibrary.Setup, importrequest.Setup,
+		projectlibrary.Setup(projects{s.images.Registry}, &s.images.changes),
 		supervisornamespace.Setup(s.namespaces()),
 		robotaccount.Setup(registryHost, s.registryAddress()), registryaccess.Setup,
 	}

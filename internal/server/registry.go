@@ -10,6 +10,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/tools/clientcmd"
 
+	imageregistry "atoll.dev/atoll/api/imageregistry/v1alpha1"
+	"atoll.dev/atoll/internal/controllers/projectlibrary"
 	"atoll.dev/atoll/internal/datadir/pki"
 	"atoll.dev/atoll/internal/identity"
 	"atoll.dev/atoll/internal/registry"
@@ -21,6 +23,7 @@ import (
 type imageRegistry struct {
 	*registry.Registry
 	cluster *cluster.Cluster
+	changes projectlibrary.Changes
 }
 
 // newRegistry opens the registry. It knows nobody before it runs.
@@ -40,13 +43,32 @@ func (s *Server) newRegistry(people *identity.Service) (*imageRegistry, error) {
 		return nil, err
 	}
 	r.Registry, err = registry.New(registry.Config{
-		Dir: s.cfg.RegistryDir, Authority: r.cluster, Directory: r.cluster, Logger: s.cfg.Logger,
+		Dir: s.cfg.RegistryDir, Authority: r.cluster, Directory: r.cluster, Logger: s.cfg.Logger, Changed: r.changes.Tell,
 		People: registryPeople{people},
 	})
 	if err != nil {
 		return nil, err
 	}
 	return r, nil
+}
+
+// projects are the registry's projects as the controller of their libraries sees them.
+type projects struct{ *registry.Registry }
+
+// Disks implements projectlibrary.Registry.
+func (p projects) Disks(ctx context.Context, project string) ([]projectlibrary.Disk, error) {
+	found, err := p.Registry.Disks(ctx, project)
+	if errors.Is(err, registry.ErrExternal) {
+		err = projectlibrary.ErrExternal
+	}
+	out := make([]projectlibrary.Disk, 0, len(found))
+	for _, d := range found {
+		out = append(out, projectlibrary.Disk{
+			Repository: d.Repository, Tag: d.Tag, Digest: d.Digest, Firmware: d.Firmware, Description: d.Description,
+			OS: imageregistry.OSInfo{ID: d.OSID, Type: d.OSType, Version: d.OSVersion},
+		})
+	}
+	return out, err
 }
 
 // registryPeople are people as the registry knows them.

@@ -13,10 +13,25 @@ const DefaultLibrary = "default"
 // none.
 const DefaultLibraryLabel = "imageregistry.vmware.com/default"
 
+// RegistryLibrary is the name of the libraries that are projects of the cluster's registry: one ContentLibrary in each
+// namespace, whose project is that of the namespace, and a ClusterContentLibrary for the project library. Atoll's own.
+const RegistryLibrary = "registry"
+
 // ReadyCondition is the type of the condition of libraries and items that sums them up.
 const ReadyCondition = "Ready"
 
+// RegistryBacking makes a library of a project of the cluster's registry: the disks of virtual machines among the
+// project's images and artifacts are the library's items, and what is published into the library is pushed there.
+type RegistryBacking struct {
+	// Project is that of the library's own namespace, which is the default; for a ClusterContentLibrary it is library.
+	// +optional
+	// +kubebuilder:validation:MaxLength=63
+	Project string `json:"project,omitempty"`
+}
+
 // ContentLibrarySpec is what a library is to be.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.registry) == has(oldSelf.registry)",message="registry cannot be added to a library or taken from it; make another library"
 type ContentLibrarySpec struct {
 	// UUID of the library. The object's uid when omitted.
 	// +optional
@@ -27,13 +42,27 @@ type ContentLibrarySpec struct {
 	// AllowImport: requests to import may name it.
 	// +optional
 	AllowImport bool `json:"allowImport,omitempty"`
+	// Registry, when set, makes it a library of what is in the cluster's registry. Atoll's own.
+	// +optional
+	Registry *RegistryBacking `json:"registry,omitempty"`
 }
 
 // LibraryType is what a library's items come from.
 type LibraryType string
 
-// LibraryLocal is a library whose items are its own.
-const LibraryLocal LibraryType = "Local"
+// LibraryLocal is a library whose items are its own, LibraryRegistry one whose items are in the registry (Atoll's own).
+const (
+	LibraryLocal    LibraryType = "Local"
+	LibraryRegistry LibraryType = "Registry"
+)
+
+// Reasons of the condition Ready of a library that is a project of the registry.
+const (
+	LibraryProjectInvalid = "ProjectInvalid"
+	LibraryProjectTaken   = "ProjectTaken"
+	LibraryExternal       = "ExternalRegistry"
+	LibraryProjectUnknown = "ProjectNotRead"
+)
 
 // ContentLibraryStatus is how a library is.
 type ContentLibraryStatus struct {

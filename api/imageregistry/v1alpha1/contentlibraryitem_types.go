@@ -23,10 +23,12 @@ const (
 	ItemTransferring = "Transferring"
 	ItemVerifying    = "Verifying"
 	ItemUnpacking    = "Unpacking"
+	ItemPushing      = "Pushing"
 	ItemRetrying     = "Retrying"
 	ItemChecksum     = "ChecksumMismatch"
 	ItemSourceBad    = "SourceInvalid"
 	ItemContentBad   = "ContentInvalid"
+	ItemPushRefused  = "PushRefused"
 )
 
 // Checksum is what a file must have.
@@ -93,6 +95,14 @@ type VolumeSource struct {
 	Snapshot string `json:"snapshot"`
 }
 
+// PushTarget is where a disk goes in the project of the item's namespace.
+type PushTarget struct {
+	// +kubebuilder:validation:MaxLength=255
+	Repository string `json:"repository"`
+	// +kubebuilder:validation:MaxLength=128
+	Tag string `json:"tag"`
+}
+
 // OSInfo is what system a disk has, in VMware's words.
 type OSInfo struct {
 	// +optional
@@ -106,6 +116,8 @@ type OSInfo struct {
 // ContentLibraryItemSpec is what an item is to be.
 //
 // +kubebuilder:validation:XValidation:rule="!has(oldSelf.source) || has(self.source) && self.source == oldSelf.source",message="source cannot change; delete the item and make a new one"
+// +kubebuilder:validation:XValidation:rule="has(self.push) == has(oldSelf.push) && (!has(self.push) || self.push == oldSelf.push)",message="push cannot change; use a VirtualMachinePublishRequest"
+// +kubebuilder:validation:XValidation:rule="!has(self.push) || has(self.source) && has(self.source.volume)",message="push is for what a VirtualMachinePublishRequest publishes"
 type ContentLibraryItemSpec struct {
 	// UUID of the item. The object's uid when omitted.
 	// +optional
@@ -122,6 +134,9 @@ type ContentLibraryItemSpec struct {
 	Description string `json:"description,omitempty"`
 	// +optional
 	Source *ItemSource `json:"source,omitempty"`
+	// Push sends the disk to the cluster's registry before the item is ready. A VirtualMachinePublishRequest sets it.
+	// +optional
+	Push *PushTarget `json:"push,omitempty"`
 	// OS is what system the disk has; an OVF says it by itself.
 	// +optional
 	OS OSInfo `json:"os,omitempty"`
@@ -210,7 +225,7 @@ type ItemProduct struct {
 
 // ItemProgress is how far the import is. Atoll's own.
 type ItemProgress struct {
-	// Phase is Transferring, Verifying or Unpacking.
+	// Phase is Transferring, Verifying, Unpacking or Pushing.
 	Phase string `json:"phase"`
 	// +optional
 	BytesDone int64 `json:"bytesDone"`
@@ -264,6 +279,9 @@ type ContentLibraryItemStatus struct {
 	Disks []ItemDisk `json:"disks,omitempty"`
 	// +optional
 	Hardware *ItemHardware `json:"hardware,omitempty"`
+	// Digest is that of the manifest in the registry, of an item that was pushed there.
+	// +optional
+	Digest string `json:"digest,omitempty"`
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 }

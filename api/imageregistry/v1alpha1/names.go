@@ -23,7 +23,39 @@ const (
 	RollbackAnnotation      = "atoll.dev/rollback"
 	RolledBackAnnotation    = "atoll.dev/rolled-back"
 	RollbackErrorAnnotation = "atoll.dev/rollback-error"
+	// TagAnnotation of an item says which REPOSITORY:TAG of its library's project it was made for.
+	TagAnnotation = "atoll.dev/registry-tag"
 )
+
+// Annotations of the manifest of a disk that was published: what an image says of the machine it is for.
+const (
+	ManifestFirmware  = "atoll.dev/vm-firmware"
+	ManifestOSID      = "atoll.dev/vm-os-id"
+	ManifestOSType    = "atoll.dev/vm-os-type"
+	ManifestOSVersion = "atoll.dev/vm-os-version"
+	// ManifestDescription is the specification's own.
+	ManifestDescription = "org.opencontainers.image.description"
+)
+
+// DefaultTag is the tag of a name that has none.
+const DefaultTag = "latest"
+
+// TagName is what people call a tag of a project: REPOSITORY, or REPOSITORY:TAG when the tag is not the default one.
+func TagName(repository, tag string) string {
+	if tag == DefaultTag {
+		return repository
+	}
+	return repository + ":" + tag
+}
+
+// SplitTagName takes the name of an image in a project apart. It does not check the parts.
+func SplitTagName(name string) (repository, tag string) {
+	at := strings.LastIndex(name, ":")
+	if at < 0 || strings.Contains(name[at:], "/") {
+		return name, DefaultTag
+	}
+	return name[:at], name[at+1:]
+}
 
 // ImageName is the name of the image of an item: what VMware makes of the item's UUID.
 func ImageName(uuid types.UID) string {

@@ -442,3 +442,19 @@ func TestEveryCommandHasHelp(t *testing.T) {
 		}
 	}
 }
+
+// TestInRegistry: --to names the project of the machine's namespace and a tag.
+func TestInRegistry(t *testing.T) {
+	for to, want := range map[string]string{
+		"registry.atoll.local/shop/web": "web", "registry.atoll.local/shop/a/web:1.0": "a/web:1.0",
+		"registry.atoll.local/bank/web": "", "docker.io/shop/web": "", "registry.atoll.local/shop": "", "registry.atoll.local/shop/": "", "web": "",
+		"registry.atoll.local/shop/web@sha256:0": "",
+	} {
+		if got, err := inRegistry(to, "shop", "", ""); got != want || (err == nil) != (want != "") {
+			t.Errorf("%s: %q, %v", to, got, err)
+		}
+	}
+	if _, err := inRegistry("registry.atoll.local/shop/web", "shop", "x", ""); err == nil {
+		t.Error("--to and --item together")
+	}
+}

@@ -9,6 +9,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	api "atoll.dev/atoll/api/imageregistry/v1alpha1"
 	"atoll.dev/atoll/internal/cli/text"
 )
@@ -92,6 +93,18 @@ func firmwareOf(i Item) string {
 	return i.Spec.Firmware
 }
 
+// tag is the PROJECT/REPOSITORY:TAG of the registry that an item is for, if it is.
+func (i Item) tag() string {
+	project := cmp.Or(i.Namespace, atoll.RegistryLibrary)
+	switch push, tag := i.Spec.Push, i.Annotations[api.TagAnnotation]; {
+	case push != nil && i.Status.Digest != "":
+		return project + "/" + push.Repository + ":" + push.Tag
+	case push == nil && tag != "":
+		return project + "/" + tag
+	}
+	return ""
+}
+
 // Remove deletes images. Virtual machines that were made of them stay as they are.
 func (c Config) Remove(ctx context.Context, namespace string, names []string) error {
 	cl, err := c.client()
@@ -102,6 +115,9 @@ func (c Config) Remove(ctx context.Context, namespace string, names []string) er
 		i, err := cl.find(ctx, namespace, name)
 		if err != nil {
 			return err
+		}
+		if tag := i.tag(); tag != "" {
+			return fmt.Errorf("%s is in the registry, and would come again; delete it there: `atoll registry rm %s`", i, tag)
 		}
 		if err := cl.resource(i.Namespace).Delete(ctx, i.Name, metav1.DeleteOptions{}); err != nil {
 			return fmt.Errorf("removing %s: %w", i, err)

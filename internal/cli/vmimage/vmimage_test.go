@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	content "atoll.dev/atoll/api/content/v1alpha1"
+	api "atoll.dev/atoll/api/imageregistry/v1alpha1"
 	"atoll.dev/atoll/internal/cli/command"
 )
 
@@ -111,5 +112,22 @@ func TestUpload(t *testing.T) {
 	}
 	if !bytes.Equal(got, want) || failures != 2 {
 		t.Errorf("%d bytes, %d requests", len(got), failures)
+	}
+}
+
+// TestTag: items of the registry are deleted there.
+func TestTag(t *testing.T) {
+	var own, pushed, found, cluster Item
+	pushed.Namespace, pushed.Spec.Push, pushed.Status.Digest = "shop", &api.PushTarget{Repository: "web", Tag: "1"}, "sha256:0"
+	found.Namespace, found.Annotations = "shop", map[string]string{api.TagAnnotation: "a/web:2"}
+	cluster.Annotations = found.Annotations
+	for i, want := range map[*Item]string{&own: "", &pushed: "shop/web:1", &found: "shop/a/web:2", &cluster: "library/a/web:2"} {
+		if got := i.tag(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	pushed.Status.Digest = "" // not there yet
+	if got := pushed.tag(); got != "" {
+		t.Error(got)
 	}
 }

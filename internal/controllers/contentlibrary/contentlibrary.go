@@ -1,5 +1,5 @@
-// Package contentlibrary is the controller of content libraries: it makes the default library of each namespace, and
-// counts what libraries have.
+// Package contentlibrary is the controller of content libraries: it makes the libraries that each namespace has, one of
+// its own and one of its project in the registry, and counts what libraries have.
 //
 // A library is a name that items refer to, with two switches; the content is with the items
 // (internal/controllers/libraryitem). It is set up in the server's manager. Little can go wrong: an item that names a
@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
+	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	api "atoll.dev/atoll/api/imageregistry/v1alpha1"
 )
 
@@ -75,20 +76,31 @@ func (n *namespaces) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	if ns.DeletionTimestamp != nil || slices.Contains(without(), ns.Name) {
 		return ctrl.Result{}, nil
 	}
-	var library api.ContentLibrary
-	err := n.client.Get(ctx, types.NamespacedName{Namespace: ns.Name, Name: api.DefaultLibrary}, &library)
-	if !apierrors.IsNotFound(err) {
-		return ctrl.Result{}, err
-	}
-	library = api.ContentLibrary{
+	own := &api.ContentLibrary{
 		ObjectMeta: metav1.ObjectMeta{Namespace: ns.Name, Name: api.DefaultLibrary, Labels: map[string]string{api.DefaultLibraryLabel: "true"}},
 		Spec:       api.ContentLibrarySpec{Writable: true, AllowImport: true},
 	}
-	err = n.client.Create(ctx, &library)
-	if apierrors.IsAlreadyExists(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-		return ctrl.Result{}, nil
+	if err := n.make(ctx, own); err != nil || ns.Name == atoll.RegistryLibrary { // whose project is everybody's
+		return ctrl.Result{}, err
 	}
-	return ctrl.Result{}, err
+	return ctrl.Result{}, n.make(ctx, &api.ContentLibrary{
+		ObjectMeta: metav1.ObjectMeta{Namespace: ns.Name, Name: api.RegistryLibrary},
+		Spec:       api.ContentLibrarySpec{Writable: true, Registry: &api.RegistryBacking{}},
+	})
+}
+
+// make makes a library unless there is one of that name.
+func (n *namespaces) make(ctx context.Context, library *api.ContentLibrary) error {
+	var there api.ContentLibrary
+	err := n.client.Get(ctx, client.ObjectKeyFromObject(library), &there)
+	if !apierrors.IsNotFound(err) {
+		return err
+	}
+	err = n.client.Create(ctx, library)
+	if apierrors.IsAlreadyExists(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
+		return nil
+	}
+	return err
 }
 
 // counter writes the status of libraries of one scope.
@@ -100,13 +112,14 @@ type counter struct {
 // Reconcile implements reconcile.Reconciler.
 func (c *counter) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
 	var library client.Object
+	var spec *api.ContentLibrarySpec
 	var status *api.ContentLibraryStatus
 	if c.cluster {
 		l := &api.ClusterContentLibrary{}
-		library, status = l, &l.Status
+		library, spec, status = l, &l.Spec, &l.Status
 	} else {
 		l := &api.ContentLibrary{}
-		library, status = l, &l.Status
+		library, spec, status = l, &l.Spec, &l.Status
 	}
 	if err := c.client.Get(ctx, req.NamespacedName, library); err != nil {
 		return ctrl.Result{}, client.IgnoreNotFound(err)
@@ -124,9 +137,13 @@ func (c *counter) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result,
 			status.ReadyItems++
 		}
 	}
-	meta.SetStatusCondition(&status.Conditions, metav1.Condition{
-		Type: api.ReadyCondition, Status: metav1.ConditionTrue, Reason: "True", ObservedGeneration: library.GetGeneration(),
-	})
+	if spec.Registry != nil { // how it is says internal/controllers/projectlibrary
+		status.Type = api.LibraryRegistry
+	} else {
+		meta.SetStatusCondition(&status.Conditions, metav1.Condition{
+			Type: api.ReadyCondition, Status: metav1.ConditionTrue, Reason: "True", ObservedGeneration: library.GetGeneration(),
+		})
+	}
 	if equality.Semantic.DeepEqual(was, library) {
 		return ctrl.Result{}, nil
 	}

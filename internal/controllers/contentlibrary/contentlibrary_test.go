@@ -31,7 +31,7 @@ func TestDefaultLibraries(t *testing.T) {
 	namespace := func(name string) *corev1.Namespace {
 		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	}
-	c := newClient(t, namespace("team"), namespace("kube-system"))
+	c := newClient(t, namespace("team"), namespace("kube-system"), namespace("library"))
 	n := &namespaces{c}
 	reconcile := func(name string) {
 		t.Helper()
@@ -49,6 +49,14 @@ func TestDefaultLibraries(t *testing.T) {
 	l, err := get("team")
 	if err != nil || !l.Spec.Writable || !l.Spec.AllowImport || l.Labels[api.DefaultLibraryLabel] != "true" {
 		t.Fatalf("%+v, %v", l, err)
+	}
+	var project api.ContentLibrary
+	if err := c.Get(t.Context(), types.NamespacedName{Namespace: "team", Name: api.RegistryLibrary}, &project); err != nil || !project.Spec.Writable || project.Spec.AllowImport || project.Spec.Registry == nil {
+		t.Errorf("%+v, %v", project.Spec, err)
+	}
+	reconcile("library") // whose project is everybody's
+	if err := c.Get(t.Context(), types.NamespacedName{Namespace: "library", Name: api.RegistryLibrary}, &project); !apierrors.IsNotFound(err) {
+		t.Error(err)
 	}
 	if _, err := get("kube-system"); !apierrors.IsNotFound(err) {
 		t.Error(err)
@@ -82,6 +90,16 @@ func TestCounts(t *testing.T) {
 	}
 	var l api.ContentLibrary
 	if err := c.Get(t.Context(), types.NamespacedName{Namespace: "team", Name: "a"}, &l); err != nil || l.Status.Items != 2 || l.Status.ReadyItems != 1 || l.Status.Conditions[0].Status != metav1.ConditionTrue {
+		t.Errorf("%+v, %v", l.Status, err)
+	}
+	project := &api.ContentLibrary{ObjectMeta: metav1.ObjectMeta{Namespace: "team", Name: "p"}, Spec: api.ContentLibrarySpec{Registry: &api.RegistryBacking{}}}
+	if err := c.Create(t.Context(), project); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (&counter{client: c}).Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(project)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Get(t.Context(), client.ObjectKeyFromObject(project), &l); err != nil || l.Status.Type != api.LibraryRegistry || len(l.Status.Conditions) != 0 {
 		t.Errorf("%+v, %v", l.Status, err)
 	}
 	var cl api.ClusterContentLibrary

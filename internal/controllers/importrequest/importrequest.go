@@ -181,6 +181,9 @@ func (r *reconciler) target(ctx context.Context, request *api.ContentLibraryItem
 			ref.Name, request.Namespace, api.DefaultLibrary), nil
 	case err != nil:
 		return "", "", fmt.Errorf("reading library %s: %w", ref.Name, err)
+	case library.Spec.Registry != nil:
+		return api.ImportTargetLibraryInvalid, fmt.Sprintf("ContentLibrary %q is a project of the registry, whose items are what is pushed there; name another library in spec.target.library.name, such as %q, or push the disk with `atoll image push`",
+			ref.Name, api.DefaultLibrary), nil
 	case !library.Spec.AllowImport || !library.Spec.Writable:
 		return api.ImportTargetLibraryInvalid, fmt.Sprintf("ContentLibrary %q does not allow imports; its spec.writable and spec.allowImport must be true", ref.Name), nil
 	}

@@ -1,6 +1,7 @@
 package importrequest
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -117,6 +118,11 @@ func TestRefused(t *testing.T) {
 		}
 	}
 	if _, got := run(t, newClient(t, request("https://h/a.iso", "default"), closed), time.Now()); meta.FindStatusCondition(got.Status.Conditions, api.ImportTargetValid).Reason != api.ImportTargetLibraryInvalid {
+		t.Errorf("%+v", got.Status)
+	}
+	project := library()
+	project.Spec.Registry = &api.RegistryBacking{}
+	if _, got := run(t, newClient(t, request("https://h/a.iso", "default"), project), time.Now()); !strings.Contains(meta.FindStatusCondition(got.Status.Conditions, api.ImportTargetValid).Message, "project of the registry") {
 		t.Errorf("%+v", got.Status)
 	}
 }

@@ -43,6 +43,8 @@ type Content struct {
 	FileName string
 	Disks    []api.ItemDisk
 	Hardware *api.ItemHardware
+	// Digest is that of the manifest in the registry, if it was pushed there.
+	Digest string
 }
 
 // Permanent is an error that trying again does not help. Reason is one of a condition.

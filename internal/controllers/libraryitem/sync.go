@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -58,7 +59,7 @@ func failed(item *api.ContentLibraryItem) bool {
 	if ready == nil || ready.ObservedGeneration != item.Generation {
 		return false
 	}
-	return ready.Reason == api.ItemChecksum || ready.Reason == api.ItemSourceBad || ready.Reason == api.ItemContentBad
+	return slices.Contains([]string{api.ItemChecksum, api.ItemSourceBad, api.ItemContentBad, api.ItemPushRefused}, ready.Reason)
 }
 
 // bring brings in the content.
@@ -152,7 +153,7 @@ func finished(item *api.ContentLibraryItem, content Content) api.ContentLibraryI
 	next.Type, next.ContentVersion, next.MetadataVersion = content.Type, content.SHA256, fmt.Sprint(item.Generation)
 	next.SizeInBytes = *resource.NewQuantity(content.Bytes, resource.BinarySI)
 	next.FileInfo = []api.FileInfo{{Name: content.FileName, SizeInBytes: next.SizeInBytes, Cached: true}}
-	next.Disks, next.Hardware = content.Disks, content.Hardware
+	next.Disks, next.Hardware, next.Digest = content.Disks, content.Hardware, content.Digest
 	if next.LastModifiedTime == "" {
 		next.LastModifiedTime = time.Now().UTC().Format(time.RFC3339)
 	}
@@ -205,7 +206,7 @@ func (c *Controller) announce(item *api.ContentLibraryItem, next api.ContentLibr
 	switch now.Reason {
 	case api.ItemReady:
 		c.events.Event(item, corev1.EventTypeNormal, now.Reason, "the image is complete")
-	case api.ItemChecksum, api.ItemSourceBad, api.ItemContentBad, api.ItemRetrying:
+	case api.ItemChecksum, api.ItemSourceBad, api.ItemContentBad, api.ItemPushRefused, api.ItemRetrying:
 		c.events.Event(item, corev1.EventTypeWarning, now.Reason, now.Message)
 	}
 }

@@ -39,13 +39,19 @@ const (
 type Reconciler struct {
 	client.Client
 	Events events.EventRecorder
+	// Tagged tells whether a project of the registry has a tag.
+	Tagged func(project, repository, tag string) (bool, error)
 	// Now is the clock.
 	Now func() time.Time
 }
 
-// Setup adds the controller to a manager.
-func Setup(mgr ctrl.Manager) error {
-	r := &Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachinepublishrequest"), Now: time.Now}
+// Setup adds the controller to a manager. The registry says whether a project has a tag.
+func Setup(tagged func(project, repository, tag string) (bool, error)) func(ctrl.Manager) error {
+	return func(mgr ctrl.Manager) error { return setup(mgr, tagged) }
+}
+
+func setup(mgr ctrl.Manager, tagged func(project, repository, tag string) (bool, error)) error {
+	r := &Reconciler{Client: mgr.GetClient(), Events: mgr.GetEventRecorder("virtualmachinepublishrequest"), Tagged: tagged, Now: time.Now}
 	err := ctrl.NewControllerManagedBy(mgr).
 		Named("virtualmachinepublishrequest").
 		For(&vmopv1.VirtualMachinePublishRequest{}).
@@ -137,19 +143,19 @@ func (r *Reconciler) advance(ctx context.Context, p *vmopv1.VirtualMachinePublis
 	if err != nil {
 		return 0, err
 	}
-	ok, err := r.target(ctx, p, item)
+	library, err := r.target(ctx, p, item)
 	if err != nil {
 		return 0, err
 	}
 	incomplete(p, vmopv1.HasNotBeenUploadedReason, "the image has not been uploaded")
-	if vm == nil && item == nil || !ok {
+	if vm == nil && item == nil || library == nil {
 		if condition.Get(p.Status.Conditions, vmopv1.VirtualMachinePublishRequestConditionUploaded) == nil {
 			condition.False(&p.Status.Conditions, vmopv1.VirtualMachinePublishRequestConditionUploaded, vmopv1.UploadTaskNotStartedReason, "source or target are not valid")
 		}
 		return lookEvery, nil
 	}
 	if item == nil {
-		return r.upload(ctx, p, vm)
+		return r.upload(ctx, p, vm, library)
 	}
 	return r.follow(ctx, p, item)
 }
@@ -192,75 +198,6 @@ func (r *Reconciler) source(ctx context.Context, p *vmopv1.VirtualMachinePublish
 	}
 	condition.True(&p.Status.Conditions, kind)
 	return vm, nil
-}
-
-// target tells whether the library takes the image. Our own item is no hindrance.
-func (r *Reconciler) target(ctx context.Context, p *vmopv1.VirtualMachinePublishRequest, ours *imageregistry.ContentLibraryItem) (bool, error) {
-	kind := vmopv1.VirtualMachinePublishRequestConditionTargetValid
-	refuse := func(reason, format string, args ...any) (bool, error) {
-		condition.False(&p.Status.Conditions, kind, reason, format, args...)
-		return false, nil
-	}
-	at := &p.Status.TargetRef.Location
-	if at.Kind != "" && at.Kind != "ContentLibrary" {
-		return refuse(vmopv1.TargetContentLibraryNotExistReason, "spec.target.location.kind %q is not supported; use ContentLibrary", at.Kind)
-	}
-	library, err := r.library(ctx, p)
-	if err != nil {
-		return false, err
-	}
-	if library == nil {
-		if at.Name == "" {
-			return refuse(vmopv1.TargetContentLibraryNotExistReason, "no ContentLibrary of this namespace has the label %s; name one in spec.target.location.name", defaultLabel)
-		}
-		return refuse(vmopv1.TargetContentLibraryNotExistReason, "there is no ContentLibrary %q in this namespace; correct spec.target.location.name", at.Name)
-	}
-	at.Name = library.Name
-	if !library.Spec.Writable {
-		return refuse(vmopv1.TargetContentLibraryNotWritableReason, "ContentLibrary %s is not writable; name another one, or set its spec.writable", library.Name)
-	}
-	if c := condition.Get(library.Status.Conditions, imageregistry.ReadyCondition); c != nil && c.Status == metav1.ConditionFalse {
-		return refuse(vmopv1.TargetContentLibraryNotReadyReason, "ContentLibrary %s is not ready: %s", library.Name, c.Message)
-	}
-	var items imageregistry.ContentLibraryItemList
-	if err := r.List(ctx, &items, client.InNamespace(p.Namespace)); err != nil {
-		return false, fmt.Errorf("listing library items: %w", err)
-	}
-	for _, i := range items.Items {
-		same := cmp.Or(i.Spec.Name, i.Name) == p.Status.TargetRef.Item.Name || i.Name == itemName(p)
-		if same && i.Spec.Library == library.Name && (ours == nil || i.UID != ours.UID) {
-			return refuse(vmopv1.TargetItemAlreadyExistsReason, "ContentLibrary %s has an item %q already; choose another spec.target.item.name, or delete the item", library.Name, p.Status.TargetRef.Item.Name)
-		}
-	}
-	condition.True(&p.Status.Conditions, kind)
-	return true, nil
-}
-
-// library is the one that the request names, or the namespace's default one; nil when there is none.
-func (r *Reconciler) library(ctx context.Context, p *vmopv1.VirtualMachinePublishRequest) (*imageregistry.ContentLibrary, error) {
-	name := p.Status.TargetRef.Location.Name
-	if name == "" {
-		var list imageregistry.ContentLibraryList
-		if err := r.List(ctx, &list, client.InNamespace(p.Namespace)); err != nil {
-			return nil, fmt.Errorf("listing content libraries: %w", err)
-		}
-		name = imageregistry.DefaultLibrary
-		for _, l := range list.Items {
-			if _, ok := l.Labels[defaultLabel]; ok {
-				name = l.Name
-				break
-			}
-		}
-	}
-	library := &imageregistry.ContentLibrary{}
-	err := r.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: name}, library)
-	if apierrors.IsNotFound(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading ContentLibrary %s: %w", name, err)
-	}
-	return library, nil
 }
 
 // event tells about a request.

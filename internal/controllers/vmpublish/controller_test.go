@@ -240,8 +240,51 @@ func TestItemName(t *testing.T) {
 	p.Status.TargetRef = &vmopv1.VirtualMachinePublishRequestTarget{}
 	for name, ok := range map[string]bool{"golden": true, "Debian 12 (nginx)": false, strings.Repeat("x", 300): false} {
 		p.Status.TargetRef.Item.Name = name
-		if got := itemName(p); (got == name) != ok || len(got) > 253 || strings.ContainsAny(got, " (A") {
+		if got := itemName(p, library("default", true, nil)); (got == name) != ok || len(got) > 253 || strings.ContainsAny(got, " (A") {
 			t.Errorf("%q becomes %q", name, got)
 		}
+	}
+}
+
+// TestInProject: in the registry an image is REPOSITORY:TAG, which must be one and not be there.
+func TestInProject(t *testing.T) {
+	project := library("registry", true, nil)
+	project.Spec.Registry = &imageregistry.RegistryBacking{}
+	for name, want := range map[string]string{
+		"web": "True", "a/web:1.0": "True", "Web": reasonName, "a b": reasonName, "web:": reasonName, strings.Repeat("x", 252): reasonName, "there:1": vmopv1.TargetItemAlreadyExistsReason,
+	} {
+		w := newWorld(t, machine(), project.DeepCopy(), request(func(p *vmopv1.VirtualMachinePublishRequest) {
+			p.Spec.Target.Item.Name, p.Spec.Target.Location.Name = name, "registry"
+		}))
+		w.Tagged = func(project, repository, tag string) (bool, error) {
+			return project == "team" && repository == "there" && tag == "1", nil
+		}
+		if p := w.run(); reason(p, targetValid) != want {
+			t.Errorf("%.20q: %+v", name, condition.Get(p.Status.Conditions, targetValid))
+		}
+	}
+	w := newWorld(t, machine(), project, request(func(p *vmopv1.VirtualMachinePublishRequest) {
+		p.Spec.Target.Item.Name, p.Spec.Target.Location.Name = "web:latest", "registry"
+	}))
+	tagged := false
+	w.Tagged = func(string, string, string) (bool, error) { return tagged, nil }
+	w.run()
+	w.snapshotted()
+	w.run()
+	tagged = true // by ourselves
+	item := &imageregistry.ContentLibraryItem{}
+	w.ok(w.Get(t.Context(), client.ObjectKey{Namespace: "team", Name: "publish-request-uid"}, item))
+	if item.Spec.Name != "web" || item.Spec.Library != "registry" || *item.Spec.Push != (imageregistry.PushTarget{Repository: "web", Tag: "latest"}) {
+		t.Errorf("%+v", item.Spec)
+	}
+	condition.False(&item.Status.Conditions, imageregistry.ReadyCondition, imageregistry.ItemPushing, "5 of 10 bytes")
+	w.ok(w.Status().Update(t.Context(), item))
+	if p := w.run(); reason(p, targetValid) != "True" || !strings.Contains(condition.Get(p.Status.Conditions, uploaded).Message, "Pushing: 5 of 10 bytes") {
+		t.Errorf("%+v", p.Status)
+	}
+	condition.False(&item.Status.Conditions, imageregistry.ReadyCondition, imageregistry.ItemPushRefused, "quota 1 GiB")
+	w.ok(w.Status().Update(t.Context(), item))
+	if p := w.run(); reason(p, uploaded) != vmopv1.UploadFailureReason || !strings.Contains(condition.Get(p.Status.Conditions, uploaded).Message, "quota 1 GiB") {
+		t.Errorf("%+v", p.Status)
 	}
 }

@@ -7,6 +7,9 @@
 //
 //	SourceValid, TargetValid --> Uploaded --> ImageAvailable --> Complete
 //
+// In a library that is a project of the registry the item's disk is pushed there before it is ready, by the host that has
+// it; the target's name is that of the repository, and perhaps :TAG. A tag that is there is not overwritten.
+//
 // An attempt that fails is repeated as often as spec.backoffLimit says, and then the reason is Fatal. A request that
 // is complete is deleted after spec.ttlSecondsAfterFinished; the item stays. The controllers' manager in the server
 // calls Setup.

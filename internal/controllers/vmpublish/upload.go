@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"time"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
@@ -23,8 +24,12 @@ import (
 // snapshotName is the name of the VolumeSnapshot that a request is made of.
 func snapshotName(p *vmopv1.VirtualMachinePublishRequest) string { return "publish-" + string(p.UID) }
 
-// itemName is the name of the item's object: that of the image if it can be one.
-func itemName(p *vmopv1.VirtualMachinePublishRequest) string {
+// itemName is the name of the item's object: that of the image if it can be one. In the registry an image is known by its
+// repository and tag, and the object by the request.
+func itemName(p *vmopv1.VirtualMachinePublishRequest, library *imageregistry.ContentLibrary) string {
+	if library.Spec.Registry != nil {
+		return "publish-" + string(p.UID)
+	}
 	name := p.Status.TargetRef.Item.Name
 	if len(validation.IsDNS1123Subdomain(name)) == 0 {
 		return name
@@ -34,15 +39,16 @@ func itemName(p *vmopv1.VirtualMachinePublishRequest) string {
 
 // item is the one that the request has made, nil when there is none.
 func (r *Reconciler) item(ctx context.Context, p *vmopv1.VirtualMachinePublishRequest) (*imageregistry.ContentLibraryItem, error) {
-	item := &imageregistry.ContentLibraryItem{}
-	err := r.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: itemName(p)}, item)
-	if apierrors.IsNotFound(err) || err == nil && item.Labels[requestLabel] != string(p.UID) {
-		return nil, nil
+	var list imageregistry.ContentLibraryItemList
+	if err := r.List(ctx, &list, client.InNamespace(p.Namespace), client.MatchingLabels{requestLabel: string(p.UID)}); err != nil {
+		return nil, fmt.Errorf("listing library items: %w", err)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading ContentLibraryItem %s: %w", itemName(p), err)
+	for i := range list.Items {
+		if list.Items[i].DeletionTimestamp == nil {
+			return &list.Items[i], nil
+		}
 	}
-	return item, nil
+	return nil, nil
 }
 
 func uploading(p *vmopv1.VirtualMachinePublishRequest, reason, format string, args ...any) {
@@ -50,7 +56,7 @@ func uploading(p *vmopv1.VirtualMachinePublishRequest, reason, format string, ar
 }
 
 // upload takes the snapshot, and makes the item when it is there.
-func (r *Reconciler) upload(ctx context.Context, p *vmopv1.VirtualMachinePublishRequest, vm *vmopv1.VirtualMachine) (time.Duration, error) {
+func (r *Reconciler) upload(ctx context.Context, p *vmopv1.VirtualMachinePublishRequest, vm *vmopv1.VirtualMachine, library *imageregistry.ContentLibrary) (time.Duration, error) {
 	if left := pause(p).Sub(r.Now()); left > 0 {
 		return left, nil
 	}
@@ -90,18 +96,22 @@ func (r *Reconciler) upload(ctx context.Context, p *vmopv1.VirtualMachinePublish
 	if content.Status == nil || content.Status.SnapshotHandle == nil || content.Spec.VolumeSnapshotRef.UID != object.UID {
 		return lookEvery, nil
 	}
-	return lookEvery, r.makeItem(ctx, p, vm, *content.Status.SnapshotHandle)
+	return lookEvery, r.makeItem(ctx, p, vm, library, *content.Status.SnapshotHandle)
 }
 
 // makeItem makes the item, which is what an attempt is.
-func (r *Reconciler) makeItem(ctx context.Context, p *vmopv1.VirtualMachinePublishRequest, vm *vmopv1.VirtualMachine, handle string) error {
+func (r *Reconciler) makeItem(ctx context.Context, p *vmopv1.VirtualMachinePublishRequest, vm *vmopv1.VirtualMachine, library *imageregistry.ContentLibrary, handle string) error {
 	target := p.Status.TargetRef
 	item := &imageregistry.ContentLibraryItem{
-		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: itemName(p), Labels: map[string]string{requestLabel: string(p.UID)}},
+		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: itemName(p, library), Labels: map[string]string{requestLabel: string(p.UID)}},
 		Spec: imageregistry.ContentLibraryItemSpec{
 			Library: target.Location.Name, Name: target.Item.Name, Description: target.Item.Description,
 			Source: &imageregistry.ItemSource{Volume: &imageregistry.VolumeSource{Snapshot: handle}},
 		},
+	}
+	if library.Spec.Registry != nil {
+		repository, tag := imageregistry.SplitTagName(target.Item.Name)
+		item.Spec.Name, item.Spec.Push = imageregistry.TagName(repository, tag), &imageregistry.PushTarget{Repository: repository, Tag: tag}
 	}
 	if err := r.inherit(ctx, vm, item); err != nil {
 		return err
@@ -172,13 +182,17 @@ func (r *Reconciler) follow(ctx context.Context, p *vmopv1.VirtualMachinePublish
 	if !item.Status.Ready {
 		c := condition.Get(item.Status.Conditions, imageregistry.ReadyCondition)
 		switch {
-		case c != nil && (c.Reason == imageregistry.ItemSourceBad || c.Reason == imageregistry.ItemContentBad || c.Reason == imageregistry.ItemChecksum):
+		case c != nil && slices.Contains([]string{imageregistry.ItemSourceBad, imageregistry.ItemContentBad, imageregistry.ItemChecksum, imageregistry.ItemPushRefused}, c.Reason):
 			if err := r.Delete(ctx, item, client.Preconditions{UID: &item.UID}); client.IgnoreNotFound(err) != nil {
 				return 0, fmt.Errorf("deleting ContentLibraryItem %s: %w", item.Name, err)
 			}
-			return lookEvery, r.failed(p, "the importer cannot use the disk: "+c.Message)
+			why := "the importer cannot use the disk: " + c.Message
+			if c.Reason == imageregistry.ItemPushRefused {
+				why = c.Message
+			}
+			return lookEvery, r.failed(p, why)
 		case c != nil && c.Message != "":
-			uploading(p, vmopv1.UploadingReason, "ContentLibraryItem %s: %s", item.Name, c.Message)
+			uploading(p, vmopv1.UploadingReason, "ContentLibraryItem %s: %s: %s", item.Name, c.Reason, c.Message)
 		default:
 			uploading(p, vmopv1.UploadingReason, "ContentLibraryItem %s is being filled", item.Name)
 		}

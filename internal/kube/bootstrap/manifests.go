@@ -46,7 +46,7 @@ type manifest struct {
 
 // manifests are all bootstrap objects, namespaces first.
 func manifests(cfg Config) []manifest {
-	return slices.Concat(systemManifests(cfg), accessManifests(cfg), definitions(), storageManifests(cfg), storageAccessManifests(), networkManifests(cfg), machineManifests(cfg), kindManifests(), imageManifests(), namespaceManifests(cfg), peopleManifests(), registryManifests())
+	return slices.Concat(systemManifests(cfg), accessManifests(cfg), definitions(), storageManifests(cfg), storageAccessManifests(), networkManifests(cfg), machineManifests(cfg), kindManifests(), imageManifests(), publishManifests(), namespaceManifests(cfg), peopleManifests(), registryManifests())
 }
 
 func rbac(resource string) schema.GroupVersionResource {

@@ -52,6 +52,30 @@ subjects:
   name: atoll-registry-reader
   namespace: kube-system
 `},
+		// Hosts push the disks of virtual machines that are published as this one, which may do nothing else.
+		{resource: core("serviceaccounts"), text: `
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: atoll-registry-publisher
+  namespace: kube-system
+automountServiceAccountToken: false
+`},
+		{resource: rbac("clusterroles"), text: registryPublisherRole},
+		{resource: rbac("clusterrolebindings"), text: `
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata:
+  name: atoll:registry-publisher
+roleRef:
+  apiGroup: rbac.authorization.k8s.io
+  kind: ClusterRole
+  name: atoll:registry-publisher
+subjects:
+- kind: ServiceAccount
+  name: atoll-registry-publisher
+  namespace: kube-system
+`},
 		{resource: rbac("roles"), text: `
 apiVersion: rbac.authorization.k8s.io/v1
 kind: Role
@@ -61,7 +85,7 @@ metadata:
 rules:
 - apiGroups: [""]
   resources: [serviceaccounts/token]
-  resourceNames: [atoll-registry-reader]
+  resourceNames: [atoll-registry-reader, atoll-registry-publisher]
   verbs: [create]
 `},
 		{resource: rbac("rolebindings"), text: fmt.Sprintf(`
@@ -156,6 +180,17 @@ rules:
   resources: [clusterroles]
   resourceNames: ["atoll:registry-puller"]
   verbs: [bind]
+`
+
+const registryPublisherRole = `
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata:
+  name: atoll:registry-publisher
+rules:
+- apiGroups: [registry.atoll.dev]
+  resources: [repositories]
+  verbs: [get, update]
 `
 
 const registryOperatorRole = `

@@ -25,6 +25,13 @@ type Descriptor struct {
 	ArtifactType string            `json:"artifactType,omitempty"`
 	Annotations  map[string]string `json:"annotations,omitempty"`
 	URLs         []string          `json:"urls,omitempty"`
+	Platform     *Platform         `json:"platform,omitempty"`
+}
+
+// Platform is what an image of an index is for.
+type Platform struct {
+	OS           string `json:"os"`
+	Architecture string `json:"architecture"`
 }
 
 // Manifest is what the registry looks at in a manifest or an index.
@@ -106,6 +113,14 @@ func (s *Store) Manifest(repo, digest string) (*Manifest, int64, error) {
 		return nil, 0, fmt.Errorf("manifest %s of %s: %w", digest, repo, err)
 	}
 	return &m, int64(len(data)), nil
+}
+
+// Blob opens a layer of a repository. It does not count as a use.
+func (s *Store) Blob(repo, digest string) (*os.File, error) {
+	if _, err := os.Stat(s.layerLink(repo, digest)); err != nil {
+		return nil, err
+	}
+	return os.Open(s.blobPath(digest))
 }
 
 // Needs tells whether a manifest is another one or lists it, itself or by way of other indexes.

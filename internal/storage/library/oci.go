@@ -47,6 +47,19 @@ type OwnRegistry struct {
 	Login func(ctx context.Context) (user, password string, err error)
 }
 
+// Transport connects to the registry, whatever a reference says.
+func (o *OwnRegistry) Transport() (*http.Transport, error) {
+	t, err := (&Library{}).transport(o.CA, false)
+	if err != nil {
+		return nil, err
+	}
+	t.Proxy = nil
+	t.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, o.Address)
+	}
+	return t, nil
+}
+
 // titleAnnotation is the file name of a blob.
 const titleAnnotation = "org.opencontainers.image.title"
 
@@ -140,13 +153,9 @@ func (l *Library) connect(ctx context.Context, s Source) (*http.Transport, authn
 		t, err := l.transport(s.OCI.CA, s.Guarded)
 		return t, authn.Anonymous, err
 	}
-	t, err := l.transport(own.CA, false)
+	t, err := own.Transport()
 	if err != nil {
 		return nil, nil, err
-	}
-	t.Proxy = nil
-	t.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, network, own.Address)
 	}
 	user, password, err := own.Login(ctx)
 	if err != nil {

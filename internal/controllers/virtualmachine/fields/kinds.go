@@ -35,6 +35,7 @@ func others() []Kind {
 			{Path: "spec.uuid", Effect: Honoured, Note: "that of the object when empty"},
 			{Path: "spec.writable", Effect: Honoured},
 			{Path: "spec.allowImport", Effect: Honoured},
+			{Path: "spec.registry", Effect: Honoured, Note: "our own field: the library is a project of the registry"},
 		}},
 		{Name: "ContentLibraryItem, ClusterContentLibraryItem (imageregistry.vmware.com)", Fields: []Field{
 			{Path: "spec.uuid", Effect: Honoured, Note: "that of the object when empty"},
@@ -42,6 +43,7 @@ func others() []Kind {
 			{Path: "spec.name", Effect: Honoured, Note: "display name of the image"},
 			{Path: "spec.description", Effect: Honoured},
 			{Path: "spec.source", Effect: Honoured, Note: "a web server, a registry, or an upload"},
+			{Path: "spec.push", Effect: Honoured, Note: "set by the controller of VirtualMachinePublishRequests"},
 			{Path: "spec.os", Effect: Honoured},
 			{Path: "spec.firmware", Effect: Honoured},
 		}},
@@ -114,9 +116,9 @@ func VirtualMachineGroup() []Field {
 func VirtualMachinePublishRequest() []Field {
 	return []Field{
 		{Path: "spec.source", Effect: Honoured, Note: "a VirtualMachine; that of its own name when empty"},
-		{Path: "spec.target.item.name", Effect: Honoured, Note: "name of the machine and -image when empty"},
+		{Path: "spec.target.item.name", Effect: Honoured, Note: "name of the machine and -image when empty; REPOSITORY or REPOSITORY:TAG in a library that is a project of the registry"},
 		{Path: "spec.target.item.description", Effect: Honoured},
-		{Path: "spec.target.location", Effect: Honoured, Note: "a ContentLibrary of the namespace; the default one when empty"},
+		{Path: "spec.target.location", Effect: Honoured, Note: "a ContentLibrary of the namespace; the default one when empty, registry for the namespace's project in the registry"},
 		{Path: "spec.ttlSecondsAfterFinished", Effect: Honoured},
 		{Path: "spec.backoffLimit", Effect: Honoured},
 	}

@@ -1,0 +1,217 @@
+package projectlibrary
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/util/workqueue"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	api "atoll.dev/atoll/api/imageregistry/v1alpha1"
+)
+
+// world is a registry and an API server.
+type world struct {
+	*testing.T
+	client.Client
+	disks map[string][]Disk
+	err   error
+}
+
+func (w *world) Disks(_ context.Context, project string) ([]Disk, error) {
+	return w.disks[project], w.err
+}
+
+func newWorld(t *testing.T, objects ...client.Object) *world {
+	t.Helper()
+	s := runtime.NewScheme()
+	if err := api.AddToScheme(s); err != nil {
+		t.Fatal(err)
+	}
+	return &world{T: t, disks: map[string][]Disk{}, Client: fake.NewClientBuilder().WithScheme(s).WithObjects(objects...).
+		WithStatusSubresource(&api.ContentLibrary{}, &api.ClusterContentLibrary{}, &api.ContentLibraryItem{}).Build()}
+}
+
+func backed(namespace, name, project string) *api.ContentLibrary {
+	return &api.ContentLibrary{
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+		Spec:       api.ContentLibrarySpec{Registry: &api.RegistryBacking{Project: project}},
+	}
+}
+
+// run looks at a project and returns what its namespace has, as NAME=SOURCE.
+func (w *world) run(project string) []string {
+	w.Helper()
+	r := &reconciler{client: w.Client, registry: w}
+	if _, err := r.Reconcile(w.Context(), request(project)); err != nil {
+		w.Fatal(err)
+	}
+	return w.items(project)
+}
+
+func (w *world) items(namespace string) []string {
+	w.Helper()
+	var list api.ContentLibraryItemList
+	if err := w.List(w.Context(), &list, client.InNamespace(namespace)); err != nil {
+		w.Fatal(err)
+	}
+	out := []string{}
+	for _, i := range list.Items {
+		from := "pushed"
+		if i.Spec.Source != nil && i.Spec.Source.OCI != nil {
+			from = i.Spec.Source.OCI.Reference
+		}
+		out = append(out, i.Spec.Name+"="+from)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (w *world) same(got []string, want ...string) {
+	w.Helper()
+	if !slices.Equal(got, want) && len(got)+len(want) > 0 {
+		w.Errorf("items are %v, want %v", got, want)
+	}
+}
+
+// ready is what a library says of itself.
+func (w *world) ready(namespace, name string) string {
+	w.Helper()
+	var l api.ContentLibrary
+	if err := w.Get(w.Context(), client.ObjectKey{Namespace: namespace, Name: name}, &l); err != nil {
+		w.Fatal(err)
+	}
+	c := meta.FindStatusCondition(l.Status.Conditions, api.ReadyCondition)
+	if c == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s %s", c.Reason, c.Message)
+}
+
+// TestTags: items come, move and go with their tags.
+func TestTags(t *testing.T) {
+	w := newWorld(t, backed("shop", "registry", ""))
+	w.same(w.run("shop"))
+	one, two := Disk{Repository: "web", Tag: "latest", Digest: "sha256:1", Firmware: "efi", OS: api.OSInfo{Type: "x"}}, Disk{Repository: "a/db", Tag: "1.0", Digest: "sha256:2"}
+	w.disks["shop"] = []Disk{one, two}
+	w.disks["bank"] = []Disk{two}
+	for range 2 {
+		w.same(w.run("shop"), "a/db:1.0=registry.atoll.local/shop/a/db@sha256:2", "web=registry.atoll.local/shop/web@sha256:1")
+	}
+	var list api.ContentLibraryItemList
+	if err := w.List(t.Context(), &list); err != nil || len(list.Items) != 2 {
+		t.Fatalf("%v, %v", list.Items, err)
+	}
+	for _, i := range list.Items {
+		if i.Spec.Library != "registry" || (i.Spec.Name == "web") != (i.Spec.Firmware == "efi" && i.Spec.OS.Type == "x") {
+			t.Errorf("%+v", i.Spec)
+		}
+	}
+	one.Digest = "sha256:3"
+	w.disks["shop"] = []Disk{one}
+	w.same(w.run("shop"), "web=registry.atoll.local/shop/web@sha256:3")
+	if got := w.ready("shop", "registry"); got != "True " {
+		t.Error(got)
+	}
+	w.err = ErrExternal
+	w.same(w.run("shop"), "web=registry.atoll.local/shop/web@sha256:3")
+	if got := w.ready("shop", "registry"); !strings.HasPrefix(got, api.LibraryExternal) {
+		t.Error(got)
+	}
+	w.err = errors.New("no disk")
+	if _, err := (&reconciler{client: w.Client, registry: w}).Reconcile(t.Context(), request("shop")); err == nil {
+		t.Error("it was read")
+	}
+	w.same(w.items("shop"), "web=registry.atoll.local/shop/web@sha256:3")
+	w.err = nil
+	if err := w.Delete(t.Context(), backed("shop", "registry", "")); err != nil {
+		t.Fatal(err)
+	}
+	w.same(w.run("shop"))
+}
+
+// TestPushed: an item that is being pushed is left alone, and then is the one of its tag.
+func TestPushed(t *testing.T) {
+	push := &api.ContentLibraryItem{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "publish-1"}, Spec: api.ContentLibraryItemSpec{
+		Library: "registry", Name: "web", Push: &api.PushTarget{Repository: "web", Tag: "latest"}, Source: &api.ItemSource{Volume: &api.VolumeSource{Snapshot: "s"}},
+	}}
+	other := &api.ContentLibraryItem{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "mine"}, Spec: api.ContentLibraryItemSpec{Library: "registry", Name: "mine"}}
+	w := newWorld(t, backed("shop", "registry", "shop"), push, other)
+	w.same(w.run("shop"), "mine=pushed", "web=pushed")
+	w.disks["shop"] = []Disk{{Repository: "web", Tag: "latest", Digest: "sha256:1"}} // the tag is there before the item says so
+	w.same(w.run("shop"), "mine=pushed", "web=pushed")
+	push.Status.Digest = "sha256:1"
+	if err := w.Status().Update(t.Context(), push); err != nil {
+		t.Fatal(err)
+	}
+	w.same(w.run("shop"), "mine=pushed", "web=pushed")
+	w.disks["shop"][0].Digest = "sha256:2" // somebody pushes the tag again
+	w.same(w.run("shop"), "mine=pushed", "web=registry.atoll.local/shop/web@sha256:2")
+
+	// A push that was refused holds nobody up, and what is there stays.
+	refused := push.DeepCopy()
+	refused.ResourceVersion, refused.Name, refused.Status = "", "publish-2", api.ContentLibraryItemStatus{}
+	if err := w.Create(t.Context(), refused); err != nil {
+		t.Fatal(err)
+	}
+	w.same(w.run("shop"), "mine=pushed", "web=pushed", "web=registry.atoll.local/shop/web@sha256:2")
+	meta.SetStatusCondition(&refused.Status.Conditions, metav1.Condition{Type: api.ReadyCondition, Status: metav1.ConditionFalse, Reason: api.ItemPushRefused})
+	if err := w.Status().Update(t.Context(), refused); err != nil {
+		t.Fatal(err)
+	}
+	w.disks["shop"][0].Digest = "sha256:3"
+	w.same(w.run("shop"), "mine=pushed", "web=pushed", "web=registry.atoll.local/shop/web@sha256:3")
+}
+
+// TestProjects: a library has its own project and no other, and one library has it.
+func TestProjects(t *testing.T) {
+	w := newWorld(t, backed("shop", "a", "bank"), backed("shop", "b", ""), backed("shop", "c", "shop"), backed("library", "d", ""),
+		&api.ClusterContentLibrary{ObjectMeta: metav1.ObjectMeta{Name: "registry"}, Spec: api.ContentLibrarySpec{Registry: &api.RegistryBacking{Project: "library"}}})
+	disk := Disk{Repository: "web", Tag: "1", Digest: "sha256:1"}
+	w.disks["bank"], w.disks["shop"], w.disks["library"] = []Disk{disk, disk}, []Disk{disk}, []Disk{disk}
+	w.same(w.run("shop"), "web:1=registry.atoll.local/shop/web@sha256:1")
+	w.same(w.run("library"))
+	for name, want := range map[string]string{"a": `ProjectInvalid spec.registry.project "bank"`, "b": "True ", "c": "ProjectTaken project shop is the content of library b"} {
+		if got := w.ready("shop", name); !strings.HasPrefix(got, want) {
+			t.Errorf("library %s: %s", name, got)
+		}
+	}
+	if got := w.ready("library", "d"); !strings.Contains(got, "ClusterContentLibrary registry") {
+		t.Error(got)
+	}
+	var list api.ClusterContentLibraryItemList
+	if err := w.List(t.Context(), &list); err != nil || len(list.Items) != 1 || list.Items[0].Spec.Source.OCI.Reference != "registry.atoll.local/library/web@sha256:1" {
+		t.Errorf("%v, %v", list.Items, err)
+	}
+}
+
+// TestChanges: who is told before the controller runs is no trouble, and after it a project is looked at.
+func TestChanges(t *testing.T) {
+	var c Changes
+	c.Tell("shop")
+	q := workqueue.NewTypedRateLimitingQueue(workqueue.DefaultTypedControllerRateLimiter[reconcile.Request]())
+	if err := c.start(t.Context(), q); err != nil {
+		t.Fatal(err)
+	}
+	c.Tell("bank")
+	if got, _ := q.Get(); got != request("bank") || q.Len() != 0 {
+		t.Errorf("%v", got)
+	}
+	for _, o := range []client.Object{&api.ContentLibrary{}, &api.ContentLibraryItem{}, &api.ClusterContentLibrary{}, &api.ClusterContentLibraryItem{}} {
+		if got := projectOf(t.Context(), o); got != nil {
+			t.Errorf("%T: %v", o, got)
+		}
+	}
+	if got := projectOf(t.Context(), backed("shop", "x", "")); len(got) != 1 || got[0] != request("shop") {
+		t.Errorf("%v", got)
+	}
+}
