@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"atoll.dev/atoll/internal/datadir"
@@ -21,6 +22,8 @@ var suite struct {
 	dataDir string
 	own     bool   // started, and so stopped, by this run
 	address string // of the node
+
+	template sync.Mutex // held by the test that has made the default SupervisorNamespaceTemplate
 }
 
 func TestMain(m *testing.M) {

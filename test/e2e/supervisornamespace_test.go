@@ -92,7 +92,9 @@ func TestSupervisorNamespaceLife(t *testing.T) {
 func TestSupervisorNamespaceSelfService(t *testing.T) {
 	t.Parallel()
 	supervisorNamespace(t, "e2e-owned", `{accessList: [{subjectType: User, subject: e2e-otto, role: Owner}]}`)
+	suite.template.Lock()
 	t.Cleanup(func() {
+		defer suite.template.Unlock()
 		ctx := context.Background()
 		_, _ = kubectl(ctx, "", "annotate", "svns", "e2e-made", "atoll.dev/delete-contents=true", "--overwrite")
 		_, _ = kubectl(ctx, "", "delete", "svns", "e2e-made", "e2e-quick", "--ignore-not-found")

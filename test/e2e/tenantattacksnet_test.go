@@ -134,7 +134,7 @@ func TestAttackRegistry(t *testing.T) {
 		send("manifest by tag", v.name+"/app", http.MethodGet, "manifests/1", nil)
 		send("manifest by digest", v.name+"/app", http.MethodGet, "manifests/"+manifest, nil)
 		send("layer", v.name+"/app", http.MethodGet, "blobs/"+layer, nil)
-		send("layer, whether there", v.name+"/app", http.MethodHead, "blobs/"+layer, nil)
+		send("layer, whether there", v.name+"/app", http.MethodHead, "blobs/"+layer, nil, http.StatusNotFound)
 		send("tags", v.name+"/app", http.MethodGet, "tags/list", nil)
 		send("referrers", v.name+"/app", http.MethodGet, "referrers/"+manifest, nil)
 		send("upload", v.name+"/app", http.MethodPost, "blobs/uploads/", nil)

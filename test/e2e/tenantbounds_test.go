@@ -268,6 +268,8 @@ func writeFile(t *testing.T, text string) string {
 func TestNamespaceExamples(t *testing.T) {
 	t.Parallel()
 	n := newNamespace(t)
+	suite.template.Lock() // there can be one default, and one of the examples is that
+	defer suite.template.Unlock()
 	examples := filepath.Join(filepath.Dir(filepath.Dir(suite.atoll)), "examples", "namespaces")
 	for _, file := range []string{"shop.yaml", "closed.yaml", "template.yaml"} {
 		contains(t, run(t, "", "create", "--dry-run=server", "-f", filepath.Join(examples, file)), "created")
