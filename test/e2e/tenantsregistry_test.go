@@ -263,6 +263,13 @@ func TestTenantRegistry(t *testing.T) {
 	if resp, text := n.viewer.docker().with(n.name+"/app", "pull", http.MethodGet, "manifests/owner", nil, "Accept", ociManifestType); resp.StatusCode != http.StatusOK {
 		t.Errorf("a viewer pulls: %s %s", resp.Status, text)
 	}
+	token, err := n.viewer.atoll("", "registry", "token") // a session is a password as well
+	if err != nil {
+		t.Fatalf("%v\n%s", err, token)
+	}
+	if resp, text := newDocker(t, n.viewer.name, strings.TrimSpace(token)).with(n.name+"/app", "pull", http.MethodGet, "tags/list", nil); resp.StatusCode != http.StatusOK {
+		t.Errorf("a viewer with the token of a session: %s %s", resp.Status, text)
+	}
 	if resp, _ := stranger.docker().with(n.name+"/app", "pull", http.MethodGet, "manifests/owner", nil); resp.StatusCode/100 != 4 {
 		t.Errorf("a stranger pulls: %s", resp.Status)
 	}

@@ -97,10 +97,17 @@ func session(ctx context.Context, in io.Reader, kubeconfig, user, passwordFile s
 	return s, err
 }
 
+// Token is what the person who is logged in with a kubeconfig, "" for those that kubectl uses, is known by to the API
+// server and to the registry.
+func Token(ctx context.Context, kubeconfig string) (string, error) {
+	s, err := session(ctx, nil, kubeconfig, "", "")
+	return s.Password, err
+}
+
 // token is what somebody is known to the API server by: it is in the kubeconfig, or a program gets it.
 func token(ctx context.Context, who *clientcmdapi.AuthInfo) (string, error) {
 	if who == nil || who.Token == "" && who.Exec == nil {
-		return "", errors.New("the kubeconfig has no session; log in with `atoll login`, or give --user and --password-file")
+		return "", errors.New("the kubeconfig has no session; log in with `atoll login`, or use a robot account by its name and password")
 	}
 	if who.Exec == nil {
 		return who.Token, nil

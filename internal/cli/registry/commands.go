@@ -11,6 +11,7 @@ import (
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	"atoll.dev/atoll/internal/cli/command"
+	"atoll.dev/atoll/internal/cli/imagepush"
 	"atoll.dev/atoll/internal/cli/text"
 )
 
@@ -32,7 +33,7 @@ func (a Config) Command() *cobra.Command {
   atoll registry rm shop/web:1.0
   atoll registry robot create ci -n shop --push`,
 		a.listCommand(&h), a.tagsCommand(&h), a.removeCommand(&h), a.usageCommand(&h),
-		a.collectCommand(&h), a.loginCommand(&h), a.robotCommand(&h))
+		a.collectCommand(&h), a.loginCommand(&h), a.tokenCommand(), a.robotCommand(&h))
 	cmd.PersistentFlags().StringVar(&h.host, "registry", "", "address of the registry (default: that of the API server)")
 	return cmd
 }
@@ -233,6 +234,28 @@ func (a Config) loginCommand(h *registryHost) *cobra.Command {
 	}
 }
 
+func (a Config) tokenCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "token", Short: "Print the token of your session, which is a password for the registry",
+		Long: `Prints the token of the session of "atoll login". The registry takes it as a password for as long as the session
+lasts, also of people who have no password here since another issuer vouches for them. Hand it over by a pipe.`,
+		Example: `  atoll registry token | docker login ATOLL-ADDRESS -u anna --password-stdin`,
+		Args:    command.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			kubeconfig, _, err := a.Where()
+			if err != nil {
+				return err
+			}
+			token, err := imagepush.Token(cmd.Context(), kubeconfig)
+			if err != nil {
+				return err
+			}
+			a.Printf("%s\n", token)
+			return nil
+		},
+	}
+}
+
 // loginHelp has the host of the registry in it.
 const loginHelp = `The registry is %[1]s; an image of namespace shop is %[1]s/shop/NAME:TAG (pods of the cluster may also write
 registry.atoll.local/shop/NAME:TAG). Log in as a person (NAME and password), or as a robot account
@@ -243,6 +266,7 @@ registry.atoll.local/shop/NAME:TAG). Log in as a person (NAME and password), or 
   docker, podman, buildah, skopeo (as root; all of them look there):
     mkdir -p /etc/docker/certs.d/%[1]s && cp ca.crt /etc/docker/certs.d/%[1]s/
     docker login %[1]s -u NAME        or: podman, buildah, skopeo
+    atoll registry token | docker login %[1]s -u NAME --password-stdin     by your session
 
   oras, crane (on Linux; in each shell that uses them):
     mkdir -p ~/.atoll-certs && cp ca.crt ~/.atoll-certs/ && export SSL_CERT_DIR=~/.atoll-certs
