@@ -25,6 +25,7 @@ const (
 	codeTooMany      = "TOOMANYREQUESTS"
 	// codeUnknownUpload is for uploads that have ended.
 	codeUnknownUpload = "BLOB_UPLOAD_UNKNOWN"
+	codeBadUpload     = "BLOB_UPLOAD_INVALID"
 )
 
 // writeError answers with one error in the form of the specification. Its length is known, so that a client has all of

@@ -232,17 +232,24 @@ func (r *Registry) serveUpload(w *explainer, req *http.Request, c *call) {
 	if req.Method == http.MethodPost {
 		r.checkMount(req, c)
 	}
-	if req.Method != http.MethodGet && req.Method != http.MethodHead && req.Method != http.MethodDelete {
+	defer c.request.Done()
+	if req.Method == http.MethodGet || req.Method == http.MethodHead {
+		c.request.ReadOnly()
+	} else if req.Method != http.MethodDelete {
+		if c.route == v2.RouteNameBlobUploadChunk && r.store.Writing(c.name, c.vars["uuid"]) {
+			writeError(w, http.StatusConflict, codeBadUpload, "another request writes this upload; wait until it has ended, or begin another upload")
+			return
+		}
 		if err := r.store.Check(req.Context(), c.project, max(req.ContentLength, 0)); err != nil {
 			w.WriteHeader(http.StatusInternalServerError) // which the reason replaces
-			r.abandon(req, c)
+			r.abandon(c)
 			linger(w, req)
 			return
 		}
 	}
 	r.app.ServeHTTP(w, req)
 	if w.replaced {
-		r.abandon(req, c)
+		r.abandon(c)
 		linger(w, req)
 	}
 }
@@ -262,27 +269,15 @@ func (r *Registry) cancelUpload(w http.ResponseWriter, c *call) {
 }
 
 // abandon removes an upload that was refused: what has come of it would count, and no client goes on with it.
-func (r *Registry) abandon(req *http.Request, c *call) {
+func (r *Registry) abandon(c *call) {
 	if c.route != v2.RouteNameBlobUploadChunk {
 		return
 	}
-	written, err := r.store.Abandon(c.request)
-	if err != nil {
+	c.request.Done()
+	if _, err := r.store.CancelUpload(c.name, c.vars["uuid"]); err != nil {
 		r.cfg.Logger.Warn("an upload that was refused cannot be removed", "repository", c.name, "error", err)
 	}
-	if !written { // nothing of this request was, but maybe of one before
-		end := req.Clone(context.WithoutCancel(req.Context()))
-		end.Method, end.Body, end.ContentLength = http.MethodDelete, http.NoBody, 0
-		r.app.ServeHTTP(&nobody{header: make(http.Header)}, end)
-	}
 }
-
-// nobody hears an answer that nobody waits for.
-type nobody struct{ header http.Header }
-
-func (n *nobody) Header() http.Header         { return n.header }
-func (n *nobody) Write(b []byte) (int, error) { return len(b), nil }
-func (n *nobody) WriteHeader(int)             {}
 
 // checkMount takes the wish to mount a blob of another repository off a request whose sender may not pull from there.
 // It becomes an ordinary upload then, as the specification wants.

@@ -299,10 +299,9 @@ func (c *collection) uploads(repo string) error {
 		if c.opts.DryRun {
 			continue
 		}
-		if err := os.RemoveAll(path); err != nil {
+		if err := c.end(project, repo+"/"+e.Name(), func() error { return os.RemoveAll(path) }); err != nil {
 			return err
 		}
-		c.release(project, repo+"/"+e.Name())
 	}
 	return nil
 }

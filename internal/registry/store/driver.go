@@ -2,10 +2,10 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	storagedriver "github.com/distribution/distribution/v3/registry/storage/driver"
@@ -160,11 +160,7 @@ func (d *driver) Delete(ctx context.Context, path string) error {
 		defer d.store.lock(at.repo + ":" + at.tag)()
 		return d.StorageDriver.Delete(ctx, path)
 	case at.kind == upload && at.whole:
-		err := d.StorageDriver.Delete(ctx, path)
-		if err == nil || errors.As(err, new(storagedriver.PathNotFoundError)) {
-			d.store.release(at.project, at.upload)
-		}
-		return err
+		return d.store.end(at.project, at.upload, func() error { return d.StorageDriver.Delete(ctx, path) })
 	default:
 		return d.StorageDriver.Delete(ctx, path)
 	}
@@ -176,6 +172,41 @@ func (d *driver) Writer(ctx context.Context, path string, add bool) (storagedriv
 	if err := d.store.room(0); err != nil {
 		return nil, r.refused(err)
 	}
+	at := parse(path)
+	if at.kind != upload || !at.data {
+		return d.open(ctx, path, add)
+	}
+	reads := r.readOnly()
+	if !reads {
+		if err := d.store.begin(at.project, at.upload); err != nil {
+			return nil, err
+		}
+	}
+	end := sync.OnceFunc(func() {
+		if !reads {
+			d.store.finish(at.project, at.upload)
+		}
+	})
+	if _, err := os.Stat(d.path(path)); err != nil && add {
+		end()
+		return nil, storagedriver.PathNotFoundError{Path: path, DriverName: d.Name()} // it was cancelled
+	}
+	f, err := d.open(ctx, path, add)
+	if err != nil {
+		end()
+		return nil, err
+	}
+	w := &writer{FileWriter: f, store: d.store, at: at, request: r, end: end}
+	r.open(w)
+	if !reads {
+		r.setUpload(at.upload)
+	}
+	return w, nil
+}
+
+// open opens a file to write.
+func (d *driver) open(ctx context.Context, path string, add bool) (storagedriver.FileWriter, error) {
+	r := requestOf(ctx)
 	if err := d.makeParent(path); err != nil {
 		return nil, r.refused(err)
 	}
@@ -183,12 +214,7 @@ func (d *driver) Writer(ctx context.Context, path string, add bool) (storagedriv
 	if err != nil {
 		return nil, r.refused(err)
 	}
-	at := parse(path)
-	if at.kind != upload || !at.data {
-		return w, nil
-	}
-	r.setUpload(at.upload)
-	return &writer{FileWriter: w, store: d.store, at: at, request: r}, nil
+	return w, nil
 }
 
 // writer counts the bytes of an upload.
@@ -197,6 +223,7 @@ type writer struct {
 	store   *Store
 	at      place
 	request *Request
+	end     func()
 	checked int64 // bytes since the disk was last looked at
 }
 
@@ -223,6 +250,7 @@ func (w *writer) Write(b []byte) (int, error) {
 
 // Commit implements storagedriver.FileWriter.
 func (w *writer) Commit(ctx context.Context) error {
+	w.store.seal(w.at.project, w.at.upload)
 	return w.request.refused(w.FileWriter.Commit(ctx))
 }
 
@@ -234,4 +262,7 @@ func (w *writer) Cancel(ctx context.Context) error {
 }
 
 // Close implements io.Closer.
-func (w *writer) Close() error { return w.request.refused(w.FileWriter.Close()) }
+func (w *writer) Close() error {
+	defer w.end()
+	return w.request.refused(w.FileWriter.Close())
+}

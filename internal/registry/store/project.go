@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+
+	storagedriver "github.com/distribution/distribution/v3/registry/storage/driver"
 )
 
 // key is a sha256 digest.
@@ -32,6 +34,7 @@ type project struct {
 	used    int64
 	blobs   map[key]linked
 	uploads map[string]int64
+	writing map[string]*writing // uploads that are open or end
 	loose   map[key]int64 // blobs whose last link was deleted, and that are there until a collection: they are counted
 }
 
@@ -41,7 +44,7 @@ func (s *Store) project(name string) *project {
 	defer s.mu.Unlock()
 	p, ok := s.projects[name]
 	if !ok {
-		p = &project{name: name}
+		p = &project{name: name, writing: make(map[string]*writing)}
 		s.projects[name] = p
 	}
 	return p
@@ -177,6 +180,9 @@ func (s *Store) grow(name, upload string, n int64) error {
 	p := s.project(name)
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if w := p.writing[upload]; w == nil || w.closed {
+		return storagedriver.PathNotFoundError{Path: upload} // it was cancelled
+	}
 	if err := s.load(p); err != nil {
 		return err
 	}

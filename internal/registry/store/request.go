@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path"
-	"strings"
+	"io"
 	"sync"
 	"syscall"
 
@@ -54,6 +52,8 @@ type Request struct {
 	mu     sync.Mutex
 	err    error  // why it was refused
 	upload string // the upload it writes
+	reads  bool   // it may not write an upload
+	opened []io.Closer
 }
 
 type requestKey struct{}
@@ -77,6 +77,37 @@ func requestOf(ctx context.Context) *Request {
 		return &Request{}
 	}
 	return r
+}
+
+// ReadOnly is called before a request that only asks how far an upload is, for which distribution opens it to write.
+func (r *Request) ReadOnly() {
+	r.mu.Lock()
+	r.reads = true
+	r.mu.Unlock()
+}
+
+// Done closes what a request has opened and distribution has not closed.
+func (r *Request) Done() {
+	r.mu.Lock()
+	opened := r.opened
+	r.opened = nil
+	r.mu.Unlock()
+	for _, f := range opened {
+		_ = f.Close() // most are closed already
+	}
+}
+
+// open notes what Done closes.
+func (r *Request) open(f io.Closer) {
+	r.mu.Lock()
+	r.opened = append(r.opened, f)
+	r.mu.Unlock()
+}
+
+func (r *Request) readOnly() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.reads
 }
 
 func (r *Request) setUpload(upload string) {
@@ -107,19 +138,4 @@ func (r *Request) refused(err error) error {
 		r.mu.Unlock()
 	}
 	return err
-}
-
-// Abandon removes the upload that a request has written to, if it has.
-func (s *Store) Abandon(r *Request) (written bool, err error) {
-	upload := r.uploading()
-	if upload == "" {
-		return false, nil
-	}
-	repo, id := path.Split(upload)
-	if err := os.RemoveAll(s.repositories(repo, "_uploads", id)); err != nil {
-		return true, fmt.Errorf("removing an upload: %w", err)
-	}
-	project, _, _ := strings.Cut(repo, "/")
-	s.release(project, upload)
-	return true, nil
 }

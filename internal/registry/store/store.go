@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -166,6 +165,7 @@ func (s *Store) discard(p *project) error {
 		return err
 	}
 	p.forget()
+	p.cutOff()
 	if err := syncDir(s.repositories()); err != nil {
 		return err
 	}
@@ -174,26 +174,6 @@ func (s *Store) discard(p *project) error {
 	}
 	return nil
 }
-
-// CancelUpload removes what has come of an upload, and says whether there was any.
-func (s *Store) CancelUpload(repo, id string) (bool, error) {
-	if !uploadID.MatchString(id) {
-		return false, nil
-	}
-	dir := s.repositories(repo, "_uploads", id)
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return false, fmt.Errorf("cancelling an upload to %s: %w", repo, err)
-	}
-	project, _, _ := strings.Cut(repo, "/")
-	s.release(project, repo+"/"+id)
-	return true, nil
-}
-
-// uploadID is what distribution calls an upload.
-var uploadID = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
 
 // Projects are the names of all projects that have had something.
 func (s *Store) Projects() ([]string, error) {

@@ -18,7 +18,7 @@ import (
 )
 
 // uploads notes beside the disk which uploads a push has begun, so that the next one ends them: the registry keeps what
-// has come of an upload for a day, and counts it in the project's quota.
+// has come of an upload for an hour, and counts it in the project's quota.
 type uploads struct {
 	next http.RoundTripper
 	file string
