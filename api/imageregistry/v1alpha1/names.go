@@ -23,6 +23,8 @@ const (
 	RollbackAnnotation      = "atoll.dev/rollback"
 	RolledBackAnnotation    = "atoll.dev/rolled-back"
 	RollbackErrorAnnotation = "atoll.dev/rollback-error"
+	// PublishRequestLabel of an item is the uid of the publish request that has made it.
+	PublishRequestLabel = "atoll.dev/publish-request"
 	// TagAnnotation of an item says which REPOSITORY:TAG of its library's project it was made for.
 	TagAnnotation = "atoll.dev/registry-tag"
 )

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -34,7 +35,7 @@ func (w *world) Disks(_ context.Context, project string) ([]Disk, error) {
 func newWorld(t *testing.T, objects ...client.Object) *world {
 	t.Helper()
 	s := runtime.NewScheme()
-	if err := api.AddToScheme(s); err != nil {
+	if err := errors.Join(api.AddToScheme(s), vmopv1.AddToScheme(s)); err != nil {
 		t.Fatal(err)
 	}
 	return &world{T: t, disks: map[string][]Disk{}, Client: fake.NewClientBuilder().WithScheme(s).WithObjects(objects...).
@@ -170,6 +171,31 @@ func TestPushed(t *testing.T) {
 	}
 	w.disks["shop"][0].Digest = "sha256:3"
 	w.same(w.run("shop"), "mine=pushed", "web=pushed", "web=registry.atoll.local/shop/web@sha256:3")
+}
+
+// TestPushedByNobody: an item whose request is gone before it has a digest holds no tag and goes; a finished one stays.
+func TestPushedByNobody(t *testing.T) {
+	request := &vmopv1.VirtualMachinePublishRequest{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web", UID: "uid-1"}}
+	push := &api.ContentLibraryItem{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "publish-1", Labels: map[string]string{api.PublishRequestLabel: "uid-1"}}, Spec: api.ContentLibraryItemSpec{
+		Library: "registry", Name: "web", Push: &api.PushTarget{Repository: "web", Tag: "latest"}, Source: &api.ItemSource{Volume: &api.VolumeSource{Snapshot: "s"}},
+	}}
+	w := newWorld(t, backed("shop", "registry", "shop"), push, request)
+	w.disks["shop"] = []Disk{{Repository: "web", Tag: "latest", Digest: "sha256:1"}}
+	w.same(w.run("shop"), "web=pushed")
+	if err := w.Delete(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	w.same(w.run("shop"), "web=registry.atoll.local/shop/web@sha256:1")
+	done := push.DeepCopy()
+	done.ResourceVersion, done.Name = "", "publish-2"
+	if err := w.Create(t.Context(), done); err != nil {
+		t.Fatal(err)
+	}
+	done.Status.Digest = "sha256:1"
+	if err := w.Status().Update(t.Context(), done); err != nil {
+		t.Fatal(err)
+	}
+	w.same(w.run("shop"), "web=pushed")
 }
 
 // TestProjects: a library has its own project and no other, and one library has it.

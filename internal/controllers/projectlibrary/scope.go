@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 
+	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -74,11 +75,13 @@ type item struct {
 	digest  string // empty while it is being pushed
 	pushed  bool
 	failed  bool
+	orphan  bool // the publish request that has made it is gone
 }
 
 // items are those that were made for tags, or pushed.
 func (s scope) items(ctx context.Context) ([]item, error) {
 	var out []item
+	requests := map[string]bool{}
 	add := func(obj client.Object, spec *api.ContentLibraryItemSpec, status *api.ContentLibraryItemStatus) {
 		i := item{Object: obj, library: spec.Library, tag: obj.GetAnnotations()[api.TagAnnotation]}
 		switch {
@@ -88,6 +91,8 @@ func (s scope) items(ctx context.Context) ([]item, error) {
 			i.tag, i.digest, i.pushed = spec.Push.Repository+":"+spec.Push.Tag, status.Digest, true
 			c := meta.FindStatusCondition(status.Conditions, api.ReadyCondition)
 			i.failed = c != nil && c.Reason == api.ItemPushRefused
+			request := obj.GetLabels()[api.PublishRequestLabel]
+			i.orphan = request != "" && !requests[request]
 		case i.tag == "" || spec.Source == nil || spec.Source.OCI == nil:
 			return
 		default:
@@ -109,6 +114,14 @@ func (s scope) items(ctx context.Context) ([]item, error) {
 	if err := s.client.List(ctx, &list, client.InNamespace(s.namespace())); err != nil {
 		return nil, fmt.Errorf("listing library items: %w", err)
 	}
+	// After the items: a request is there before its item.
+	var publish vmopv1.VirtualMachinePublishRequestList
+	if err := s.client.List(ctx, &publish, client.InNamespace(s.namespace())); err != nil {
+		return nil, fmt.Errorf("listing publish requests: %w", err)
+	}
+	for i := range publish.Items {
+		requests[string(publish.Items[i].UID)] = true
+	}
 	for i := range list.Items {
 		add(&list.Items[i], &list.Items[i].Spec, &list.Items[i].Status)
 	}
@@ -129,6 +142,8 @@ func (s scope) match(ctx context.Context, served string, items []item, disks []D
 				continue
 			}
 			switch {
+			case i.digest == "" && i.orphan: // nobody waits for it, and it would hold its tag for ever
+				errs = append(errs, s.remove(ctx, i))
 			case i.digest == "" && i.pushed: // it is under way, and says itself how it ends
 				claimed[i.tag] = claimed[i.tag] || !i.failed
 			case i.library == served && points[i.tag] == i.digest && !has[i.tag]:

@@ -30,7 +30,7 @@ const (
 	retryFirst = 10 * time.Second
 	retryMost  = 5 * time.Minute
 	// requestLabel of an item is the uid of the request that has made it.
-	requestLabel = "atoll.dev/publish-request"
+	requestLabel = imageregistry.PublishRequestLabel
 	// defaultLabel marks the library of a namespace that requests go to that name none.
 	defaultLabel = "imageregistry.vmware.com/default"
 )
@@ -89,7 +89,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		return ctrl.Result{}, client.IgnoreNotFound(err)
 	}
 	if p.DeletionTimestamp != nil {
-		return ctrl.Result{}, nil // the snapshot is owned, the item stays
+		return ctrl.Result{}, nil // the snapshot is owned, and so is the item until it is ready
 	}
 	if over(p) {
 		return r.expire(ctx, p)

@@ -147,6 +147,9 @@ func TestPublish(t *testing.T) {
 	if item.Spec.Source.Volume.Snapshot != "default/s-1" || item.Spec.Library != "ours" || item.Spec.Firmware != "efi" || item.Spec.OS.Type != "debian12_64Guest" {
 		t.Errorf("%+v", item.Spec)
 	}
+	if o := item.OwnerReferences; len(o) != 1 || o[0].UID != p.UID || o[0].Controller != nil {
+		t.Errorf("who deletes the request midway leaves the item, which has the owners %+v", o)
+	}
 	if p = w.run(); !strings.Contains(condition.Get(p.Status.Conditions, uploaded).Message, "said so") {
 		t.Errorf("%+v", p.Status)
 	}
@@ -168,7 +171,9 @@ func TestPublish(t *testing.T) {
 	if w.run() != nil {
 		t.Error("the request stays")
 	}
-	w.item(true, "") // the item does
+	if item = w.item(true, ""); len(item.OwnerReferences) > 0 { // the item does
+		t.Errorf("the item goes with %+v", item.OwnerReferences)
+	}
 }
 
 func TestInvalid(t *testing.T) {

@@ -11,6 +11,6 @@
 // it; the target's name is that of the repository, and perhaps :TAG. A tag that is there is not overwritten.
 //
 // An attempt that fails is repeated as often as spec.backoffLimit says, and then the reason is Fatal. A request that
-// is complete is deleted after spec.ttlSecondsAfterFinished; the item stays. The controllers' manager in the server
-// calls Setup.
+// is complete is deleted after spec.ttlSecondsAfterFinished; the item stays. A request that is deleted before its item is
+// ready takes the item with it. The controllers' manager in the server calls Setup.
 package vmpublish

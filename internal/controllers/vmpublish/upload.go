@@ -116,6 +116,9 @@ func (r *Reconciler) makeItem(ctx context.Context, p *vmopv1.VirtualMachinePubli
 	if err := r.inherit(ctx, vm, item); err != nil {
 		return err
 	}
+	if err := controllerutil.SetOwnerReference(p, item, r.Scheme()); err != nil {
+		return fmt.Errorf("owning ContentLibraryItem %s: %w", item.Name, err)
+	}
 	p.Status.Attempts++
 	p.Status.LastAttemptTime = metav1.NewTime(r.Now())
 	if err := r.Create(ctx, item); err != nil {
@@ -177,6 +180,19 @@ func pause(p *vmopv1.VirtualMachinePublishRequest) time.Time {
 	return p.Status.LastAttemptTime.Add(wait)
 }
 
+// keep has an item that is ready outlive its request. Before that it goes with the request: nobody else would end it.
+func (r *Reconciler) keep(ctx context.Context, p *vmopv1.VirtualMachinePublishRequest, item *imageregistry.ContentLibraryItem) error {
+	base := item.DeepCopy()
+	item.OwnerReferences = slices.DeleteFunc(item.OwnerReferences, func(o metav1.OwnerReference) bool { return o.UID == p.UID })
+	if len(item.OwnerReferences) == len(base.OwnerReferences) {
+		return nil
+	}
+	if err := r.Patch(ctx, item, client.MergeFromWithOptions(base, client.MergeFromWithOptimisticLock{})); err != nil {
+		return fmt.Errorf("keeping ContentLibraryItem %s: %w", item.Name, err)
+	}
+	return nil
+}
+
 // follow waits for the item's content and its image.
 func (r *Reconciler) follow(ctx context.Context, p *vmopv1.VirtualMachinePublishRequest, item *imageregistry.ContentLibraryItem) (time.Duration, error) {
 	if !item.Status.Ready {
@@ -197,6 +213,9 @@ func (r *Reconciler) follow(ctx context.Context, p *vmopv1.VirtualMachinePublish
 			uploading(p, vmopv1.UploadingReason, "ContentLibraryItem %s is being filled", item.Name)
 		}
 		return lookEvery, nil
+	}
+	if err := r.keep(ctx, p, item); err != nil {
+		return 0, err
 	}
 	condition.True(&p.Status.Conditions, vmopv1.VirtualMachinePublishRequestConditionUploaded)
 	uuid := item.Spec.UUID
