@@ -11,7 +11,7 @@ import (
 const (
 	// maxReviews are questions to the API server whose a token is at the same time, of all and of one source.
 	maxReviews, maxReviewsPerSource = 64, 8
-	// maxBodies are bytes of manifests in memory, of all and of one project.
+	// maxBodies are bytes of manifests in memory, of all, and of one project or user.
 	maxBodies, maxBodiesPerProject = 64 << 20, 16 << 20
 	// takeWithin is how long somebody waits for what others have.
 	takeWithin = 10 * time.Second

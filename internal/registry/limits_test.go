@@ -137,7 +137,7 @@ func slow() (body io.Reader, begin, end func()) {
 // TestManifestsAtTheSameTime have a bound in all and one of each project, and end when they do not go on.
 func TestManifestsAtTheSameTime(t *testing.T) {
 	h := start(t)
-	h.reg.bodies = newBudget(2*(store.MaxManifest+1), store.MaxManifest+1)
+	h.reg.bodies = newBudget(2*firstBody, firstBody)
 	h.reg.bodies.within = time.Millisecond
 	tokens := map[string]string{}
 	for project, who := range map[string]string{"shop": "olga", "bank": "root", "library": "root"} {
@@ -177,10 +177,23 @@ func TestManifestsAtTheSameTime(t *testing.T) {
 		end()
 	}
 	wg.Wait()
+	// One user does not get around the bound of a project by taking another one.
+	ends = nil
+	h.reg.bodies, h.reg.senders = newBudget(maxBodies, maxBodiesPerProject), newBudget(2*firstBody, firstBody)
+	h.reg.senders.within = time.Millisecond
+	occupy("bank")
+	if status, _ := put("library", strings.NewReader("{}")); status != http.StatusTooManyRequests {
+		t.Errorf("one too many of a user: %d", status)
+	}
+	if status, _ := put("shop", strings.NewReader("[]")); status != http.StatusBadRequest {
+		t.Errorf("one of another user: %d", status)
+	}
+	ends[0]()
+	wg.Wait()
 	if status, _ := put("shop", strings.NewReader("[]")); status != http.StatusBadRequest {
 		t.Errorf("when all have ended: %d", status)
 	}
-	h.reg.manifestWithin = 20 * time.Millisecond
+	h.reg.stallWithin = 20 * time.Millisecond
 	body, begin, end := slow()
 	defer end()
 	wg.Go(begin)
@@ -190,6 +203,37 @@ func TestManifestsAtTheSameTime(t *testing.T) {
 	wg.Wait()
 	if n := h.reg.bodies.taken("shop"); n != 0 {
 		t.Errorf("%d bytes are taken", n)
+	}
+}
+
+// TestManifestsThatDoNotCome: who opens many requests and sends nothing stops nobody.
+func TestManifestsThatDoNotCome(t *testing.T) {
+	h := start(t)
+	h.reg.bodies.within = time.Millisecond
+	_, token := h.token("olga", passwords()["olga"], "repository:shop/web:pull,push")
+	put := func(body io.Reader) int {
+		status, _, _ := h.do(http.MethodPut, "/v2/shop/web/manifests/1", token, body, nil)
+		return status
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for i := range 2 * maxBodiesPerProject / store.MaxManifest {
+		body, begin, end := slow()
+		defer end()
+		wg.Go(func() { put(body) })
+		begin()
+		for h.reg.bodies.taken("shop") < int64(i+1)*firstBody {
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if status := put(strings.NewReader("[" + strings.Repeat(" ", store.MaxManifest-2) + "]")); status != http.StatusBadRequest {
+		t.Errorf("a large one meanwhile: %d", status)
+	}
+	if status := put(strings.NewReader("[" + strings.Repeat(" ", store.MaxManifest-1) + "]")); status != http.StatusRequestEntityTooLarge {
+		t.Errorf("one that is too large: %d", status)
+	}
+	if status := put(io.MultiReader(strings.NewReader(strings.Repeat(" ", store.MaxManifest+1)))); status != http.StatusRequestEntityTooLarge {
+		t.Errorf("one that does not say so: %d", status)
 	}
 }
 

@@ -7,12 +7,10 @@ import (
 	"hash/fnv"
 	"io"
 	"net/http"
-	"os"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	digestlib "github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -89,62 +87,6 @@ func (r *Registry) putManifest(w *explainer, req *http.Request, c *call) {
 	if w.status == http.StatusCreated {
 		r.pushed(c, ref)
 	}
-}
-
-// manifestWithin is how long a client may take to send a manifest.
-const manifestWithin = time.Minute
-
-// readManifest reads a manifest. Those that come at the same time have a bound, of a project and of all, and a client that
-// does not go on loses its place. done, which is nil when an error was answered, ends its use.
-func (r *Registry) readManifest(w http.ResponseWriter, req *http.Request, c *call) (body []byte, done func()) {
-	n := req.ContentLength
-	if n < 0 {
-		n = store.MaxManifest + 1
-	}
-	var err error
-	if n <= store.MaxManifest+1 {
-		give, ok := r.bodies.take(req.Context(), c.project, n)
-		if !ok {
-			tooMany(w, "too many manifests are being pushed to project "+c.project+", or in all; try again in a moment")
-			return nil, nil
-		}
-		defer func() {
-			if done == nil {
-				give()
-			}
-		}()
-		until := time.Now().Add(r.manifestWithin)
-		control := http.NewResponseController(w)
-		_ = control.SetReadDeadline(until) // not every transport has one
-		body, err = io.ReadAll(&timed{reader: io.LimitReader(req.Body, store.MaxManifest+1), until: until})
-		_ = control.SetReadDeadline(time.Time{})
-		if err == nil && len(body) <= store.MaxManifest {
-			return body, give
-		}
-	}
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		writeError(w, http.StatusRequestTimeout, codeManifest, "the manifest did not come within "+r.manifestWithin.String())
-	case err != nil:
-		writeError(w, http.StatusBadRequest, codeManifest, "the manifest cannot be read")
-	default:
-		writeError(w, http.StatusRequestEntityTooLarge, codeManifest, "a manifest may have at most "+strconv.Itoa(store.MaxManifest)+" bytes")
-	}
-	return nil, nil
-}
-
-// timed does not read on after a time.
-type timed struct {
-	reader io.Reader
-	until  time.Time
-}
-
-// Read implements io.Reader.
-func (t *timed) Read(p []byte) (int, error) {
-	if !time.Now().Before(t.until) {
-		return 0, os.ErrDeadlineExceeded
-	}
-	return t.reader.Read(p)
 }
 
 // pushed applies retention to the repository and tells who waits for pushes.

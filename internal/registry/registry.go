@@ -53,9 +53,9 @@ type Registry struct {
 	rights *rights
 	disks  *disks.Finder
 	now    func() time.Time
-	// reviews are questions to the API server by source, bodies the bytes of manifests by project.
-	reviews, bodies *budget
-	manifestWithin  time.Duration
+	// reviews are questions to the API server by source, bodies the bytes of manifests by project, senders by identity.
+	reviews, bodies, senders    *budget
+	manifestWithin, stallWithin time.Duration
 
 	repositories [64]sync.Mutex // of what changes manifests, by hash of the repository
 }
@@ -74,9 +74,9 @@ func New(cfg Config) (*Registry, error) {
 	if cfg.Changed == nil {
 		cfg.Changed = func(string) {}
 	}
-	r := &Registry{cfg: cfg, now: time.Now, manifestWithin: manifestWithin, router: v2.RouterWithPrefix("")}
+	r := &Registry{cfg: cfg, now: time.Now, manifestWithin: manifestWithin, stallWithin: stallWithin, router: v2.RouterWithPrefix("")}
 	r.reviews = newBudget(maxReviews, maxReviewsPerSource)
-	r.bodies = newBudget(maxBodies, maxBodiesPerProject)
+	r.bodies, r.senders = newBudget(maxBodies, maxBodiesPerProject), newBudget(maxBodies, maxBodiesPerProject)
 	r.issuer = newIssuer(func() time.Time { return r.now() })
 	r.rights = &rights{authority: cfg.Authority, now: func() time.Time { return r.now() }}
 	var err error
