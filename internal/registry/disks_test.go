@@ -59,7 +59,7 @@ func TestDisks(t *testing.T) {
 	})
 	names := func(project string) (out []string) {
 		t.Helper()
-		found, err := h.reg.Disks(t.Context(), project)
+		found, _, err := h.reg.Disks(t.Context(), project)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -79,7 +79,7 @@ func TestDisks(t *testing.T) {
 	if got := names("bank"); len(got) != 0 {
 		t.Errorf("%v", got)
 	}
-	if _, err := h.reg.Disks(t.Context(), "nowhere"); !errors.Is(err, ErrNotKnown) {
+	if _, _, err := h.reg.Disks(t.Context(), "nowhere"); !errors.Is(err, ErrNotKnown) {
 		t.Error(err)
 	}
 	for tag, want := range map[string]bool{"1.0": true, "2.0": false} {
@@ -99,7 +99,7 @@ func TestDisks(t *testing.T) {
 		t.Errorf("told of %v", told)
 	}
 	h.change(func() { h.configuration.External = &atoll.ExternalRegistry{URL: "https://harbor.example.com"} })
-	if _, err := h.reg.Disks(t.Context(), "shop"); !errors.Is(err, ErrExternal) {
+	if _, _, err := h.reg.Disks(t.Context(), "shop"); !errors.Is(err, ErrExternal) {
 		t.Error(err)
 	}
 }

@@ -177,17 +177,17 @@ var ErrNotKnown = errors.New("the registry does not know the namespace")
 // ErrExternal says that the cluster uses another registry.
 var ErrExternal = errors.New("the cluster uses an external registry in place of its own")
 
-// Disks are the tags of a project that are disks of virtual machines.
-func (r *Registry) Disks(ctx context.Context, project string) ([]disks.Disk, error) {
+// Disks are the tags of a project that are disks of virtual machines. unseen of its older tags were not looked at.
+func (r *Registry) Disks(ctx context.Context, project string) (found []disks.Disk, unseen int, err error) {
 	if r.cfg.Directory.Configuration().External != nil {
-		return nil, ErrExternal
+		return nil, 0, ErrExternal
 	}
 	owner, err := r.owner(project)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if err := r.store.Own(project, owner); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	return r.disks.Find(ctx, project)
 }

@@ -56,19 +56,19 @@ func (s *Server) newRegistry(people *identity.Service) (*imageRegistry, error) {
 type projects struct{ *registry.Registry }
 
 // Disks implements projectlibrary.Registry.
-func (p projects) Disks(ctx context.Context, project string) ([]projectlibrary.Disk, error) {
-	found, err := p.Registry.Disks(ctx, project)
+func (p projects) Disks(ctx context.Context, project string) ([]projectlibrary.Disk, int, error) {
+	found, unseen, err := p.Registry.Disks(ctx, project)
 	if errors.Is(err, registry.ErrExternal) {
 		err = projectlibrary.ErrExternal
 	}
 	out := make([]projectlibrary.Disk, 0, len(found))
 	for _, d := range found {
 		out = append(out, projectlibrary.Disk{
-			Repository: d.Repository, Tag: d.Tag, Digest: d.Digest, Firmware: d.Firmware, Description: d.Description,
+			Repository: d.Repository, Tag: d.Tag, Digest: d.Digest, Pushed: d.Pushed, Firmware: d.Firmware, Description: d.Description,
 			OS: imageregistry.OSInfo{ID: d.OSID, Type: d.OSType, Version: d.OSVersion},
 		})
 	}
-	return out, err
+	return out, unseen, err
 }
 
 // registryPeople are people as the registry knows them.

@@ -62,6 +62,13 @@ const (
 	LibraryProjectTaken   = "ProjectTaken"
 	LibraryExternal       = "ExternalRegistry"
 	LibraryProjectUnknown = "ProjectNotRead"
+	LibraryItemsRefused   = "ItemsRefused"
+)
+
+// CompleteCondition is false, for the reason LibraryTooManyTags, on a library that leaves out tags of its project.
+const (
+	CompleteCondition  = "Complete"
+	LibraryTooManyTags = "TooManyTags"
 )
 
 // ContentLibraryStatus is how a library is.

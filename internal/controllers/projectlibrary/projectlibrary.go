@@ -28,7 +28,9 @@ import (
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
@@ -36,20 +38,26 @@ import (
 	api "atoll.dev/atoll/api/imageregistry/v1alpha1"
 )
 
-// lookEvery is how often a project is looked at that nobody told about.
-const lookEvery = 10 * time.Minute
+const (
+	// lookEvery is how often a project is looked at that nobody told about, retryEvery one whose items were refused.
+	lookEvery  = 10 * time.Minute
+	retryEvery = time.Minute
+	// maxItems is how many items a library has at most: those of the tags that were pushed last.
+	maxItems = 200
+)
 
 // Disk is a tag of a project that is a disk.
 type Disk struct {
 	Repository, Tag, Digest string
+	Pushed                  time.Time
 	Firmware, Description   string
 	OS                      api.OSInfo
 }
 
 // Registry has the projects.
 type Registry interface {
-	// Disks of a project. ErrExternal.
-	Disks(ctx context.Context, project string) ([]Disk, error)
+	// Disks of a project, and how many of its older tags were not looked at because there are too many. ErrExternal.
+	Disks(ctx context.Context, project string) (disks []Disk, unseen int, err error)
 }
 
 // ErrExternal says that the cluster uses another registry than its own.
@@ -91,6 +99,7 @@ func Setup(registry Registry, changes *Changes) func(ctrl.Manager) error {
 		err := ctrl.NewControllerManagedBy(mgr).Named("projectlibrary").
 			Watches(&api.ContentLibrary{}, project).Watches(&api.ClusterContentLibrary{}, project).
 			Watches(&api.ContentLibraryItem{}, project).Watches(&api.ClusterContentLibraryItem{}, project).
+			WithEventFilter(predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool { return matters(e.ObjectOld, e.ObjectNew) }}).
 			WatchesRawSource(source.Func(changes.start)).
 			Complete(r)
 		if err != nil {
@@ -98,6 +107,19 @@ func Setup(registry Registry, changes *Changes) func(ctrl.Manager) error {
 		}
 		return nil
 	}
+}
+
+// matters tells whether a project has to be looked at because an object changed. A host writes how far it is with an item
+// every few seconds, and libraries are written here.
+func matters(was, is client.Object) bool {
+	if was.GetGeneration() != is.GetGeneration() || (was.GetDeletionTimestamp() == nil) != (is.GetDeletionTimestamp() == nil) ||
+		was.GetAnnotations()[api.TagAnnotation] != is.GetAnnotations()[api.TagAnnotation] ||
+		was.GetLabels()[api.PublishRequestLabel] != is.GetLabels()[api.PublishRequestLabel] {
+		return true
+	}
+	before, ok := was.(*api.ContentLibraryItem)
+	after, both := is.(*api.ContentLibraryItem)
+	return ok && both && (before.Status.Digest != after.Status.Digest || refusedPush(&before.Status) != refusedPush(&after.Status))
 }
 
 // projectOf is the project that an object has to do with, if any.
@@ -145,7 +167,7 @@ func (r *reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	if served == nil {
 		return ctrl.Result{}, errors.Join(errs, s.match(ctx, "", items, nil))
 	}
-	disks, err := r.registry.Disks(ctx, s.project)
+	disks, unseen, err := r.registry.Disks(ctx, s.project)
 	switch {
 	case errors.Is(err, ErrExternal):
 		errs = errors.Join(errs, s.say(ctx, *served, api.LibraryExternal, err.Error()+"; import images of it with `atoll image import oci://...`"))
@@ -153,8 +175,16 @@ func (r *reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	case err != nil:
 		return ctrl.Result{}, errors.Join(errs, err, s.say(ctx, *served, api.LibraryProjectUnknown, "the project cannot be read yet: "+err.Error()))
 	}
-	errs = errors.Join(errs, s.match(ctx, served.GetName(), items, disks), s.say(ctx, *served, "", ""))
-	return ctrl.Result{RequeueAfter: lookEvery}, errs
+	disks, left := newest(disks)
+	s.leaves(*served, left, unseen)
+	err = s.match(ctx, served.GetName(), items, disks)
+	if refused, ok := errors.AsType[*refusedError](err); ok {
+		return ctrl.Result{RequeueAfter: retryEvery}, errors.Join(errs, s.say(ctx, *served, api.LibraryItemsRefused, refused.Error()))
+	}
+	if err != nil {
+		return ctrl.Result{}, errors.Join(errs, err)
+	}
+	return ctrl.Result{RequeueAfter: lookEvery}, errors.Join(errs, s.say(ctx, *served, "", ""))
 }
 
 // serve finds the library that has the project's disks, and says of others why they have not.
@@ -186,7 +216,7 @@ func (s scope) wrong(named string) string {
 
 // say writes the condition Ready of a library: true without a reason.
 func (s scope) say(ctx context.Context, l library, reason, message string) error {
-	was := l.DeepCopyObject().(client.Object)
+	was := l.before
 	c := metav1.Condition{Type: api.ReadyCondition, Status: metav1.ConditionFalse, Reason: reason, Message: message, ObservedGeneration: l.GetGeneration()}
 	if reason == "" {
 		c.Status, c.Reason = metav1.ConditionTrue, "True"
@@ -199,6 +229,35 @@ func (s scope) say(ctx context.Context, l library, reason, message string) error
 		return fmt.Errorf("writing the status of library %s: %w", l.GetName(), err)
 	}
 	return nil
+}
+
+// leaves notes in a library how many tags have no item because there are too many; say writes it.
+func (s scope) leaves(l library, left, unseen int) {
+	var why []string
+	if left > 0 {
+		why = append(why, fmt.Sprintf("%d older tags that are disks have no image: a library has the %d that were pushed last", left, maxItems))
+	}
+	if unseen > 0 {
+		why = append(why, fmt.Sprintf("%d older tags were not looked at: the project has too many", unseen))
+	}
+	if why == nil {
+		meta.RemoveStatusCondition(&l.status.Conditions, api.CompleteCondition)
+		return
+	}
+	way := "delete tags with `atoll registry rm`, or have spec.registry.retention of the SupervisorNamespace do it; pushing a tag again makes it new"
+	meta.SetStatusCondition(&l.status.Conditions, metav1.Condition{
+		Type: api.CompleteCondition, Status: metav1.ConditionFalse, Reason: api.LibraryTooManyTags,
+		Message: strings.Join(append(why, way), "; "), ObservedGeneration: l.GetGeneration(),
+	})
+}
+
+// newest are the disks that were pushed last, and how many more there are.
+func newest(disks []Disk) (kept []Disk, left int) {
+	if len(disks) <= maxItems {
+		return disks, 0
+	}
+	slices.SortStableFunc(disks, func(a, b Disk) int { return b.Pushed.Compare(a.Pushed) })
+	return disks[:maxItems], len(disks) - maxItems
 }
 
 // older sorts libraries, so that the same one is served each time.

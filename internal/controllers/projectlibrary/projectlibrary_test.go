@@ -7,14 +7,18 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/util/workqueue"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	api "atoll.dev/atoll/api/imageregistry/v1alpha1"
@@ -24,12 +28,15 @@ import (
 type world struct {
 	*testing.T
 	client.Client
-	disks map[string][]Disk
-	err   error
+	disks  map[string][]Disk
+	unseen int
+	err    error
+	room   int // for items, if not 0
+	tried  int // to make one
 }
 
-func (w *world) Disks(_ context.Context, project string) ([]Disk, error) {
-	return w.disks[project], w.err
+func (w *world) Disks(_ context.Context, project string) ([]Disk, int, error) {
+	return slices.Clone(w.disks[project]), w.unseen, w.err
 }
 
 func newWorld(t *testing.T, objects ...client.Object) *world {
@@ -38,8 +45,18 @@ func newWorld(t *testing.T, objects ...client.Object) *world {
 	if err := errors.Join(api.AddToScheme(s), vmopv1.AddToScheme(s)); err != nil {
 		t.Fatal(err)
 	}
-	return &world{T: t, disks: map[string][]Disk{}, Client: fake.NewClientBuilder().WithScheme(s).WithObjects(objects...).
-		WithStatusSubresource(&api.ContentLibrary{}, &api.ClusterContentLibrary{}, &api.ContentLibraryItem{}).Build()}
+	w := &world{T: t, disks: map[string][]Disk{}}
+	w.Client = fake.NewClientBuilder().WithScheme(s).WithObjects(objects...).
+		WithStatusSubresource(&api.ContentLibrary{}, &api.ClusterContentLibrary{}, &api.ContentLibraryItem{}).WithInterceptorFuncs(interceptor.Funcs{Create: w.create}).Build()
+	return w
+}
+
+// create has a quota as the API server does.
+func (w *world) create(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
+	if w.tried++; w.room > 0 && len(w.items(obj.GetNamespace())) >= w.room {
+		return apierrors.NewForbidden(schema.GroupResource{Resource: "contentlibraryitems"}, obj.GetName(), errors.New("exceeded quota: atoll"))
+	}
+	return c.Create(ctx, obj, opts...)
 }
 
 func backed(namespace, name, project string) *api.ContentLibrary {
@@ -196,6 +213,92 @@ func TestPushedByNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.same(w.run("shop"), "web=pushed")
+}
+
+// TestTooMany: a library has the newest disks, and says that there are more.
+func TestTooMany(t *testing.T) {
+	w := newWorld(t, backed("shop", "registry", ""))
+	for i := range maxItems + 3 {
+		w.disks["shop"] = append(w.disks["shop"], Disk{Repository: "web", Tag: fmt.Sprint(i), Digest: fmt.Sprintf("sha256:%d", i), Pushed: time.Unix(int64(i), 0)})
+	}
+	complete := func() string {
+		var l api.ContentLibrary
+		if err := w.Get(t.Context(), client.ObjectKey{Namespace: "shop", Name: "registry"}, &l); err != nil {
+			t.Fatal(err)
+		}
+		if c := meta.FindStatusCondition(l.Status.Conditions, api.CompleteCondition); c != nil {
+			return c.Reason + " " + c.Message
+		}
+		return ""
+	}
+	w.unseen = 7
+	got := w.run("shop")
+	if len(got) != maxItems || slices.ContainsFunc(got, func(i string) bool { return strings.HasPrefix(i, "web:2=") }) || !slices.ContainsFunc(got, func(i string) bool { return strings.HasPrefix(i, "web:3=") }) {
+		t.Errorf("%d items: %v", len(got), got)
+	}
+	if got := complete(); !strings.HasPrefix(got, "TooManyTags 3 older tags") || !strings.Contains(got, "7 older tags were not looked at") || !strings.Contains(got, "atoll registry rm") {
+		t.Error(got)
+	}
+	if got := w.ready("shop", "registry"); got != "True " {
+		t.Error(got)
+	}
+	w.disks["shop"], w.unseen = w.disks["shop"][:2], 0
+	if got := w.run("shop"); len(got) != 2 || complete() != "" {
+		t.Errorf("%v, %s", got, complete())
+	}
+}
+
+// TestQuota: items that are refused are no error to repeat at once, and the library says so.
+func TestQuota(t *testing.T) {
+	w := newWorld(t, backed("shop", "registry", ""))
+	for i := range 5 {
+		w.disks["shop"] = append(w.disks["shop"], Disk{Repository: "web", Tag: fmt.Sprint(i), Digest: fmt.Sprintf("sha256:%d", i)})
+	}
+	w.room = 2
+	r := &reconciler{client: w.Client, registry: w}
+	again, err := r.Reconcile(t.Context(), request("shop"))
+	if err != nil || again.RequeueAfter != retryEvery || w.tried != 3 {
+		t.Errorf("%v, %v, tried %d times", again, err, w.tried)
+	}
+	if got := w.ready("shop", "registry"); !strings.HasPrefix(got, "ItemsRefused 3 tags") || !strings.Contains(got, "exceeded quota") || !strings.Contains(got, "contentLibraryItemCount") {
+		t.Error(got)
+	}
+	w.room = 0
+	if got := w.run("shop"); len(got) != 5 || w.ready("shop", "registry") != "True " {
+		t.Errorf("%v, %s", got, w.ready("shop", "registry"))
+	}
+}
+
+// TestMatters: the progress of an item is nothing to look at a project for.
+func TestMatters(t *testing.T) {
+	was := &api.ContentLibraryItem{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "a", Generation: 1}, Spec: api.ContentLibraryItemSpec{Push: &api.PushTarget{}}}
+	for name, tt := range map[string]struct {
+		change func(*api.ContentLibraryItem)
+		want   bool
+	}{
+		"progress": {func(i *api.ContentLibraryItem) {
+			meta.SetStatusCondition(&i.Status.Conditions, metav1.Condition{Type: api.ReadyCondition, Status: metav1.ConditionFalse, Reason: api.ItemPushing, Message: "5 of 10 bytes"})
+		}, false},
+		"refused": {func(i *api.ContentLibraryItem) {
+			meta.SetStatusCondition(&i.Status.Conditions, metav1.Condition{Type: api.ReadyCondition, Status: metav1.ConditionFalse, Reason: api.ItemPushRefused})
+		}, true},
+		"pushed":  {func(i *api.ContentLibraryItem) { i.Status.Digest = "sha256:1" }, true},
+		"spec":    {func(i *api.ContentLibraryItem) { i.Generation = 2 }, true},
+		"deleted": {func(i *api.ContentLibraryItem) { i.DeletionTimestamp = &metav1.Time{} }, true},
+		"tag":     {func(i *api.ContentLibraryItem) { i.Annotations = map[string]string{api.TagAnnotation: "web:1"} }, true},
+	} {
+		is := was.DeepCopy()
+		tt.change(is)
+		if got := matters(was, is); got != tt.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	library := backed("shop", "registry", "")
+	written := library.DeepCopy()
+	meta.SetStatusCondition(&written.Status.Conditions, metav1.Condition{Type: api.ReadyCondition, Status: metav1.ConditionTrue, Reason: "True"})
+	if matters(library, written) {
+		t.Error("what is written into a library has it looked at again")
+	}
 }
 
 // TestProjects: a library has its own project and no other, and one library has it.

@@ -1,6 +1,7 @@
 package projectlibrary
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -36,6 +37,7 @@ func (s scope) namespace() string {
 // library is what both kinds of libraries have.
 type library struct {
 	client.Object
+	before client.Object // as it was read
 	spec   *api.ContentLibrarySpec
 	status *api.ContentLibraryStatus
 }
@@ -50,7 +52,7 @@ func (s scope) libraries(ctx context.Context) ([]library, error) {
 		}
 		for i := range list.Items {
 			if l := &list.Items[i]; l.Spec.Registry != nil && l.DeletionTimestamp == nil {
-				out = append(out, library{l, &l.Spec, &l.Status})
+				out = append(out, library{l, l.DeepCopy(), &l.Spec, &l.Status})
 			}
 		}
 	}
@@ -61,7 +63,7 @@ func (s scope) libraries(ctx context.Context) ([]library, error) {
 	}
 	for i := range list.Items {
 		if l := &list.Items[i]; l.Spec.Registry != nil && l.DeletionTimestamp == nil {
-			out = append(out, library{l, &l.Spec, &l.Status})
+			out = append(out, library{l, l.DeepCopy(), &l.Spec, &l.Status})
 		}
 	}
 	return sorted(out), nil
@@ -89,8 +91,7 @@ func (s scope) items(ctx context.Context) ([]item, error) {
 			return
 		case spec.Push != nil:
 			i.tag, i.digest, i.pushed = spec.Push.Repository+":"+spec.Push.Tag, status.Digest, true
-			c := meta.FindStatusCondition(status.Conditions, api.ReadyCondition)
-			i.failed = c != nil && c.Reason == api.ItemPushRefused
+			i.failed = refusedPush(status)
 			request := obj.GetLabels()[api.PublishRequestLabel]
 			i.orphan = request != "" && !requests[request]
 		case i.tag == "" || spec.Source == nil || spec.Source.OCI == nil:
@@ -128,6 +129,23 @@ func (s scope) items(ctx context.Context) ([]item, error) {
 	return out, nil
 }
 
+// refusedPush tells that the registry does not take what an item is to push.
+func refusedPush(status *api.ContentLibraryItemStatus) bool {
+	c := meta.FindStatusCondition(status.Conditions, api.ReadyCondition)
+	return c != nil && c.Reason == api.ItemPushRefused
+}
+
+// refusedError says that the API server does not take items, by a quota for one.
+type refusedError struct {
+	missing int
+	err     error
+}
+
+// Error implements error.
+func (e *refusedError) Error() string {
+	return fmt.Sprintf("%d tags that are disks have no image, because items are refused: %s; delete tags, or have spec.resources.counts.contentLibraryItemCount of the SupervisorNamespace raised", e.missing, e.err)
+}
+
 // match makes items of disks that have none, and deletes those whose tag is gone or points elsewhere.
 func (s scope) match(ctx context.Context, served string, items []item, disks []Disk) error {
 	points := make(map[string]string, len(disks))
@@ -153,10 +171,19 @@ func (s scope) match(ctx context.Context, served string, items []item, disks []D
 			}
 		}
 	}
+	var missing []Disk
 	for _, d := range disks {
 		if tag := d.Repository + ":" + d.Tag; !has[tag] && !claimed[tag] {
-			errs = append(errs, s.add(ctx, served, d))
+			missing = append(missing, d)
 		}
+	}
+	for n, d := range missing {
+		err := s.add(ctx, served, d)
+		if apierrors.IsForbidden(err) {
+			// So are the others, and trying them all again at once changes nothing.
+			return cmp.Or(errors.Join(errs...), error(&refusedError{len(missing) - n, err}))
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

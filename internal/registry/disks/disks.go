@@ -10,6 +10,7 @@
 package disks
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 	"unicode"
 
 	api "atoll.dev/atoll/api/imageregistry/v1alpha1"
@@ -30,6 +32,7 @@ import (
 type Disk struct {
 	// Repository without the project, Tag, and the digest that the tag points to.
 	Repository, Tag, Digest string
+	Pushed                  time.Time
 	// What the manifest says of it; empty where it says nothing.
 	Firmware, OSID, OSType, OSVersion, Description string
 }
@@ -45,13 +48,22 @@ type Store interface {
 type Finder struct {
 	store Store
 
-	mu    sync.Mutex // guards known
-	known map[string]*Disk
+	mu    sync.Mutex // guards known and used
+	known map[string]*list.Element
+	used  *list.List // of *known, what was used last first
+}
+
+// known is what is known of a digest: nil is no disk.
+type known struct {
+	digest string
+	disk   *Disk
 }
 
 const (
-	// maxKnown is how many digests are remembered.
-	maxKnown = 8192
+	// maxTags is how many tags of a project are looked at, the newest. maxKnown is how many digests are remembered: some
+	// projects with as many tags as they like do not have all others read again each time.
+	maxTags  = 4096
+	maxKnown = 4 * maxTags
 	// maxLayers is how many layers of an image are looked at, from the top down.
 	maxLayers = 4
 	// maxText is how long what a manifest says may be.
@@ -59,44 +71,65 @@ const (
 )
 
 // NewFinder makes a finder.
-func NewFinder(s Store) *Finder { return &Finder{store: s, known: map[string]*Disk{}} }
+func NewFinder(s Store) *Finder {
+	return &Finder{store: s, known: map[string]*list.Element{}, used: list.New()}
+}
 
-// Find returns the disks of a project, by repository and tag. A manifest that cannot be read is none.
-func (f *Finder) Find(ctx context.Context, project string) ([]Disk, error) {
-	repositories, err := f.store.Repositories(project)
+// Find returns the disks of a project, by repository and tag, and how many of its older tags it did not look at. A
+// manifest that cannot be read is none.
+func (f *Finder) Find(ctx context.Context, project string) (out []Disk, unseen int, err error) {
+	tags, unseen, err := f.newest(project)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	var out []Disk
-	for _, repo := range repositories {
-		for _, t := range repo.Tags {
-			if err := ctx.Err(); err != nil {
-				return nil, err
-			}
-			d, err := f.look(repo.Name, t.Digest)
-			if err != nil {
-				return nil, fmt.Errorf("looking at %s:%s: %w", repo.Name, t.Name, err)
-			}
-			if d == nil {
-				continue
-			}
-			found := *d
-			found.Repository, found.Tag, found.Digest = strings.TrimPrefix(repo.Name, project+"/"), t.Name, t.Digest
-			out = append(out, found)
+	for _, t := range tags {
+		if err := ctx.Err(); err != nil {
+			return nil, 0, err
 		}
+		d, err := f.look(t.repo, t.Digest)
+		if err != nil {
+			return nil, 0, fmt.Errorf("looking at %s:%s: %w", t.repo, t.Name, err)
+		}
+		if d == nil {
+			continue
+		}
+		found := *d
+		found.Repository, found.Tag, found.Digest, found.Pushed = strings.TrimPrefix(t.repo, project+"/"), t.Name, t.Digest, t.Pushed
+		out = append(out, found)
 	}
 	slices.SortFunc(out, func(a, b Disk) int {
 		return strings.Compare(a.Repository+":"+a.Tag, b.Repository+":"+b.Tag)
 	})
-	return out, nil
+	return out, unseen, nil
+}
+
+// tagged is a tag of a repository.
+type tagged struct {
+	store.Tag
+	repo string
+}
+
+// newest are the newest tags of a project, and how many more it has.
+func (f *Finder) newest(project string) (tags []tagged, more int, err error) {
+	repositories, err := f.store.Repositories(project)
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, repo := range repositories {
+		for _, t := range repo.Tags {
+			tags = append(tags, tagged{t, repo.Name})
+		}
+	}
+	if len(tags) <= maxTags {
+		return tags, 0, nil
+	}
+	slices.SortStableFunc(tags, func(a, b tagged) int { return b.Pushed.Compare(a.Pushed) })
+	return tags[:maxTags], len(tags) - maxTags, nil
 }
 
 // look tells whether a manifest is a disk, from memory if it was asked before: a digest never changes.
 func (f *Finder) look(repo, digest string) (*Disk, error) {
-	f.mu.Lock()
-	d, ok := f.known[digest]
-	f.mu.Unlock()
-	if ok {
+	if d, ok := f.recall(digest); ok {
 		return d, nil
 	}
 	d, err := f.read(repo, digest)
@@ -106,13 +139,32 @@ func (f *Finder) look(repo, digest string) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
+	f.remember(digest, d)
+	return d, nil
+}
+
+func (f *Finder) recall(digest string) (d *Disk, ok bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if len(f.known) >= maxKnown {
-		clear(f.known)
+	e, ok := f.known[digest]
+	if !ok {
+		return nil, false
 	}
-	f.known[digest] = d
-	return d, nil
+	f.used.MoveToFront(e)
+	return e.Value.(*known).disk, true
+}
+
+// remember forgets for it what was not used for longest.
+func (f *Finder) remember(digest string, d *Disk) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.known[digest]; ok {
+		return
+	}
+	f.known[digest] = f.used.PushFront(&known{digest, d})
+	if f.used.Len() > maxKnown {
+		delete(f.known, f.used.Remove(f.used.Back()).(*known).digest)
+	}
 }
 
 // read looks at a manifest, or in an index at that for this architecture.

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 
@@ -143,7 +144,7 @@ func TestFind(t *testing.T) {
 	f.tags = append(f.tags, store.Tag{Name: "gone", Digest: "d-gone"})
 	finder := NewFinder(f)
 	for range 2 {
-		got, err := finder.Find(t.Context(), "shop")
+		got, _, err := finder.Find(t.Context(), "shop")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -162,12 +163,50 @@ func TestFind(t *testing.T) {
 		}
 	}
 	before := f.reads
-	if _, err := finder.Find(t.Context(), "shop"); err != nil || f.reads != before+1 { // only what was not there is looked for again
+	if _, _, err := finder.Find(t.Context(), "shop"); err != nil || f.reads != before+1 { // only what was not there is looked for again
 		t.Errorf("%d reads, %v", f.reads-before, err)
 	}
 	f.broken = &fs.PathError{Op: "read", Path: "x", Err: errors.New("I/O error")}
-	if _, err := NewFinder(f).Find(t.Context(), "shop"); err == nil {
+	if _, _, err := NewFinder(f).Find(t.Context(), "shop"); err == nil {
 		t.Error("a disk that fails went unnoticed")
+	}
+}
+
+// TestMany: of very many tags the newest are looked at, and others who have as many do not have them read again.
+func TestMany(t *testing.T) {
+	f := &fakeStore{t: t, manifests: map[string]*store.Manifest{}}
+	finder := NewFinder(f)
+	fill := func(who string, n int) {
+		f.tags = nil
+		for i := range n {
+			digest := fmt.Sprintf("%s-%d", who, i)
+			f.manifests[digest] = artifact("a.img")
+			f.tags = append(f.tags, store.Tag{Name: digest, Digest: digest, Pushed: time.Unix(int64(i), 0)})
+		}
+	}
+	find := func() []Disk {
+		got, unseen, err := finder.Find(t.Context(), "shop")
+		if err != nil || len(got)+unseen != len(f.tags) {
+			t.Fatalf("%d disks, %d unseen, %v", len(got), unseen, err)
+		}
+		return got
+	}
+	for _, other := range []string{"a", "b", "c", "d", "e", "f"} {
+		fill("small", 3)
+		find()
+		fill(other, maxTags+100)
+		for _, d := range find() {
+			if d.Pushed.Unix() < 100 {
+				t.Fatalf("an old one: %+v", d)
+			}
+		}
+	}
+	fill("small", 3)
+	if before := f.reads; len(find()) != 3 || f.reads != before {
+		t.Errorf("%d were read again", f.reads-before)
+	}
+	if len(finder.known) > maxKnown || finder.used.Len() != len(finder.known) {
+		t.Errorf("%d are remembered", len(finder.known))
 	}
 }
 

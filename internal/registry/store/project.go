@@ -35,7 +35,7 @@ type project struct {
 	blobs   map[key]linked
 	uploads map[string]int64
 	writing map[string]*writing // uploads that are open or end
-	loose   map[key]int64 // blobs whose last link was deleted, and that are there until a collection: they are counted
+	loose   map[key]int64       // blobs whose last link was deleted, and that are there until a collection: they are counted
 }
 
 // project returns the record of a project; it may be of one that has nothing.
