@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -73,6 +74,10 @@ func TestCancelWhileWritten(t *testing.T) {
 	}
 	if status := <-ended; status < http.StatusBadRequest {
 		t.Errorf("going on with it: %d", status)
+	}
+	left, err := filepath.Glob(filepath.Join(h.dir, "docker/registry/v2/repositories/shop/web/_uploads/*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("on disk are %v, %v", left, err)
 	}
 	if got := used(); got != 0 {
 		t.Errorf("%d bytes are used in the end", got)

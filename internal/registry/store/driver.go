@@ -65,6 +65,11 @@ func (d *driver) PutContent(ctx context.Context, path string, content []byte) er
 	case tag:
 		defer d.store.lock(at.repo + ":" + at.tag)()
 		return put()
+	case upload:
+		if d.store.cancelled(at.project, at.upload) {
+			return storagedriver.PathNotFoundError{Path: path, DriverName: d.Name()} // who writes it notes how far it is
+		}
+		return put()
 	default:
 		return put()
 	}

@@ -89,6 +89,15 @@ func (s *Store) Writing(repo, id string) bool {
 	return w != nil && w.open && !w.closed
 }
 
+// cancelled tells that the files of an upload that somebody has open are removed.
+func (s *Store) cancelled(name, upload string) bool {
+	p := s.project(name)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	w := p.writing[upload]
+	return w != nil && (w.gone || w.removing > 0)
+}
+
 // upload is the record of an upload. The caller holds the project.
 func (p *project) upload(upload string) *writing {
 	w := p.writing[upload]
