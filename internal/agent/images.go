@@ -88,7 +88,7 @@ func (i *imageStore) pushed(ctx context.Context, item *api.ContentLibraryItem, g
 	if got.Digest = item.Status.Digest; got.Digest != "" { // it was pushed, and its specification has changed since
 		return got, nil
 	}
-	if item.Namespace == "" || i.registry == nil {
+	if item.Namespace == "" || item.Namespace == atoll.RegistryLibrary || i.registry == nil {
 		return got, libraryitem.Permanent{Reason: api.ItemPushRefused, Err: errors.New("spec.push is for items of namespaces; use a VirtualMachinePublishRequest")}
 	}
 	image, _, err := i.library.Open(string(item.UID), 0)

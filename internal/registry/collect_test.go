@@ -51,6 +51,29 @@ func (h *harness) collect(dryRun bool) store.Report {
 	return report
 }
 
+// TestUntaggedIsKept: an image that a deployment names by its digest is there for a week after its tag went on.
+func TestUntaggedIsKept(t *testing.T) {
+	h := start(t)
+	first := h.image(2000, 1)
+	h.push("shop/web:1", first, h.as("olga"))
+	h.push("shop/web:1", h.image(2000, 1), h.as("olga"))
+	digest, err := first.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	day := 24 * time.Hour
+	for _, c := range []struct {
+		age  time.Duration
+		kept bool
+	}{{6 * day, true}, {8 * day, false}} {
+		age(t, h.dir, c.age)
+		h.collect(false)
+		if _, err := remote.Head(h.ref("shop/web@"+digest.String()), h.as("olga")...); c.kept != (err == nil) {
+			t.Errorf("after %s: %v", c.age, err)
+		}
+	}
+}
+
 func TestCollect(t *testing.T) {
 	h := start(t)
 	kept, gone := h.image(2000, 2), h.image(2000, 2)

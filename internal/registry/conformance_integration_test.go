@@ -30,7 +30,8 @@ func TestConformance(t *testing.T) {
 	run := exec.Command(program)
 	run.Dir = results
 	run.Env = append(os.Environ(), "OCI_REGISTRY="+h.host(), "OCI_TLS=enabled", "SSL_CERT_FILE="+ca, "OCI_REPO1=shop/one", "OCI_REPO2=shop/two",
-		"OCI_USERNAME=olga", "OCI_PASSWORD="+passwords()["olga"], "OCI_RESULTS_DIR="+results, "OCI_VERSION=1.1", "OCI_DATA_SHA512=false")
+		"OCI_USERNAME=olga", "OCI_PASSWORD="+passwords()["olga"], "OCI_RESULTS_DIR="+results, "OCI_VERSION=1.1", "OCI_DATA_SHA512=false",
+		"OCI_DATA_NONDISTRIBUTABLE=false") // deprecated since 1.1, and refused: they name blobs without having them
 	out, err := run.CombinedOutput()
 	if err != nil {
 		t.Errorf("%v", err)

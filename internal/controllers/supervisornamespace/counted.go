@@ -20,7 +20,7 @@ const (
 	// recountAfter is how long a quota may take to be counted.
 	recountAfter = 10 * time.Second
 	// recountEvery is how often it is made to be counted again.
-	recountEvery = time.Minute
+	recountEvery = 15 * time.Second
 	// recountKey bounds objects of a kind that does not exist.
 	recountKey = corev1.ResourceName("count/recounts.atoll.dev")
 )

@@ -250,6 +250,11 @@ func TestItemName(t *testing.T) {
 func TestInProject(t *testing.T) {
 	project := library("registry", true, nil)
 	project.Spec.Registry = &imageregistry.RegistryBacking{}
+	unseen := newWorld(t, machine(), project.DeepCopy(), request(func(p *vmopv1.VirtualMachinePublishRequest) { p.Spec.Target.Location.Name = "registry" }))
+	if p := unseen.run(); reason(p, targetValid) != vmopv1.TargetContentLibraryNotReadyReason {
+		t.Errorf("a project that nobody has looked at: %+v", condition.Get(p.Status.Conditions, targetValid))
+	}
+	condition.True(&project.Status.Conditions, imageregistry.ReadyCondition)
 	for name, want := range map[string]string{
 		"web": "True", "a/web:1.0": "True", "Web": reasonName, "a b": reasonName, "web:": reasonName, strings.Repeat("x", 252): reasonName, "there:1": vmopv1.TargetItemAlreadyExistsReason,
 	} {

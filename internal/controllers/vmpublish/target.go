@@ -42,7 +42,11 @@ func (r *Reconciler) target(ctx context.Context, p *vmopv1.VirtualMachinePublish
 	if !library.Spec.Writable {
 		return refuse(vmopv1.TargetContentLibraryNotWritableReason, "ContentLibrary %s is not writable; name another one, or set its spec.writable", library.Name)
 	}
-	if c := condition.Get(library.Status.Conditions, imageregistry.ReadyCondition); c != nil && c.Status == metav1.ConditionFalse {
+	c := condition.Get(library.Status.Conditions, imageregistry.ReadyCondition)
+	switch {
+	case c == nil && library.Spec.Registry != nil:
+		return refuse(vmopv1.TargetContentLibraryNotReadyReason, "ContentLibrary %s has not been looked at yet", library.Name)
+	case c != nil && c.Status == metav1.ConditionFalse:
 		return refuse(vmopv1.TargetContentLibraryNotReadyReason, "ContentLibrary %s is not ready: %s", library.Name, c.Message)
 	}
 	name := p.Status.TargetRef.Item.Name

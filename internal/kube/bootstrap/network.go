@@ -42,9 +42,14 @@ spec:
       apiVersions: [v1]
       operations: [CREATE, UPDATE]
       resources: [services, services/status]
+  variables:
+  - name: same
+    expression: >-
+      oldObject != null && oldObject.spec.?ports.orValue([]) == object.spec.?ports.orValue([]) &&
+      oldObject.?status.loadBalancer.ingress.orValue([]) == object.?status.loadBalancer.ingress.orValue([])
   validations:
   - expression: >-
-      !object.?status.loadBalancer.ingress.orValue([]).exists(i, i.?ip.orValue("") == %[1]q) ||
+      variables.same || !object.?status.loadBalancer.ingress.orValue([]).exists(i, i.?ip.orValue("") == %[1]q) ||
       !object.spec.?ports.orValue([]).exists(p, p.port == %[2]d || p.port < 1024 && p.port != 80 ||
       p.port in [2379, 2380, 6443, 9443] || p.port >= 10240 && p.port <= 10260 || p.port >= 30000 && p.port <= 32767)
     messageExpression: >-

@@ -3,8 +3,6 @@ package bootstrap
 import (
 	"fmt"
 
-	"k8s.io/apimachinery/pkg/runtime/schema"
-
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	imageregistry "atoll.dev/atoll/api/imageregistry/v1alpha1"
 	"atoll.dev/atoll/internal/datadir/pki"
@@ -12,10 +10,7 @@ import (
 
 // publishManifests are the library of the registry's project for all, and who may publish into projects of the registry.
 func publishManifests() []manifest {
-	policies := func(r string) schema.GroupVersionResource {
-		return schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: r}
-	}
-	const single, group = "atoll-publish-to-registry", "atoll-publish-group-to-registry"
+	const library, single, group = "atoll-registry-library", "atoll-publish-to-registry", "atoll-publish-group-to-registry"
 	return []manifest{
 		{resource: imageregistry.GroupVersion().WithResource("clustercontentlibraries"), once: true, text: fmt.Sprintf(`
 apiVersion: imageregistry.vmware.com/v1alpha1
@@ -26,6 +21,29 @@ spec:
   registry:
     project: %s
 `, imageregistry.RegistryLibrary, atoll.RegistryLibrary)},
+		{resource: policies("validatingadmissionpolicies"), text: fmt.Sprintf(`
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata:
+  name: %[1]s
+spec:
+  failurePolicy: Fail
+  matchConstraints:
+    resourceRules:
+    - apiGroups: [imageregistry.vmware.com]
+      apiVersions: ["*"]
+      operations: [CREATE, UPDATE]
+      resources: [contentlibraries]
+  validations:
+  - expression: >-
+      !has(object.spec) || !has(object.spec.registry) || (oldObject != null && has(oldObject.spec) && oldObject.spec == object.spec) ||
+      request.userInfo.username == %[2]q ||
+      authorizer.group(%[3]q).resource(%[4]q).namespace(request.namespace).check("update").allowed()
+    messageExpression: >-
+      "spec.registry: whoever makes the project of namespace " + request.namespace + " a library has to have the right to push there: to update %[4]s.%[3]s in the namespace, which the role Edit has"
+    reason: Forbidden
+`, library, pki.VMControllerUser, atoll.RegistryGroup, atoll.RegistryRepositories)},
+		{resource: policies("validatingadmissionpolicybindings"), text: policyBinding(library)},
 		{resource: policies("validatingadmissionpolicies"), text: publishPolicy(single, "virtualmachinepublishrequests", "object.?spec.?target.?location.?name")},
 		{resource: policies("validatingadmissionpolicybindings"), text: publishBinding(single)},
 		{resource: policies("validatingadmissionpolicies"), text: publishPolicy(group, "virtualmachinegrouppublishrequests", "object.?spec.?target")},
@@ -58,7 +76,7 @@ spec:
   - name: meant
     expression: >-
       params.metadata.name == variables.target ||
-      variables.target == "" && %q in params.metadata.?labels.orValue({})
+      variables.target == "" && (params.metadata.name == %q || %q in params.metadata.?labels.orValue({}))
   validations:
   - expression: >-
       !has(params.spec) || !has(params.spec.registry) || !variables.meant ||
@@ -67,9 +85,9 @@ spec:
       authorizer.group(%q).resource(%q).namespace(request.namespace).check("update").allowed()
     messageExpression: >-
       "ContentLibrary " + params.metadata.name + " is the project of namespace " + request.namespace + " in the registry, and " + request.userInfo.username +
-      " may not push there: it takes the right to update %[7]s.%[6]s in the namespace, which the role Edit has; name another library"
+      " may not push there: it takes the right to update %[8]s.%[7]s in the namespace, which the role Edit has; name another library"
     reason: Forbidden
-`, name, resource, target, imageregistry.DefaultLibraryLabel, pki.VMControllerUser, atoll.RegistryGroup, atoll.RegistryRepositories)
+`, name, resource, target, imageregistry.DefaultLibrary, imageregistry.DefaultLibraryLabel, pki.VMControllerUser, atoll.RegistryGroup, atoll.RegistryRepositories)
 }
 
 // publishBinding asks a publishPolicy about all libraries of the request's namespace.

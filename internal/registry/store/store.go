@@ -25,7 +25,7 @@ import (
 // Defaults of a Config.
 const (
 	defaultGrace       = 2 * time.Hour
-	defaultUntaggedAge = 7 * time.Hour
+	defaultUntaggedAge = 7 * 24 * time.Hour
 	defaultUploadAge   = time.Hour
 	// reserveBytes and reservePart of a disk are kept free of images, whichever is less.
 	reserveBytes = 2 << 30

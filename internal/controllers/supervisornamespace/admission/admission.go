@@ -161,16 +161,29 @@ func (w *Webhook) keepNotes(ctx context.Context, p who, sn *atoll.SupervisorName
 		return nil
 	}
 	delete(sn.Annotations, atoll.WidenedAnnotation)
-	if p.admin {
-		wider, err := w.wider(ctx, sn)
-		if err != nil {
-			return err
-		}
-		if len(wider) > 0 {
-			sn.Annotations[atoll.WidenedAnnotation] = "true"
-		}
+	if !p.admin {
+		return nil
 	}
-	return nil
+	widened, err := w.widened(ctx, before, sn)
+	if err == nil && widened {
+		sn.Annotations[atoll.WidenedAnnotation] = "true"
+	}
+	return err
+}
+
+// widened tells whether an administrator's change makes a spec wider than its template, or it was that on purpose. What is
+// wider because the template became stricter stays cut when something else is changed.
+func (w *Webhook) widened(ctx context.Context, before, sn *atoll.SupervisorNamespace) (bool, error) {
+	now, err := w.wider(ctx, sn)
+	if err != nil || len(now) == 0 || before.Annotations[atoll.WidenedAnnotation] == "true" {
+		return len(now) > 0, err
+	}
+	was, err := w.wider(ctx, before)
+	known := map[string]bool{}
+	for _, e := range was {
+		known[e.Error()] = true
+	}
+	return slices.ContainsFunc(now, func(e *field.Error) bool { return !known[e.Error()] }), err
 }
 
 // wider says where a spec is wider than its template. One that has none, or that cannot be used, is not.

@@ -167,6 +167,14 @@ func TestSelfService(t *testing.T) {
 	if wider.Annotations[atoll.WidenedAnnotation] != "true" {
 		t.Error("it is not noted that an administrator has widened it")
 	}
+	stricter := wider.DeepCopy() // as if the template had been wider when it was made
+	delete(stricter.Annotations, atoll.WidenedAnnotation)
+	described := stricter.DeepCopy()
+	described.Spec.Description = "with a word"
+	wantError(t, w.update(t, root, stricter, described), "")
+	if described.Annotations[atoll.WidenedAnnotation] != "" {
+		t.Error("what a template cuts comes back when an administrator changes something else")
+	}
 	wantError(t, w.update(t, olga, wider, less), "")
 	if less.Annotations[atoll.WidenedAnnotation] != "" {
 		t.Error("it is within its template again")
