@@ -67,8 +67,14 @@ type cutSet struct {
 // answerSets are those of answers that are dropped.
 func answerSets() []cutSet {
 	return []cutSet{
-		{flowsSet, "pfstd", true}, {portsSet, "pftd", true}, {protocolsSet, "pft", true}, {peersSet, "pft", false},
-		{sendersSet, "pfd", false}, {receiversSet, "ptd", false}, {silentSet, "f", false}, {deafSet, "t", false},
+		{flowsSet, "pfstd", true},
+		{portsSet, "pftd", true},
+		{protocolsSet, "pft", true},
+		{peersSet, "pft", false},
+		{sendersSet, "pfd", false},
+		{receiversSet, "ptd", false},
+		{silentSet, "f", false},
+		{deafSet, "t", false},
 	}
 }
 
