@@ -31,6 +31,8 @@ import (
 const (
 	// cutEvery is the least time between two searches for connections that are not allowed any more.
 	cutEvery = 500 * time.Millisecond
+	// cutRetry is the longest time until a search that has failed is tried again.
+	cutRetry = 30 * time.Second
 	// tellEvery is the least time between two writes of the status.
 	tellEvery = time.Second
 	// keepDelays is how many pods the delays in the status are of.
@@ -206,23 +208,40 @@ func (h *policyHost) enforced(s *policyv1.State, now time.Time) {
 
 // cutter cuts connections that are not allowed any more.
 func (h *policyHost) cutter(ctx context.Context) error {
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-h.cut:
-		}
+	retrying(ctx, h.cut, func() error {
 		n, err := h.engine.Cut(ctx)
 		if err != nil && ctx.Err() == nil {
 			h.log.Warn("connections that policies do not allow any more may go on", "err", err)
-			signal(h.cut)
 		}
 		if n > 0 {
 			h.log.Info("connections cut", "count", n)
 		}
+		return err
+	})
+	return nil
+}
+
+// retrying calls do when it is woken, and after an error again by itself, later each time.
+func retrying(ctx context.Context, wake <-chan struct{}, do func() error) {
+	wait := cutEvery
+	var again <-chan time.Time
+	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
+		case <-wake:
+		case <-again:
+		}
+		again = nil
+		if do() == nil {
+			wait = cutEvery
+		} else {
+			again = time.After(wait)
+			wait = min(2*wait, cutRetry)
+		}
+		select {
+		case <-ctx.Done():
+			return
 		case <-time.After(cutEvery):
 		}
 	}

@@ -1,9 +1,12 @@
 package agent
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	policyv1 "atoll.dev/atoll/api/policy/v1"
@@ -47,4 +50,39 @@ func TestDelaysBeginWithTheInterface(t *testing.T) {
 	if len(h.seen) != 0 {
 		t.Errorf("an interface that is gone is remembered: %v", h.seen)
 	}
+}
+
+// TestCutsThatFailAreRetriedLater fails for some minutes. What is new is tried at once.
+func TestCutsThatFailAreRetriedLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		wake, calls, failure := make(chan struct{}, 1), 0, errors.New("full")
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			retrying(ctx, wake, func() error { calls++; return failure })
+		}()
+		after := func(wait time.Duration, want int) {
+			t.Helper()
+			time.Sleep(wait)
+			synctest.Wait()
+			if calls != want {
+				t.Errorf("%d calls, want %d", calls, want)
+			}
+		}
+		after(time.Hour, 0)
+		signal(wake)
+		after(29*time.Second, 6) // after 0, 0.5, 1.5, 3.5, 7.5 and 15.5 s
+		after(5*time.Minute, 16)
+		signal(wake)
+		after(time.Second, 17)
+		failure = nil
+		after(time.Minute, 18)
+		after(time.Hour, 18)
+		failure = errors.New("full again")
+		signal(wake)
+		after(600*time.Millisecond, 20)
+		cancel()
+		<-done
+	})
 }

@@ -6,8 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"strconv"
-	"time"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -16,58 +15,55 @@ import (
 	policyv1 "atoll.dev/atoll/api/policy/v1"
 )
 
-// Sets of the table of connections that were cut. It is a table of its own so that they outlive the table of policies,
-// which is written anew when the agent starts.
-const (
-	// pairsSet are addresses between which a connection over TCP was cut.
-	pairsSet = "pairs"
-	// flowsSet are connections whose peer may not begin any more what the other may: it has no answers in them.
-	flowsSet = "flows"
-	// protocolsSet are the same without ports.
-	protocolsSet = "protocols"
-)
-
-const (
-	// pairFor is how long a TCP connection cannot be taken up in the middle. A peer that has not sent for so long has
-	// given up by itself.
-	pairFor = time.Hour
-	// flowFor is how long a peer must have been silent to be one who answers.
-	flowFor = 10 * time.Minute
-	// cutMost are the elements of a set, which costs nothing before they are there.
-	cutMost = 1 << 20
-)
-
-// cutChains are the chains of the table. A packet that one of the sets holds counts as sent: its time begins again.
+// cutChains are the chains of the table at the hooks. What the host sends is looked at for connections over TCP only, that
+// it would take up in the middle.
 func cutChains() []baseChain {
-	held := func(set, key string) string {
-		return fmt.Sprintf("ct direction reply %[1]s @%[2]s update @%[2]s { %[1]s } counter name %[3]s drop", key, set, CutCounter)
+	taken := func(key, set string) string {
+		return "ct state new tcp flags & (fin | syn | rst | ack) != syn " + key + " @" + set + " counter name " + CutCounter + " drop"
 	}
-	rules := []string{
-		held(flowsSet, "meta l4proto . ip saddr . th sport . ip daddr . th dport"),
-		held(protocolsSet, "meta l4proto . ip saddr . ip daddr"),
+	middle := []string{
 		established,
-		"ct state new tcp flags & (fin | syn | rst | ack) != syn ip saddr . ip daddr @" + pairsSet + " counter name " + CutCounter + " drop",
+		taken("ip saddr . ip daddr", pairsSet), taken("ip daddr . ip saddr", pairsSet),
+		taken("ip saddr", looseSet), taken("ip daddr", looseSet),
 	}
+	all := append([]string{"ct direction reply meta l4proto != { tcp, icmp } jump " + answersChain}, middle...)
 	return []baseChain{
-		{"forward", knftables.ForwardHook, knftables.FilterPriority + "-1", rules},
-		{"input", knftables.InputHook, knftables.FilterPriority + "-1", rules},
+		{"forward", knftables.ForwardHook, knftables.FilterPriority + "-1", all},
+		{"input", knftables.InputHook, knftables.FilterPriority + "-1", all},
+		{"output", knftables.OutputHook, knftables.FilterPriority + "-1", middle},
 	}
 }
 
-// fillCuts makes the table of connections that were cut, or what is missing of it. The lock is held.
+// answersChain is where answers go, but those over TCP, which pairsSet keeps from being any.
+const answersChain = "answers"
+
+func answerRules() (out []string) {
+	for _, s := range answerSets() {
+		rule := s.match() + " @" + s.name
+		if s.prolonged {
+			rule += " update @" + s.name + " { " + s.match() + " }"
+		}
+		out = append(out, rule+" counter name "+CutCounter+" drop")
+	}
+	return out
+}
+
+// fillCuts makes the table of connections that were cut, or what is missing of it. It is a table of its own so that it
+// outlives the table of policies, which is written anew when the agent starts. The lock is held.
 func (e *Engine) fillCuts(ctx context.Context) error {
 	fill := func(tx *knftables.Transaction) error {
 		tx.Add(&knftables.Table{})
 		tx.Add(&knftables.Counter{Name: CutCounter, Comment: comment("of connections that were cut")})
-		tx.Add(&knftables.Set{Name: pairsSet, Type: pairKind, Timeout: new(pairFor)})
-		for name, kind := range map[string]string{flowsSet: flowKind, protocolsSet: protocolKind} {
-			tx.Add(&knftables.Set{
-				Name: name, Type: kind, Timeout: new(flowFor), Size: new(uint64(cutMost)),
-				Flags: []knftables.SetFlag{knftables.DynamicFlag, knftables.TimeoutFlag},
-			})
+		for _, s := range cutSets() {
+			tx.Add(s.object())
+		}
+		// The chains may be there with rules of an earlier version.
+		tx.Add(&knftables.Chain{Name: answersChain})
+		tx.Flush(&knftables.Chain{Name: answersChain})
+		for _, rule := range answerRules() {
+			tx.Add(&knftables.Rule{Chain: answersChain, Rule: rule})
 		}
 		for _, c := range cutChains() {
-			// It may be there with rules of an earlier version.
 			tx.Add(&knftables.Chain{Name: c.name, Type: new(knftables.FilterType), Hook: new(c.hook), Priority: new(c.priority)})
 			tx.Flush(&knftables.Chain{Name: c.name})
 			c.add(tx)
@@ -105,51 +101,6 @@ func connectionOf(k *netlink.ConntrackFlow) connection {
 	return c
 }
 
-// elements are what keeps a connection from going on.
-func (c connection) elements() []*knftables.Element {
-	from, to, number := c.From.String(), c.To.String(), strconv.Itoa(int(c.number))
-	var out []*knftables.Element
-	if c.Protocol == policyv1.TCP {
-		out = append(out,
-			&knftables.Element{Set: pairsSet, Key: []string{from, to}}, &knftables.Element{Set: pairsSet, Key: []string{to, from}})
-	}
-	switch {
-	case c.number == unix.IPPROTO_ICMP: // an answer begins nothing
-	case c.Port != 0 || c.source != 0:
-		out = append(out, &knftables.Element{
-			Set: flowsSet, Key: []string{string(c.Protocol), from, strconv.Itoa(int(c.source)), to, strconv.Itoa(int(c.Port))},
-		})
-	default:
-		out = append(out, &knftables.Element{Set: protocolsSet, Key: []string{number, from, to}})
-	}
-	return out
-}
-
-// heldFlow is the flow of an element of flowsSet or protocolsSet.
-func heldFlow(el *knftables.Element) (f Flow, ok bool) {
-	k := el.Key
-	switch {
-	case el.Set == flowsSet && len(k) == 5:
-		port, err := strconv.ParseUint(k[4], 10, 16)
-		if err != nil {
-			return f, false
-		}
-		f.Port = uint16(port)
-		k = []string{k[0], k[1], k[3]}
-	case el.Set == protocolsSet && len(k) == 3:
-	default:
-		return f, false
-	}
-	switch p := policyv1.Protocol(k[0]); p {
-	case policyv1.TCP, policyv1.UDP, policyv1.SCTP:
-		f.Protocol = p
-	}
-	var err, err2 error
-	f.From, err = netip.ParseAddr(k[1])
-	f.To, err2 = netip.ParseAddr(k[2])
-	return f, err == nil && err2 == nil
-}
-
 // finder looks for connections that are not allowed.
 type finder struct {
 	state *policyv1.State
@@ -157,7 +108,8 @@ type finder struct {
 	local map[netip.Addr]bool // of the host
 	// subnet is where pods of this host are: an address in it that is nobody's was that of a pod.
 	subnet netip.Prefix
-	held   bool
+	// held are the sets that may have elements.
+	held map[string]bool
 	// found are to be cut, those of pods that are gone with false: nobody is kept from beginning them.
 	found map[connection]bool
 }
@@ -170,6 +122,25 @@ func (f *finder) look(c connection) {
 	case !f.local[c.From] && !Allowed(f.state, c.Flow):
 		f.found[c] = true
 	}
+}
+
+// judge forgets what was found and is allowed by a state.
+func (f *finder) judge(s *policyv1.State) {
+	f.state = s
+	for c, forbidden := range f.found {
+		if forbidden && Allowed(s, c.Flow) {
+			delete(f.found, c)
+		}
+	}
+}
+
+// keeps tells whether a connection is to be held on.
+func (f *finder) keeps(h hold) bool {
+	if h.from.IsValid() && f.left(h.from) || h.to.IsValid() && f.left(h.to) {
+		return false
+	}
+	flow, ok := h.flow()
+	return !ok || !Allowed(f.state, flow)
 }
 
 // left tells whether an address was that of a pod that is gone.
@@ -189,46 +160,56 @@ func (f *finder) MatchConntrackFlow(k *netlink.ConntrackFlow) bool {
 // It returns how many entries of the kernel's table it removed.
 //
 // The kernel's table may be long: it is read without the lock, so that Apply need not wait. What is applied meanwhile
-// holds for what was found; what it denies in addition is for the next call.
-func (e *Engine) Cut(ctx context.Context) (n int, err error) {
+// holds for what was found; what it denies in addition is for the next call. Entries are removed also when their
+// connections cannot be held, which the next call tries again.
+func (e *Engine) Cut(ctx context.Context) (int, error) {
+	e.cutting.Lock()
+	defer e.cutting.Unlock()
 	f := e.finder()
 	if f == nil {
 		return 0, nil
 	}
-	defer func() {
-		if err != nil {
-			e.mu.Lock()
-			maps.Copy(e.gone, f.gone)
-			e.mu.Unlock()
-		}
-	}()
-	if f.local, err = hostAddresses(); err != nil {
-		return 0, err
+	n, removed, err := e.cut(ctx, f)
+	if !removed {
+		e.mu.Lock()
+		maps.Copy(e.gone, f.gone)
+		e.mu.Unlock()
 	}
-	var held []*knftables.Element
-	if f.held {
-		if held, err = e.listHeld(ctx); err != nil {
-			return 0, err
-		}
+	if err != nil {
+		return n, fmt.Errorf("cutting connections: %w", err)
+	}
+	return n, nil
+}
+
+// cut also tells whether all entries that were to be removed have been.
+func (e *Engine) cut(ctx context.Context, f *finder) (n int, removed bool, err error) {
+	if f.local, err = hostAddresses(); err != nil {
+		return 0, false, err
 	}
 	entries, err := e.connections()
 	if err != nil {
-		return 0, fmt.Errorf("listing connections: %w", err)
+		return 0, false, fmt.Errorf("listing connections: %w", err)
 	}
 	for _, k := range entries {
 		f.look(connectionOf(k))
 	}
-	if err := e.hold(ctx, f, held); err != nil {
-		return 0, fmt.Errorf("cutting connections: %w", err)
+	f.judge(e.now())
+	err = e.hold(ctx, f)
+	if s := e.now(); s != f.state {
+		f.judge(s)
 	}
 	if len(f.found) == 0 {
-		return 0, nil
+		return 0, true, err
 	}
-	removed, err := e.remove(f)
-	if err != nil {
-		return int(removed), fmt.Errorf("cutting connections: %w", err)
-	}
-	return int(removed), nil
+	count, err2 := e.remove(f)
+	return int(count), err2 == nil, errors.Join(err, err2)
+}
+
+// now is the state that was applied last.
+func (e *Engine) now() *policyv1.State {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.state
 }
 
 // finder begins a search, nil before there is a state. Addresses that have changed hands are its from now on.
@@ -238,62 +219,107 @@ func (e *Engine) finder() *finder {
 	if e.state == nil || e.nft == nil {
 		return nil
 	}
-	f := &finder{state: e.state, gone: e.gone, subnet: e.cfg.Network.Subnet, held: e.held, found: map[connection]bool{}}
+	f := &finder{state: e.state, gone: e.gone, subnet: e.cfg.Network.Subnet, held: maps.Clone(e.held), found: map[connection]bool{}}
 	e.gone = map[netip.Addr]bool{}
 	return f
 }
 
-// listHeld lists what was cut before.
-func (e *Engine) listHeld(ctx context.Context) ([]*knftables.Element, error) {
-	var out []*knftables.Element
-	for _, set := range []string{flowsSet, protocolsSet} {
+// listHeld lists what was cut before. Pairs matter when there are more.
+func (e *Engine) listHeld(ctx context.Context, f *finder) (out []hold, err error) {
+	sets := maps.Clone(f.held)
+	for c, forbidden := range f.found {
+		if forbidden && c.Protocol == policyv1.TCP {
+			sets[pairsSet] = true
+			break
+		}
+	}
+	for set := range sets {
 		list, err := e.cuts.ListElements(ctx, "set", set)
 		if err != nil {
 			return nil, fmt.Errorf("listing connections that were cut: %w", err)
 		}
-		out = append(out, list...)
+		for _, el := range list {
+			if h, ok := holdOf(el); ok {
+				out = append(out, h)
+			}
+		}
 	}
 	return out, nil
 }
 
-// hold keeps the connections that were found from going on, and lets those of before that are allowed by now. Both
-// are judged by the state that is applied by now.
-func (e *Engine) hold(ctx context.Context, f *finder, held []*knftables.Element) error {
+// change is a hold that begins or ends.
+type change struct {
+	hold
+	ends bool
+}
+
+// hold keeps the connections that were found from going on, and lets those of before that are allowed by now.
+func (e *Engine) hold(ctx context.Context, f *finder) error {
+	held, failed := e.listHeld(ctx, f)
+	kept := map[string]bool{}
+	var changes []change
+	for _, h := range held {
+		switch {
+		case h.set == pairsSet:
+		case f.keeps(h):
+			kept[h.set] = true
+		default:
+			changes = append(changes, change{h, true})
+		}
+	}
+	for _, h := range f.plan(held, e.owed) {
+		changes = append(changes, change{h, false})
+	}
+	e.owed = nil
+	for batch := range slices.Chunk(changes, batchMost) {
+		if err := e.write(ctx, f, batch, kept); err != nil {
+			failed = errors.Join(failed, err)
+			for _, c := range batch {
+				if !c.ends {
+					e.owed = append(e.owed, c.hold)
+				}
+				kept[c.set] = true
+			}
+		}
+	}
+	if failed != nil {
+		return failed
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	f.state = e.state
-	tx := e.cuts.NewTransaction()
-	kept := 0
-	for _, el := range held {
-		if flow, ok := heldFlow(el); ok && !f.left(flow.From) && !f.left(flow.To) && !Allowed(f.state, flow) {
-			kept++
-			continue
-		}
-		tx.Add(el) // its time may be over by now
-		tx.Delete(el)
-	}
-	for c, forbidden := range f.found {
-		if !forbidden {
-			continue
-		}
-		if Allowed(f.state, c.Flow) {
-			delete(f.found, c)
-			continue
-		}
-		for _, el := range c.elements() {
-			tx.Add(el)
-			tx.Delete(el) // the time of one that is there does not begin again
-			tx.Add(el)
-			kept++
+	for set := range f.held {
+		if !kept[set] {
+			delete(e.held, set)
 		}
 	}
-	if tx.NumOperations() > 0 {
-		if err := e.cuts.Run(ctx, tx); err != nil {
-			return err
-		}
-	}
-	e.held = kept > 0
 	return nil
+}
+
+// write makes some changes. They are judged by the state that is applied by now.
+func (e *Engine) write(ctx context.Context, f *finder, batch []change, kept map[string]bool) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	judged := *f
+	judged.state = e.state
+	tx := e.cuts.NewTransaction()
+	for _, c := range batch {
+		keeps, el := judged.keeps(c.hold), c.element()
+		if keeps && c.set != pairsSet && c.set != looseSet {
+			kept[c.set], e.held[c.set] = true, true
+		}
+		if keeps == c.ends {
+			continue
+		}
+		tx.Add(el) // the time of one that is there may be over by now, and does not begin again
+		tx.Delete(el)
+		if keeps {
+			tx.Add(el)
+		}
+	}
+	if tx.NumOperations() == 0 {
+		return nil
+	}
+	return e.cuts.Run(ctx, tx)
 }
 
 // connections lists the kernel's table.

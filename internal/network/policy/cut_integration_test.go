@@ -8,10 +8,12 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+	"sigs.k8s.io/knftables"
 
 	policyv1 "atoll.dev/atoll/api/policy/v1"
 	"atoll.dev/atoll/internal/linux/netns"
 	"atoll.dev/atoll/internal/network/networktest"
+	"atoll.dev/atoll/internal/network/policy"
 )
 
 // cutHost has a db that nobody may send to from the call of forbid until that of permit. It may send to others.
@@ -129,6 +131,65 @@ func TestCutIsNotUndoneByTheHost(t *testing.T) {
 			t.Errorf("the connection goes on %s", when)
 		}
 		h.restart(t)
+	}
+}
+
+// TestManyCutsAreHeldByFew forbids what a client sends from many ports and then to many.
+func TestManyCutsAreHeldByFew(t *testing.T) {
+	h, forbid, permit := cutHost(t)
+	db, client := h.pods["db"], h.pods["client"]
+	there, back := wire{client, db, unix.IPPROTO_UDP}, wire{db, client, unix.IPPROTO_UDP}
+	many := func(ports func(i uint16) (from, to uint16)) {
+		t.Helper()
+		networktest.Do(t, client.netns, func() error {
+			for i := range uint16(3000) {
+				if err := raw(packet(unix.IPPROTO_UDP, client.address, db.address, datagram(ports(i))), db.address); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		forbid()
+	}
+	held := func(want map[string]int) {
+		t.Helper()
+		networktest.Do(t, h.Host, func() error {
+			nft, err := knftables.New(knftables.InetFamily, policy.CutTableName(h.Network))
+			if err != nil {
+				return err
+			}
+			for set, n := range want {
+				if list, err := nft.ListElements(t.Context(), "set", set); err != nil || len(list) != n {
+					t.Errorf("%d elements of %s, want %d: %v", len(list), set, n, err)
+				}
+			}
+			return nil
+		})
+	}
+	silent := func() {
+		t.Helper()
+		if !arrives(t, client, unix.IPPROTO_UDP, db.address, patience, back.sender(datagram(2000, 4000))) {
+			t.Fatal("what the db sends does not arrive")
+		}
+		if arrives(t, db, unix.IPPROTO_UDP, client.address, soon, there.sender(datagram(4000, 2000))) {
+			t.Error("the client goes on")
+		}
+	}
+	many(func(i uint16) (uint16, uint16) { return 3000 + i, 2000 })
+	held(map[string]int{"flows": 0, "ports": 1, "peers": 0})
+	silent()
+	can(t, "the db to the client", db.netns, "udp4", client.at(80))
+	permit()
+	held(map[string]int{"ports": 0})
+	many(func(i uint16) (uint16, uint16) { return 4000, 2000 + i })
+	held(map[string]int{"flows": 0, "ports": 0, "peers": 1})
+	silent()
+	can(t, "the db to the client", db.netns, "tcp4", client.at(80))
+	permit()
+	held(map[string]int{"peers": 0})
+	can(t, "the db to the client", db.netns, "udp4", client.at(80))
+	if !arrives(t, db, unix.IPPROTO_UDP, client.address, patience, there.sender(datagram(4000, 2000))) {
+		t.Error("the client cannot go on when it is allowed again")
 	}
 }
 

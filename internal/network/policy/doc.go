@@ -36,7 +36,13 @@
 //
 //	flows, protocols        from, to, ports and protocol of who may not send: its answers are dropped, until it has
 //	                        been silent for some minutes or may send again
+//	ports, peers            the same for many ports: from any port, then of all ports, for an hour at most
+//	senders, receivers      the same for many addresses: from, or to, and the port of to, for an hour
+//	silent, deaf            the same for all answers of a pod, or to it, for an hour
 //	pairs                   addresses between which a TCP connection was cut: none is taken up in its middle
+//	loose                   the same for a pod with many of these
+//
+// The wide ones take the place of narrow ones when a pod has too many: finder.plan. Nobody fills the sets of the host.
 //
 // # What can go wrong
 //

@@ -37,6 +37,10 @@ type Engine struct {
 	connections func() ([]*netlink.ConntrackFlow, error)
 	remove      func(netlink.CustomConntrackFilter) (uint, error)
 
+	cutting sync.Mutex // of one Cut at a time, guards owed
+	// owed are holds that could not be written.
+	owed []hold
+
 	mu     sync.Mutex // guards the rest and the tables
 	nft    knftables.Interface
 	cuts   knftables.Interface // of the table of connections that were cut
@@ -50,8 +54,8 @@ type Engine struct {
 	state *policyv1.State
 	// gone are addresses that have changed hands since connections were looked at.
 	gone map[netip.Addr]bool
-	// held is false when no connection that was cut is held.
-	held bool
+	// held are the sets of answers that may have elements.
+	held map[string]bool
 }
 
 // TableName is the name of the table of a pod network.
@@ -77,9 +81,13 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	held := map[string]bool{}
+	for _, s := range answerSets() {
+		held[s.name] = true
+	}
 	return &Engine{
 		cfg: cfg, table: TableName(n), connections: connections, remove: remove,
-		render: &renderer{}, gone: map[netip.Addr]bool{}, held: true,
+		render: &renderer{}, gone: map[netip.Addr]bool{}, held: held,
 	}, nil
 }
 
@@ -224,7 +232,7 @@ func (e *Engine) Apply(ctx context.Context, s *policyv1.State) (cut bool, err er
 	}
 	e.have = want
 	e.note(s, full)
-	return narrowed || e.held || len(e.gone) > 0, nil
+	return narrowed || len(e.held) > 0 || len(e.gone) > 0, nil
 }
 
 // note remembers the state and which addresses have changed hands. The lock is held.

@@ -42,7 +42,7 @@ func fakeEngine(t testing.TB) (*Engine, *knftables.Fake) {
 	}
 	fake := knftables.NewFake(knftables.InetFamily, e.table)
 	e.nft, e.render.logs = fake, true
-	e.cuts, e.held = knftables.NewFake(knftables.InetFamily, CutTableName(e.cfg.Network)), false
+	e.cuts, e.held = knftables.NewFake(knftables.InetFamily, CutTableName(e.cfg.Network)), map[string]bool{}
 	return e, fake
 }
 

@@ -71,8 +71,6 @@ const (
 	addressKind  = "ipv4_addr"
 	endpointKind = "ipv4_addr . inet_proto . inet_service"
 	pairKind     = "ipv4_addr . ipv4_addr"
-	flowKind     = "inet_proto . ipv4_addr . inet_service . ipv4_addr . inet_service"
-	protocolKind = "inet_proto . ipv4_addr . ipv4_addr"
 	wireKind     = "ifname . ether_addr . ipv4_addr"
 )
 
