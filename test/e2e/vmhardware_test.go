@@ -196,8 +196,10 @@ func TestMachineAppliance(t *testing.T) {
 	n.vm("create", "box", "--image", "app", "--class", "tiny", "--no-bootstrap")
 	n.agent("box")
 	equal(t, "disks in the spec", n.field("vm/box", ".spec.volumes[*].name"), "image-disk-1")
-	equal(t, "the second disk", n.exec("box", "sh", "-c", "cat /sys/block/sdb/size; head -c 4 /dev/sdb"), fmt.Sprintf("%d\nAAAA", 48<<20/512))
-	n.exec("box", "sh", "-c", "echo mine | dd of=/dev/sdb bs=512 conv=sync,fsync 2>/dev/null")
+	// The guest names disks in the order in which they answer.
+	second = strings.TrimSpace(n.exec("box", "sh", "-c", fmt.Sprintf("cd /sys/block; for d in sd?; do [ $(cat $d/size) != %d ] || echo /dev/$d; done", 48<<20/512)))
+	equal(t, "the second disk", n.exec("box", "head", "-c", "4", second), "AAAA")
+	n.exec("box", "sh", "-c", "echo mine | dd of="+second+" bs=512 conv=sync,fsync 2>/dev/null")
 	n.vm("snapshot", "box", "--name", "both")
 	equal(t, "snapshots of volumes", n.kubectl("get", "volumesnapshot", "-o", "jsonpath={.items[*].status.readyToUse}"), "true true")
 	n.vm("delete", "box")
