@@ -96,8 +96,10 @@ func TestSupervisorNamespaceSelfService(t *testing.T) {
 	t.Cleanup(func() {
 		defer suite.template.Unlock()
 		ctx := context.Background()
-		_, _ = kubectl(ctx, "", "annotate", "svns", "e2e-made", "atoll.dev/delete-contents=true", "--overwrite")
-		_, _ = kubectl(ctx, "", "delete", "svns", "e2e-made", "e2e-quick", "--ignore-not-found")
+		for _, name := range []string{"e2e-made", "e2e-quick"} {
+			_, _ = kubectl(ctx, "", "annotate", "svns", name, "atoll.dev/delete-contents=true", "--overwrite")
+			_, _ = kubectl(ctx, "", "delete", "svns", name, "--ignore-not-found", "--timeout="+patience.String())
+		}
 		_, _ = kubectl(ctx, "", "delete", "svnstemplate", "e2e-team", "--ignore-not-found")
 	})
 	run(t, `
@@ -126,7 +128,7 @@ spec:
 			t.Errorf("%s made a namespace with %s: %s", user, limit, out)
 		}
 	}
-	if out, err := as("e2e-otto", made("512Mi"), "create", "-f", "-"); err != nil {
+	if out, err := as("e2e-otto", made("1Gi"), "create", "-f", "-"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	eventually(t, "its owner to see that it is ready", func() error {
