@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"fmt"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -82,7 +83,8 @@ func policies(resource string) schema.GroupVersionResource {
 	return schema.GroupVersionResource{Group: "admissionregistration.k8s.io", Version: "v1", Resource: resource}
 }
 
-func policyBinding(name string) string {
+// policyBinding puts a policy in force; paramRef are the lines that say which objects it is asked about, if any.
+func policyBinding(name string, paramRef ...string) string {
 	return fmt.Sprintf(`
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicyBinding
@@ -90,8 +92,8 @@ metadata:
   name: %[1]s
 spec:
   policyName: %[1]s
-  validationActions: [Deny]
-`, name)
+%[2]s  validationActions: [Deny]
+`, name, strings.Join(paramRef, ""))
 }
 
 const imageControllerRole = `

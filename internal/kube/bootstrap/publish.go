@@ -92,16 +92,8 @@ spec:
 
 // publishBinding asks a publishPolicy about all libraries of the request's namespace.
 func publishBinding(name string) string {
-	return fmt.Sprintf(`
-apiVersion: admissionregistration.k8s.io/v1
-kind: ValidatingAdmissionPolicyBinding
-metadata:
-  name: %[1]s
-spec:
-  policyName: %[1]s
-  paramRef:
+	return policyBinding(name, `  paramRef:
     selector: {}
     parameterNotFoundAction: Allow
-  validationActions: [Deny]
-`, name)
+`)
 }

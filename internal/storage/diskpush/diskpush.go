@@ -18,7 +18,6 @@ import (
 	"os"
 	"path"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 
@@ -36,6 +35,10 @@ import (
 
 // ErrRefused says that the registry does not take the disk, and will not.
 var ErrRefused = errors.New("the registry refuses the disk")
+
+// errElsewhere says that the registry leads out of the repository, or to a connection without TLS, which the library tries
+// when a name ends in .local.
+var errElsewhere = errors.New("the registry leads elsewhere")
 
 // Disk is what is sent.
 type Disk struct {
@@ -78,7 +81,7 @@ func Push(ctx context.Context, to Target, d Disk, progress func(done, total int6
 		return "", fmt.Errorf("pushing %s: %w", tag, err)
 	}
 	defer rt.CloseIdleConnections()
-	up := &uploads{next: within{rt, tag.Repository}, file: d.File.Name() + ".uploads"}
+	up := &uploads{next: library.Only{Next: rt, Repository: tag.Repository, Push: true, Refused: errElsewhere}, file: d.File.Name() + ".uploads"}
 	if err := up.end(ctx, tag.Repository, login{to.Registry}); err != nil {
 		return "", explain(tag, err)
 	}
@@ -165,27 +168,6 @@ func (l login) AuthorizationContext(ctx context.Context) (*authn.AuthConfig, err
 		return nil, fmt.Errorf("logging in at the cluster's registry: %w", err)
 	}
 	return &authn.AuthConfig{Username: user, Password: password}, nil
-}
-
-// within lets requests pass that are for one repository of one registry, and by TLS: who may push to all projects must
-// not be led elsewhere, and the library tries without TLS when a name ends in .local.
-type within struct {
-	next http.RoundTripper
-	repo name.Repository
-}
-
-// RoundTrip implements http.RoundTripper.
-func (o within) RoundTrip(r *http.Request) (*http.Response, error) {
-	at, scopes := r.URL.Path, r.URL.Query()["scope"]
-	other := func(scope string) bool { return !strings.HasPrefix(scope, "repository:"+o.repo.RepositoryStr()+":") }
-	switch {
-	case r.URL.Scheme != "https" || r.URL.Host != o.repo.RegistryStr():
-	case strings.HasPrefix(at, "/v2/") && at != "/v2/" && !strings.HasPrefix(at, "/v2/"+o.repo.RepositoryStr()+"/"):
-	case path.Clean(at) != strings.TrimSuffix(at, "/") || slices.ContainsFunc(scopes, other):
-	default:
-		return o.next.RoundTrip(r)
-	}
-	return nil, fmt.Errorf("%s is not part of %s", r.URL.Redacted(), o.repo)
 }
 
 func status(err error) int {

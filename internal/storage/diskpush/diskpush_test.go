@@ -165,10 +165,10 @@ func TestWithin(t *testing.T) {
 		t.Fatal(err)
 	}
 	passed := ""
-	to := within{roundTrip(func(r *http.Request) (*http.Response, error) {
+	to := library.Only{Push: true, Refused: errElsewhere, Next: roundTrip(func(r *http.Request) (*http.Response, error) {
 		passed = r.URL.String()
 		return &http.Response{StatusCode: http.StatusOK, Body: http.NoBody}, nil
-	}), tag.Repository}
+	}), Repository: tag.Repository}
 	const host = "https://registry.atoll.local"
 	for url, ok := range map[string]bool{
 		host + "/v2/": true, host + "/v2/shop/web/blobs/uploads/": true, host + "/registry/token?scope=repository%3Ashop%2Fweb%3Apush%2Cpull": true,

@@ -85,7 +85,7 @@ func (l *Library) fetchOCI(ctx context.Context, id string, s Source, progress fu
 	defer connections.CloseIdleConnections()
 	var base http.RoundTripper = connections
 	if s.OCI.Own != nil {
-		base = only{base, ref.Context()}
+		base = Only{Next: base, Repository: ref.Context(), Refused: ErrSource}
 	}
 	image, err := manifest(ctx, ref, base, login)
 	if err != nil {
@@ -124,25 +124,41 @@ func (o OCI) Parse() (name.Reference, error) {
 	return ref, nil
 }
 
-// only lets requests pass that are for one repository of one registry. Whose credentials are good for more than that
-// must not be led elsewhere, by a redirect or a challenge.
-type only struct {
-	http.RoundTripper
-	repository name.Repository
+// Only lets requests pass that are for one repository of one registry, and by TLS. Whose credentials are good for more
+// than that must not be led elsewhere, by a redirect or a challenge.
+type Only struct {
+	Next       http.RoundTripper
+	Repository name.Repository
+	// Push lets what a push asks for pass as well: every action in the repository, and paths that end in a slash.
+	Push bool
+	// Refused is wrapped by refusals.
+	Refused error
 }
 
 // RoundTrip implements http.RoundTripper.
-func (o only) RoundTrip(r *http.Request) (*http.Response, error) {
-	at, scopes := r.URL.Path, r.URL.Query()["scope"]
-	inside := strings.HasPrefix(at, "/v2/"+o.repository.RepositoryStr()+"/") && path.Clean(at) == at
-	switch {
-	case r.URL.Scheme != "https" || r.URL.Host != o.repository.RegistryStr():
-	case strings.HasPrefix(at, "/v2/") && at != "/v2/" && !inside:
-	case slices.ContainsFunc(scopes, func(s string) bool { return s != o.repository.Scope(transport.PullScope) }):
-	default:
-		return o.RoundTripper.RoundTrip(r)
+func (o Only) RoundTrip(r *http.Request) (*http.Response, error) {
+	at, root := r.URL.Path, "/v2/"+o.Repository.RepositoryStr()+"/"
+	tidy := at == "/v2/" || at == path.Clean(at)
+	if o.Push {
+		tidy = strings.TrimSuffix(at, "/") == path.Clean(at)
 	}
-	return nil, fmt.Errorf("%w: %s is not part of %s", ErrSource, r.URL.Redacted(), o.repository)
+	switch {
+	case r.URL.Scheme != "https" || r.URL.Host != o.Repository.RegistryStr():
+	case !tidy:
+	case strings.HasPrefix(at, "/v2/") && at != "/v2/" && !strings.HasPrefix(at, root):
+	case slices.ContainsFunc(r.URL.Query()["scope"], o.elsewhere):
+	default:
+		return o.Next.RoundTrip(r)
+	}
+	return nil, fmt.Errorf("%w: %s is not part of %s", o.Refused, r.URL.Redacted(), o.Repository)
+}
+
+// elsewhere tells whether a scope is not one that is needed.
+func (o Only) elsewhere(scope string) bool {
+	if o.Push {
+		return !strings.HasPrefix(scope, "repository:"+o.Repository.RepositoryStr()+":")
+	}
+	return scope != o.Repository.Scope(transport.PullScope)
 }
 
 // connect is how a registry is talked to, and as whom: the cluster's own at its address and with credentials, all others

@@ -44,7 +44,7 @@ func TestOnly(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client := &http.Client{Transport: only{server.Client().Transport, ref.Context()}}
+	client := &http.Client{Transport: Only{Next: server.Client().Transport, Repository: ref.Context(), Refused: ErrSource}}
 	for path, ok := range map[string]bool{
 		"/v2/": true, "/v2/shop/db/manifests/1": true, "/v2/shop/db/blobs/sha256:00": true,
 		"/registry/token?scope=repository%3Ashop%2Fdb%3Apull&service=x":                              true,
