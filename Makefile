@@ -31,7 +31,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) $(KUBE_LDFLAGS) -X github.com/contai
 # what the tests and the demo use.
 RUN_PACKAGES := qemu-system-x86 qemu-system-data qemu-utils seabios ovmf swtpm ipxe-qemu runc nftables e2fsprogs kmod mount xz-utils
 BUILD_PACKAGES := linux-source-6.1 gcc libc6-dev make flex bison bc libelf-dev libssl-dev xz-utils cpio binutils perl dpkg-dev mmdebstrap
-TEST_PACKAGES := curl iproute2 iptables procps bsdutils conntrack erofs-utils openssh-client protobuf-compiler xfsprogs
+TEST_PACKAGES := busybox-static curl iproute2 iptables procps bsdutils conntrack erofs-utils openssh-client protobuf-compiler xfsprogs
 
 .PHONY: help
 help: ## list the targets

@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -52,7 +53,7 @@ func main() {
 	flag.StringVar(&o.Atoll, "atoll", "bin/atoll", "the binary, for ns-login, ns-registry and importing images of virtual machines")
 	flag.StringVar(&o.Images, "vm-images", "build/vm", "directory with the images of virtual machines")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	tree, err := datadir.New(o.DataDir)
 	if err == nil {
@@ -101,6 +102,7 @@ func run(ctx context.Context, o rig.Options) error {
 	}
 	var rows []rig.Row
 	var errs []error
+	results := filepath.Join(o.Output, time.Now().UTC().Format("20060102-150405")+".json")
 	for _, b := range all {
 		if !selected(o.Only, b.name) {
 			continue
@@ -112,12 +114,17 @@ func run(ctx context.Context, o rig.Options) error {
 			rows = append(rows, rig.Row{Measure: b.name, Note: "failed: " + err.Error()})
 			errs = append(errs, fmt.Errorf("%s: %w", b.name, err))
 		}
+		// What is measured stays, whatever happens to the next part.
+		if err := save(results, rows); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
 		if ctx.Err() != nil {
 			break
 		}
 	}
 	table(rows)
-	return errors.Join(append(errs, save(o.Output, rows))...)
+	fmt.Fprintln(os.Stderr, "bench: written", results)
+	return errors.Join(errs...)
 }
 
 // selected tells whether a measure is wanted: all are, or those named, or those whose first word is named.
@@ -153,18 +160,20 @@ func number(v float64) string {
 	}
 }
 
-func save(dir string, rows []rig.Row) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+// save writes the results so far, whole or not at all.
+func save(path string, rows []rig.Row) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
 	raw, err := json.MarshalIndent(map[string]any{"time": time.Now().UTC(), "rows": rows}, "", "  ")
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(dir, time.Now().UTC().Format("20060102-150405")+".json")
-	if err := os.WriteFile(path, raw, 0o644); err != nil {
+	if err := os.WriteFile(path+".new", raw, 0o644); err != nil {
 		return fmt.Errorf("saving the results: %w", err)
 	}
-	fmt.Fprintln(os.Stderr, "bench: written", path)
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("saving the results: %w", err)
+	}
 	return nil
 }

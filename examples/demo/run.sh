@@ -30,15 +30,27 @@ show() {
 	demo "$@"
 }
 
-# refused <kubectl arguments>: the same for what the namespace must refuse, all of it.
+# refused <what it must say>... -- <kubectl arguments>: the same for what must be
+# refused, all of it, and for these reasons.
 refused() {
-	local said
+	local said wants=()
+	while [ "$1" != -- ]; do
+		wants+=("$1")
+		shift
+	done
+	shift
 	printf '$ kubectl -n demo %s\n' "$*"
 	if said=$(demo "$@" 2>&1) || grep -q ' created$' <<<"$said"; then
 		echo "this should have been refused: $said" >&2
 		exit 1
 	fi
 	echo "$said"
+	for want in "${wants[@]}"; do
+		if ! grep -qF -- "$want" <<<"$said"; then
+			echo "this should have been refused for another reason: $want" >&2
+			exit 1
+		fi
+	done
 }
 
 # secret <name> <key> <command> <kubectl>: makes a Secret of what a command
@@ -104,8 +116,12 @@ say "starting a supervisor on this host"
 "$atoll" up --detach --data-dir "$data"
 
 say "importing disks of virtual machines (built from Debian packages)"
-"$atoll" image import --data-dir "$data" "$disks/tiny.qcow2" --name tiny
-"$atoll" image import --data-dir "$data" "$disks/debian-12-postgres.qcow2" --name debian-12-postgres
+for disk in tiny debian-12-postgres; do
+	"$atoll" image import --data-dir "$data" "$disks/$disk.qcow2" --name "$disk" && continue
+	# The disk of an earlier build has that name. Machines made of it keep theirs.
+	"$atoll" image rm --data-dir "$data" --vm "$disk"
+	"$atoll" image import --data-dir "$data" "$disks/$disk.qcow2" --name "$disk"
+done
 
 say "the administrator: a user, and a namespace with limits (examples/demo/namespace.yaml)"
 mkdir -p -m 0700 "$home"
@@ -134,9 +150,9 @@ demo delete job client --ignore-not-found >/dev/null 2>&1 || true
 demo apply -f "$here/database.yaml" -f "$here/demo.yaml" -f "$here/machines.yaml"
 
 say "what is too much is refused: by whom it was bounded, what is used, what was asked (examples/demo/too-much.yaml)"
-refused create -f "$here/too-much.yaml"
-refused -n default get pods
-refused patch resourcequota demo-quota --type=merge -p '{"spec":{"hard":{"limits.memory":"1Ti"}}}'
+refused 'requested: limits.memory=' spec.images spec.vmClasses -- create -f "$here/too-much.yaml"
+refused forbidden -- -n default get pods
+refused forbidden -- patch resourcequota demo-quota --type=merge -p '{"spec":{"hard":{"limits.memory":"1Ti"}}}'
 
 say "waiting for the application"
 show rollout status statefulset/db --timeout=300s
@@ -200,7 +216,15 @@ show logs vmdb --tail=5
 try 120 demo exec vmdb -- uname -a
 show exec vmdb -- sh -c 'lsblk -o NAME,SIZE,MOUNTPOINTS; systemctl is-active postgresql@15-main'
 printf '$ kubectl -n demo attach -it hello-vm    # "hostname" is typed there\n'
-(sleep 3; echo hostname; sleep 5) | HOME=$home KUBECONFIG=$home/.kube/config script -qec "timeout 15 '$atoll' kubectl -n demo attach -it hello-vm" /dev/null | tail -n 3 || true
+# attach does not end by itself; the prompt of the guest shows that it was there.
+attached() {
+	(sleep 3; echo hostname; sleep 5) |
+		HOME=$home KUBECONFIG=$home/.kube/config script -qec "timeout --foreground 15 '$atoll' kubectl -n demo attach -it hello-vm" /dev/null |
+		cat >"$home/attach" || true
+	grep -q 'root@hello-vm' "$home/attach"
+}
+try 120 attached
+tail -n 3 "$home/attach"
 
 say "one Service, its endpoints two pods and a virtual machine: http://$address:$hello_port/"
 show get endpointslices -l kubernetes.io/service-name=hello

@@ -12,6 +12,8 @@
 //	GET  /hostname    the host name alone
 //	GET  /data/NAME   a file;  PUT stores one and answers when it is on the disk
 //
+// TFTP answers each request with the host name.
+//
 // From a NoCloud seed (a file system labelled cidata) it takes instance-id,
 // local-hostname, network-config version 2, and of user-data: hostname, fqdn,
 // write_files, bootcmd, runcmd and a script. Without network-config it asks

@@ -103,7 +103,7 @@ func (s *system) applyIdentity(seed *seed) {
 	if name == "" {
 		name = seed.meta.Hostname
 	}
-	if config, err := parseUserData(seed.userData); err == nil {
+	if config, err := parseUserData(fillIn(seed.userData, seed.meta)); err == nil {
 		if config.FQDN != "" {
 			name = config.FQDN
 		}
@@ -141,7 +141,7 @@ func (s *system) applyUserData(seed *seed) {
 		s.finishCloud("DataSourceNone")
 		return
 	}
-	config, err := parseUserData(seed.userData)
+	config, err := parseUserData(fillIn(seed.userData, seed.meta))
 	if err != nil {
 		s.failCloud(err)
 	}

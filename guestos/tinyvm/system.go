@@ -51,6 +51,7 @@ func (s *system) run() {
 	s.applyNetwork(seed)
 	s.applyIdentity(seed)
 	go s.serveHTTP()
+	go s.serveTFTP()
 	s.say("ready in %s: %d modules, %s", uptime(), loaded, s.describe(seed))
 	go s.applyUserData(seed)
 	go s.serveShell("/dev/tty1")

@@ -92,6 +92,14 @@ func TestUserData(t *testing.T) {
 			t.Errorf("%q: got %v", data, err)
 		}
 	}
+	meta := metaData{InstanceID: "i-1", Hostname: "box.example.org"}
+	config, err = parseUserData(fillIn([]byte("## template: jinja\n#cloud-config\nfqdn: '{{ ds.meta_data.hostname }}'\nhostname: '{{ ds.meta_data.instance_id }}'\n"), meta))
+	if err != nil || config.FQDN != "box.example.org" || config.Hostname != "i-1" {
+		t.Errorf("with placeholders: %+v, %v", config, err)
+	}
+	if config, err := parseUserData(fillIn([]byte("#cloud-config\nhostname: '{{ ds.meta_data.instance_id }}'\n"), meta)); err != nil || config.Hostname != "{{ ds.meta_data.instance_id }}" {
+		t.Errorf("without saying so: %+v, %v", config, err)
+	}
 	if config, err := parseUserData([]byte("#!/bin/sh\ntrue\n")); err != nil || len(config.RunCmd) != 1 {
 		t.Errorf("script: got %+v, %v", config, err)
 	}

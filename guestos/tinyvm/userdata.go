@@ -124,6 +124,24 @@ func decode(data []byte, step string) ([]byte, error) {
 	return nil, fmt.Errorf("unknown step %q", step)
 }
 
+// jinja is the first line of user data with placeholders.
+const jinja = "## template: jinja"
+
+// fillIn replaces the placeholders for meta-data in user data that say they have such. cloud-init knows much more of Jinja.
+func fillIn(data []byte, meta metaData) []byte {
+	first, rest, _ := bytes.Cut(bytes.TrimLeft(data, "\n"), []byte("\n"))
+	if string(bytes.TrimSpace(first)) != jinja {
+		return data
+	}
+	text := string(rest)
+	for name, value := range map[string]string{
+		"instance_id": meta.InstanceID, "local_hostname": meta.LocalHostname, "hostname": meta.Hostname,
+	} {
+		text = strings.ReplaceAll(text, "{{ ds.meta_data."+name+" }}", value)
+	}
+	return []byte(text)
+}
+
 // parseUserData reads a cloud-config or a script.
 func parseUserData(data []byte) (cloudConfig, error) {
 	var config cloudConfig

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -29,6 +30,35 @@ func (s *system) serveHTTP() {
 		err := server.ListenAndServe()
 		s.say("web server: %v", err)
 		<-time.After(time.Second)
+	}
+}
+
+// serveTFTP answers every request for a file with the name of the machine: a way to try datagrams.
+func (s *system) serveTFTP() {
+	for {
+		err := answerTFTP(":69")
+		s.say("TFTP server: %v", err)
+		<-time.After(time.Second)
+	}
+}
+
+// answerTFTP sends one block, which a short one ends, to whoever asks (RFC 1350).
+func answerTFTP(address string) error {
+	const request, data, block = 1, 3, 1
+	conn, err := net.ListenPacket("udp", address)
+	if err != nil {
+		return fmt.Errorf("listening at %s: %w", address, err)
+	}
+	defer func() { _ = conn.Close() }()
+	packet := make([]byte, 1500)
+	for {
+		n, from, err := conn.ReadFrom(packet)
+		if err != nil {
+			return fmt.Errorf("reading: %w", err)
+		}
+		if n > 2 && packet[0] == 0 && packet[1] == request {
+			_, _ = conn.WriteTo(append([]byte{0, data, 0, block}, "hello from "+hostname()+"\n"...), from)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -13,12 +14,14 @@ import (
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	"atoll.dev/atoll/internal/datadir/pki"
+	"atoll.dev/atoll/internal/kube/containerd/images"
 	"atoll.dev/atoll/internal/kube/dns"
 	"atoll.dev/atoll/internal/kube/kubelet"
 	"atoll.dev/atoll/internal/kube/logging"
 	"atoll.dev/atoll/internal/kube/node"
 	"atoll.dev/atoll/internal/kube/proxy"
 	"atoll.dev/atoll/internal/kube/snapshots"
+	"atoll.dev/atoll/internal/linux/heap"
 	"atoll.dev/atoll/internal/linux/textpages"
 )
 
@@ -47,7 +50,6 @@ func New(cfg Config) (*Agent, error) {
 func (a *Agent) Run(ctx context.Context) error {
 	logging.Install(a.cfg.Logger)
 	logging.InstallStd(a.cfg.Logger)
-	tuneMemory()
 	if err := snapshots.Prepare(); err != nil {
 		return fmt.Errorf("preparing snapshots: %w", err)
 	}
@@ -75,6 +77,7 @@ func (a *Agent) Run(ctx context.Context) error {
 			}
 		})
 	}
+	launch(heap.Run)
 	launch(func(ctx context.Context) error { return a.runKubelet(ctx, resolver) })
 	launch(func(ctx context.Context) error { return a.runDNS(ctx, resolver) })
 	launch(a.runStorage)
@@ -137,12 +140,19 @@ func answers(socket string) bool {
 }
 
 func (a *Agent) runKubelet(ctx context.Context, r resolver) error {
+	local, err := images.New(images.Config{Address: a.cfg.ContainerdSocket})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = local.Close() }()
 	return kubelet.Run(ctx, kubelet.Config{
 		Files:        a.files,
 		Dir:          a.cfg.KubeletDir,
 		PodLogsDir:   a.cfg.PodLogsDir,
 		StateDir:     a.cfg.StateDir,
 		Socket:       a.cfg.ContainerdSocket,
+		ImageSocket:  filepath.Join(a.cfg.RunDir, "images.sock"),
+		OwnedImages:  local,
 		NodeName:     a.cfg.NodeName,
 		NodeIP:       a.cfg.NodeIP,
 		NodeLabels:   a.cfg.NodeLabels,

@@ -96,6 +96,8 @@ func TestMachines(t *testing.T) {
 	}
 	t.Run("DefaultClasses", func(t *testing.T) { checkClasses(t, c) })
 	t.Run("Versions", func(t *testing.T) { checkVersions(t, c) })
+	t.Run("V1alpha3", func(t *testing.T) { checkV1alpha3(t, c) })
+	t.Run("V1alpha4", func(t *testing.T) { checkV1alpha4(t, c) })
 	t.Run("Refusals", func(t *testing.T) { checkRefusals(t, c) })
 	t.Run("PodOfAMachine", func(t *testing.T) { checkPod(t, cfg, c) })
 	t.Run("Missing", func(t *testing.T) { checkMissing(t, c) })
@@ -328,7 +330,7 @@ func checkMissing(t *testing.T, c client.Client) {
 }
 
 func checkDeletion(t *testing.T, c client.Client) {
-	for _, name := range []string{"old", "lacking"} {
+	for _, name := range []string{"old", "third", "fourth", "lacking"} {
 		vm := &vmopv1.VirtualMachine{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}
 		if err := c.Delete(t.Context(), vm); err != nil {
 			t.Fatal(err)

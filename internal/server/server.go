@@ -23,6 +23,7 @@ import (
 	"atoll.dev/atoll/internal/kube/logging"
 	"atoll.dev/atoll/internal/kube/scheduler"
 	"atoll.dev/atoll/internal/kube/snapshots"
+	"atoll.dev/atoll/internal/linux/heap"
 	"atoll.dev/atoll/internal/linux/textpages"
 )
 
@@ -68,7 +69,6 @@ func New(cfg Config) (*Server, error) {
 // returns that component's error.
 func (s *Server) Run(ctx context.Context) error {
 	logging.Install(s.cfg.Logger)
-	tuneMemory()
 	if err := snapshots.Prepare(); err != nil {
 		return fmt.Errorf("preparing snapshots: %w", err)
 	}
@@ -85,6 +85,7 @@ func (s *Server) Run(ctx context.Context) error {
 
 	running, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
+	defer s.launch(fail, "heap", heap.Run)()
 	defer s.launch(fail, "certificates", s.pki.Run)()
 
 	marker := filepath.Join(s.cfg.StateDir, "etcd.created")

@@ -89,7 +89,7 @@ func launch(q qemu.Config, l launchConfig) (_ *Machine, err error) {
 		console: qemu.NewTail(consoleBytes), done: make(chan struct{}),
 		disks: make(map[string]int), volumes: make(map[string]*volume),
 	}
-	m.stall = block.NewStall(m.done, m.Resume)
+	m.stall = block.NewStall(m.done, m.Resume, func() bool { return false })
 	m.graph = block.New(m.run, block.Patience)
 	var undo []func() error
 	defer func() {

@@ -43,7 +43,8 @@ func TestExecWithTerminal(t *testing.T) {
 	n.apply(sleeper)
 	n.ready("box")
 	// script(1) gives kubectl the terminal that it insists on.
-	inner := strings.Join(append([]string{suite.atoll, "kubectl", "--kubeconfig", suite.dataDir + "/admin.kubeconfig", "-n", n.name}, "exec", "-it", "box", "--", "sh", "-c", "'tty; stty size; exit 5'"), " ")
+	// The size comes after the command has begun, as with every runtime.
+	inner := strings.Join(append([]string{suite.atoll, "kubectl", "--kubeconfig", suite.dataDir + "/admin.kubeconfig", "-n", n.name}, "exec", "-it", "box", "--", "sh", "-c", "'tty; for i in $(seq 100); do stty size && break; sleep 0.1; done; exit 5'"), " ")
 	cmd := exec.CommandContext(t.Context(), "script", "-qec", "stty rows 33 cols 99; "+inner, "/dev/null")
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
@@ -232,6 +233,9 @@ spec:
 	if err := follow.Wait(); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "the next start of its container", func() error {
+		return is(n.field("pod/fast", ".status.containerStatuses[0].restartCount"), "1")
+	})
 	n.ready("fast")
 	var want strings.Builder
 	for i := 10000; i < 60000; i++ {

@@ -55,11 +55,15 @@ func pidsMatching(t *testing.T, pattern string) []int {
 	return pids
 }
 
-// TestKilledServices kills each service in turn; pods must run on and the API must come back.
+// TestKilledServices kills each service in turn; pods and virtual machines must run on and the API must come back, with
+// all that can be done to them.
 func TestKilledServices(t *testing.T) {
-	n := newNamespace(t)
-	n.apply(sleeper)
+	n := machines(t)
+	n.apply(sleeper + "---" + claim("data", "atoll", ""))
+	n.vm("create", "machine", "--image", "tiny", "--class", "tiny", "--no-bootstrap")
+	n.agent("machine")
 	n.ready("box")
+	boot := n.exec("machine", "cat", "/proc/sys/kernel/random/boot_id")
 	started := n.exec("box", "stat", "-c", "%Y", "/proc/1")
 	for _, service := range []string{"agent", "pool", "containerd", "server"} {
 		pid := servicePID(t, service)
@@ -82,10 +86,24 @@ func TestKilledServices(t *testing.T) {
 			}
 			return err
 		})
+		eventually(t, "exec in the virtual machine after the death of "+service, func() error {
+			out, err := n.try("exec", "machine", "--", "cat", "/proc/sys/kernel/random/boot_id")
+			if err == nil && out != boot {
+				t.Fatalf("the virtual machine was restarted when %s died", service)
+			}
+			return err
+		})
 		n.apply(script("after-"+service, "echo fine"))
 		equal(t, "a new pod after the death of "+service, n.ended("after-"+service), "Succeeded")
 	}
 	equal(t, "restarts", n.field("pod/box", ".status.containerStatuses[0].restartCount"), "0")
+	n.kubectl("patch", "vm", "machine", "--type=merge", "-p", `{"spec":{"volumes":[{"name":"data","persistentVolumeClaim":{"claimName":"data"}}]}}`)
+	eventually(t, "the guest to see another disk", func() error {
+		return is(n.exec("machine", "sh", "-c", "cat /sys/block/sdb/size 2>/dev/null || true"), fmt.Sprintln(64<<20/512))
+	})
+	equal(t, "boot", n.exec("machine", "cat", "/proc/sys/kernel/random/boot_id"), boot)
+	n.vm("stop", "machine")
+	n.power("machine", "PoweredOff")
 }
 
 // TestKilledMachine kills the QEMU and then the shim of a pod; the kubelet must make it anew.

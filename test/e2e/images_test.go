@@ -41,9 +41,7 @@ func TestPrivateRegistry(t *testing.T) {
 		"no-such-tag":    {"team/app:2", "right", "team/app:2: not found"},
 	} {
 		n.apply(pulled(name, r.host+"/"+tc.ref, tc.secret))
-		message := n.waiting(name, "ErrImagePull", "ImagePullBackOff")
-		contains(t, message, tc.message)
-		contains(t, message, r.host+"/"+tc.ref)
+		n.pullFails(name, tc.message, r.host+"/"+tc.ref)
 	}
 }
 

@@ -44,24 +44,36 @@ func newNamespace(t *testing.T, labels ...string) *namespace {
 	if len(labels) > 0 {
 		run(t, "", append([]string{"label", "namespace", name}, labels...)...)
 	}
-	eventually(t, "default service account", func() error {
-		_, err := kubectl(t.Context(), "", "-n", name, "get", "serviceaccount", "default")
+	n.account()
+	return n
+}
+
+// account waits for what each pod runs as.
+func (n *namespace) account() {
+	n.t.Helper()
+	eventually(n.t, "default service account", func() error {
+		_, err := n.try("get", "serviceaccount", "default")
 		return err
 	})
-	return n
 }
 
 // kubectl runs one command and returns both outputs together.
 func kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
-	cmd := kubectlCommand(ctx, args...)
-	cmd.Stdin = strings.NewReader(stdin)
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cmd.Run()
-	if err != nil {
-		err = fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(out.String()))
+	var out string
+	var err error
+	if isLook(args) && stdin == "" {
+		out, err = look(args)
+	} else {
+		cmd := kubectlCommand(ctx, args...)
+		cmd.Stdin = strings.NewReader(stdin)
+		var text []byte
+		text, err = cmd.CombinedOutput()
+		out = string(text)
 	}
-	return out.String(), err
+	if err != nil {
+		err = fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(out))
+	}
+	return out, err
 }
 
 func kubectlCommand(ctx context.Context, args ...string) *exec.Cmd {
@@ -115,6 +127,16 @@ func (n *namespace) field(object, path string) string {
 	return n.kubectl("get", object, "-o", "jsonpath={"+path+"}")
 }
 
+// time reads a field that is a time.
+func (n *namespace) time(object, path string) time.Time {
+	n.t.Helper()
+	when, err := time.Parse(time.RFC3339, n.field(object, path))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return when
+}
+
 // ready waits until the pod is Ready.
 func (n *namespace) ready(pod string) {
 	n.t.Helper()
@@ -153,28 +175,41 @@ func (n *namespace) waiting(pod string, reasons ...string) string {
 
 // describe prints what a person would look at after a failure.
 func (n *namespace) describe() {
-	for _, args := range [][]string{{"get", "pods", "-o", "wide"}, {"describe", "pods"}, {"get", "events", "--sort-by=.lastTimestamp"}} {
+	for _, args := range [][]string{
+		{"get", "pods", "-o", "wide"},
+		{"describe", "pods"},
+		{"get", "events", "--sort-by=.lastTimestamp"},
+		{"logs", "-l", "vmoperator.vmware.com/vm-name", "--tail=30", "--prefix"},
+	} {
 		out, _ := kubectl(context.Background(), "", append([]string{"-n", n.name}, args...)...)
 		n.t.Logf("kubectl %s\n%s", strings.Join(args, " "), out)
 	}
 }
 
+// How often a condition is looked at: less often the longer it takes, since each kubectl takes a tenth of a second of a
+// processor from what is waited for.
+const (
+	lookFirst = 300 * time.Millisecond
+	lookMost  = 2 * time.Second
+)
+
 // eventually waits for a condition, never for time.
 func eventually(t *testing.T, what string, check func() error) {
 	t.Helper()
-	deadline := time.Now().Add(patience)
+	begin := time.Now()
 	for {
 		err := check()
 		if err == nil {
 			return
 		}
-		if time.Now().After(deadline) {
+		waited := time.Since(begin)
+		if waited > patience {
 			t.Fatalf("waiting for %s: %v", what, err)
 		}
 		select {
 		case <-t.Context().Done():
 			t.Fatalf("waiting for %s: %v", what, err)
-		case <-time.After(300 * time.Millisecond):
+		case <-time.After(min(max(waited/8, lookFirst), lookMost)):
 		}
 	}
 }

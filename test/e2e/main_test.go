@@ -6,6 +6,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,6 +22,7 @@ var suite struct {
 	atoll   string // path of the binary under test
 	dataDir string
 	own     bool   // started, and so stopped, by this run
+	printed string // by `atoll up`, if this run has started it
 	address string // of the node
 
 	template sync.Mutex // held by the test that has made the default SupervisorNamespaceTemplate
@@ -49,7 +51,10 @@ func runSuite(m *testing.M) (int, error) {
 			return 1, fmt.Errorf("the tests need root: %w", err)
 		}
 		suite.dataDir, suite.own = dir, true
-		if err := command("up", "--detach"); err != nil {
+		var printed strings.Builder
+		err = commandTo(io.MultiWriter(os.Stdout, &printed), "up", "--detach")
+		suite.printed = printed.String()
+		if err != nil {
 			dumpLogs()
 			_ = command("down", "--purge")
 			return 1, err
@@ -82,9 +87,12 @@ func runSuite(m *testing.M) (int, error) {
 }
 
 // command runs one atoll command on the suite's data directory, output to the terminal.
-func command(args ...string) error {
+func command(args ...string) error { return commandTo(os.Stdout, args...) }
+
+// commandTo does with its output going elsewhere.
+func commandTo(out io.Writer, args ...string) error {
 	cmd := exec.Command(suite.atoll, append(args, "--data-dir", suite.dataDir)...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.Stdout, cmd.Stderr = out, os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("atoll %s: %w", strings.Join(args, " "), err)
 	}

@@ -25,10 +25,7 @@ func boundedNamespace(t *testing.T, name string, flags ...string) *namespace {
 	})
 	contains(t, atollOK(t, append([]string{"ns", "create", name}, flags...)...), name+" is ready")
 	n := &namespace{t: t, name: name}
-	eventually(t, "default service account", func() error {
-		_, err := n.try("get", "serviceaccount", "default")
-		return err
-	})
+	n.account()
 	return n
 }
 
@@ -93,7 +90,7 @@ func TestNamespaceBounds(t *testing.T) {
 	n.refusedOwner(boundedPod("c", busybox, "  hostNetwork: true", ""), "limit spec.podRuntime.policy", "asked: spec.hostNetwork")
 	n.refusedOwner(boundedPod("d", busybox, "  runtimeClassName: runc", ""), "limit spec.podRuntime.policy", `asked: spec.runtimeClassName "runc"`)
 	n.refusedOwner(boundedPod("e", busybox, "  nodeName: elsewhere", ""), "limit spec.hosts", "asked: spec.nodeName elsewhere")
-	n.refusedOwner(boundedPod("f", busybox, "", ", resources: {limits: {cpu: 3, memory: 64Mi}}"), "exceeded quota", "requested: limits.cpu", "used: limits.cpu", "limited: limits.cpu=2")
+	n.refusedOwner(boundedPod("f", busybox, "", ", resources: {requests: {cpu: 10m}, limits: {cpu: 3, memory: 64Mi}}"), "exceeded quota", "requested: limits.cpu", "used: limits.cpu", "limited: limits.cpu=2")
 	n.refusedOwner(claim("g", "other", ""), "limit spec.storageClasses", "only atoll may be used", `asked: spec.storageClassName "other"`)
 	n.refusedOwner(strings.Replace(claim("h", "atoll", ""), "storage: 64Mi", "storage: 3Gi", 1), "exceeded quota", "atoll.storageclass.storage.k8s.io/requests.storage")
 	machine := `
@@ -108,6 +105,10 @@ spec: {className: %s, storageClass: %s, image: {kind: ClusterVirtualMachineImage
 
 	// What bounds the namespace is not for those to change who have every right in it.
 	n.kubectl("create", "rolebinding", "all", "--clusterrole", "cluster-admin", "--user", "sso:mallory@atoll.local")
+	eventually(t, "what binds her to hold", func() error {
+		_, err := n.as("mallory", "", "auth", "can-i", "*", "*")
+		return err
+	})
 	if out, err := n.as("mallory", "", "debug", "web", "--image", "registry.example/debug", "--profile", "baseline", "--quiet", "--attach=false"); err == nil || !strings.Contains(out, "limit spec.images") {
 		t.Errorf("an ephemeral container: %v\n%s", err, out)
 	}
@@ -142,31 +143,56 @@ spec: {podSelector: {}, policyTypes: [Ingress]}
 	})
 	n.ready("web")
 	contains(t, atollOK(t, "ns", "describe", n.name), "Owners:")
-	contains(t, atollOK(t, "ns", "top", n.name), "web")
+	eventually(t, "the pod to be among what uses most", func() error {
+		if out := atollOK(t, "ns", "top", n.name); !strings.Contains(out, "web") {
+			return fmt.Errorf("that is %q", out)
+		}
+		return nil
+	})
 	left, err := exec.CommandContext(t.Context(), suite.atoll, "ns", "delete", n.name, "--data-dir", suite.dataDir).CombinedOutput()
 	if err == nil || !strings.Contains(string(left), "is not empty, there are 1 pods in it; --with-contents deletes them too") {
 		t.Errorf("deleting it with a pod in it: %v\n%s", err, left)
 	}
 }
 
-// TestReservedResources: what is reserved for one namespace, others cannot request.
+// TestReservedResources: what is reserved for one namespace, others cannot request, with pods or machines, and it can.
 func TestReservedResources(t *testing.T) {
 	t.Parallel()
-	boundedNamespace(t, "bounds-reserved", "--memory-reservation", "16Mi")
-	plain := newNamespace(t)
-	all := run(t, "", "get", "nodes", "-o", "jsonpath={.items[*].status.allocatable.memory}")
-	first, _, _ := strings.Cut(all, " ")
-	greedy := boundedPod("greedy", "docker.io/library/busybox:1.36", "", ", resources: {requests: {memory: "+strings.TrimSpace(first)+"}}")
-	eventually(t, "the reservation to hold", func() error {
-		out, err := kubectl(t.Context(), greedy, "-n", plain.name, "create", "--dry-run=server", "-f", "-")
-		if err == nil {
-			return fmt.Errorf("it is accepted: %s", out)
+	reserving := boundedNamespace(t, "bounds-reserved", "--memory-reservation", "160Mi", "--cpu-reservation", "300m")
+	plain := machines(t)
+	node := map[string]string{}
+	for resource, field := range map[string]string{"memory": "memoryReservation", "cpu": "cpuReservation"} {
+		all := run(t, "", "get", "nodes", "-o", "jsonpath={.items[*].status.allocatable."+resource+"}")
+		first, _, _ := strings.Cut(all, " ")
+		node[resource] = strings.TrimSpace(first)
+		greedy := boundedPod("greedy", "docker.io/library/busybox:1.36", "", ", resources: {requests: {"+resource+": "+node[resource]+"}}")
+		eventually(t, "the reservation of "+resource+" to hold", func() error {
+			out, err := kubectl(t.Context(), greedy, "-n", plain.name, "create", "--dry-run=server", "-f", "-")
+			if err == nil {
+				return fmt.Errorf("it is accepted: %s", out)
+			}
+			if !strings.Contains(out, "limit spec.resources."+field+" of other namespaces") || !strings.Contains(out, "administrators can change it") {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		})
+		if out, err := kubectl(t.Context(), greedy, "-n", reserving.name, "create", "--dry-run=server", "-f", "-"); err != nil {
+			t.Errorf("the namespace that has reserved %s: %v\n%s", resource, err, out)
 		}
-		if !strings.Contains(out, "limit spec.resources.memoryReservation of other namespaces") || !strings.Contains(out, "administrators can change it") {
-			return fmt.Errorf("%w: %s", err, out)
-		}
-		return nil
-	})
+		contains(t, plain.refused(greedy), "limit spec.resources."+field+" of other namespaces")
+	}
+	plain.apply(fmt.Sprintf(`
+apiVersion: vmoperator.vmware.com/v1alpha5
+kind: VirtualMachineClass
+metadata: {name: greedy}
+spec: {hardware: {cpus: 1, memory: %[1]s}, policies: {resources: {requests: {memory: %[1]s}}}}
+`, node["memory"]))
+	plain.apply(machine("greedy", "greedy"))
+	plain.condition("greedy", "VirtualMachineConditionPlacementReady", "False", "limit spec.resources.memoryReservation of other namespaces")
+	equal(t, "pods that are too large", plain.kubectl("get", "pods", "-o", "name"), "")
+	// The reserved is for whom it is reserved for, and others have the rest.
+	reserving.apply(boundedPod("own", "docker.io/library/busybox:1.36", "", ", resources: {requests: {memory: 64Mi, cpu: 200m}}"))
+	reserving.ready("own")
 	plain.apply(boundedPod("modest", "docker.io/library/busybox:1.36", "", ", resources: {requests: {memory: 1Mi}}"))
 	plain.ready("modest")
 }

@@ -95,7 +95,10 @@ func TestServicesAndDNS(t *testing.T) {
 	}
 	contains(t, n.exec("client", "cat", "/etc/hosts"), "alias.example")
 	contains(t, n.exec("client", "cat", "/etc/resolv.conf"), "ndots:3")
-	n.exec("client", "sh", "-c", "nc -w 5 kubernetes.default 443 </dev/null")
+	eventually(t, "a connection by a short name", func() error {
+		_, err := n.try("exec", "client", "--", "sh", "-c", "nc -w 5 kubernetes.default 443 </dev/null")
+		return err
+	})
 }
 
 // TestMixedRuntimes talks between a micro-VM pod and a runc pod, both ways.

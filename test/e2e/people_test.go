@@ -7,7 +7,6 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -27,16 +26,7 @@ func fingerprint(t *testing.T) string {
 func TestPeopleLogIn(t *testing.T) {
 	host(t, "", "group", "create", "e2e-developers")
 	t.Cleanup(func() { _, _ = tryHost(context.Background(), "", "group", "delete", "e2e-developers") })
-	n := newNamespace(t)
-	run(t, "", "label", "namespace", n.name, "atoll.dev/supervisor-namespace="+n.name)
-	run(t, fmt.Sprintf(`
-apiVersion: rbac.authorization.k8s.io/v1
-kind: RoleBinding
-metadata: {name: atoll-edit, namespace: %[1]s, labels: {atoll.dev/supervisor-namespace: %[1]s}}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: edit}
-subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: "sso:e2e-developers@atoll.local"}]
-`, n.name), "apply", "-f", "-")
-
+	n := boundedNamespace(t, "peoplelogin", "--edit", "group:e2e-developers")
 	anna := newActor(t, "e2e-anna", "e2e-developers")
 	anna.login("--fingerprint", fingerprint(t))
 	text, err := os.ReadFile(anna.kubeconfig)
@@ -78,7 +68,10 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: Group, name: "sso:e2e-dev
 // checkPlugin asks what kubectl vsphere login asks.
 func checkPlugin(t *testing.T, p *actor, namespace string) {
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} // as the plug-in may
+	t.Helper()
+	want := http.StatusOK
 	ask := func(method, path, body string, credentials func(*http.Request)) string {
+		t.Helper()
 		req, err := http.NewRequestWithContext(t.Context(), method, "https://"+portal(t)+path, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
@@ -92,7 +85,7 @@ func checkPlugin(t *testing.T, p *actor, namespace string) {
 		}
 		defer resp.Body.Close()
 		text, err := io.ReadAll(resp.Body)
-		if err != nil || resp.StatusCode != http.StatusOK {
+		if err != nil || resp.StatusCode != want {
 			t.Fatalf("%s %s: %s, %s, %v", method, path, resp.Status, text, err)
 		}
 		return string(text)
@@ -107,6 +100,13 @@ func checkPlugin(t *testing.T, p *actor, namespace string) {
 	}
 	list := ask("GET", "/wcp/workloads", "", func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+session.ID) })
 	contains(t, list, `"namespace":"`+namespace+`"`)
+	want = http.StatusUnauthorized
+	for name, password := range map[string]string{p.name: p.password + "x", p.name + "-nobody": p.password, "": ""} {
+		if refused := ask("POST", "/wcp/login", "{}", func(r *http.Request) { r.SetBasicAuth(name+"@atoll.local", password) }); strings.Contains(refused, "session_id") {
+			t.Errorf("a session for %q: %s", name, refused)
+		}
+	}
+	ask("GET", "/wcp/workloads", "", func(r *http.Request) { r.Header.Set("Authorization", "Bearer "+session.ID[:len(session.ID)-4]) })
 	cmd := exec.CommandContext(t.Context(), suite.atoll, "kubectl", "--kubeconfig=/dev/null", "--server=https://"+strings.Split(portal(t), ":")[0]+":6443",
 		"--insecure-skip-tls-verify", "--token="+session.ID, "get", "configmap", "mine", "-n", namespace)
 	if out, err := cmd.CombinedOutput(); err != nil {

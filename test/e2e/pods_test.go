@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"bufio"
 	"fmt"
+	"io"
 	"os/exec"
 	"strings"
 	"testing"
@@ -112,7 +114,7 @@ spec:
   volumes: [{name: v, emptyDir: {}}]
   initContainers:
     - {name: first, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, "echo one > /v/log"], volumeMounts: [{name: v, mountPath: /v}]}
-    - {name: side, image: busybox, imagePullPolicy: IfNotPresent, restartPolicy: Always, command: [sh, -c, "echo side >> /v/log; touch /v/up; sleep 100000"], volumeMounts: [{name: v, mountPath: /v}], startupProbe: {exec: {command: [cat, /v/up]}, periodSeconds: 1}}
+    - {name: side, image: busybox, imagePullPolicy: IfNotPresent, restartPolicy: Always, command: [sh, -c, "echo side >> /v/log; touch /v/up; sleep 100000"], volumeMounts: [{name: v, mountPath: /v}], startupProbe: {exec: {command: [cat, /v/up]}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 60}}
     - {name: second, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, "echo two >> /v/log"], volumeMounts: [{name: v, mountPath: /v}]}
   containers:
     - {name: main, image: busybox, imagePullPolicy: IfNotPresent, command: [cat, /v/log], volumeMounts: [{name: v, mountPath: /v}]}
@@ -137,7 +139,7 @@ spec:
       command: [sh, -c, "mkdir /w; touch /w/ok /tmp/alive; exec httpd -f -p 80 -h /w"]
       startupProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 60}
       readinessProbe: {httpGet: {path: /ok, port: 80}, periodSeconds: 1}
-      livenessProbe: {exec: {command: [cat, /tmp/alive]}, periodSeconds: 1, failureThreshold: 2}
+      livenessProbe: {exec: {command: [cat, /tmp/alive]}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 2}
 `)
 	n.ready("probed")
 	n.exec("probed", "rm", "/w/ok")
@@ -195,14 +197,25 @@ spec:
 `)
 	n.ready("hooks")
 	follow := kubectlCommand(t.Context(), "-n", n.name, "logs", "-f", "hooks")
-	var out strings.Builder
-	follow.Stdout = &out
+	out, err := follow.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := follow.Start(); err != nil {
 		t.Fatal(err)
 	}
+	defer func() { _ = follow.Wait() }()
+	log := bufio.NewReader(out)
+	first, err := log.ReadString('\n') // it is followed from here on
+	if err != nil {
+		t.Fatal(err)
+	}
 	n.kubectl("delete", "pod", "hooks", "--timeout=90s")
-	_ = follow.Wait()
-	equal(t, "log", out.String(), "started\nstopping\ngot TERM")
+	rest, err := io.ReadAll(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "log", first+string(rest), "started\nstopping\ngot TERM")
 }
 
 func TestTerminationMessage(t *testing.T) {

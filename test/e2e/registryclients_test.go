@@ -154,7 +154,7 @@ func within(catalog []string, project string) []string {
 func runnable(t *testing.T) v1.Image {
 	t.Helper()
 	dir := t.TempDir()
-	if out, err := exec.Command("tar", "-C", dir, "-xf", ownImage(t)).CombinedOutput(); err != nil {
+	if out, err := exec.Command("tar", "-C", dir, "-xf", ownImage()).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	index := must(must(layout.FromPath(dir))(t).ImageIndex())(t)

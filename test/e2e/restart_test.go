@@ -38,16 +38,55 @@ func downAndUp(t *testing.T, between func()) {
 	between()
 }
 
-// TestDownAndUp stops the whole supervisor and starts it again; objects and volumes of the API are as before.
+// TestDownAndUp stops the whole supervisor and starts it again; objects and volumes of the API are as before. The host has
+// a page of 1 GiB then, which is told to Kubernetes at a start only, for a machine whose class wants it.
 func TestDownAndUp(t *testing.T) {
 	ownSupervisor(t)
-	n := newNamespace(t)
+	n := machines(t)
 	n.kubectl("create", "configmap", "kept", "--from-literal=key=value")
 	n.apply(sleeper)
 	n.ready("box")
-	downAndUp(t, func() {})
+	n.apply(`
+apiVersion: vmoperator.vmware.com/v1alpha5
+kind: VirtualMachineClass
+metadata: {name: huge}
+spec:
+  hardware: {cpus: 1, memory: 1Gi}
+  configSpec: {_typeName: VirtualMachineConfigSpec, extraConfig: [{_typeName: OptionValue, key: sched.mem.lpage.enable1GPage, value: "TRUE"}]}
+`)
+	const pages = "/sys/kernel/mm/hugepages/hugepages-1048576kB/"
+	count := func(file string) string {
+		t.Helper()
+		number, err := os.ReadFile(pages + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(number))
+	}
+	reserve := func(number string) error { return os.WriteFile(pages+"nr_hugepages", []byte(number), 0o644) }
+	if err := reserve("0"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = reserve("0") })
+	n.apply(strings.Replace(machine("huge", "huge"), "spec: {", "spec: {powerOffMode: Hard, ", 1))
+	n.condition("huge", "VirtualMachineConditionPlacementReady", "False", "hugepages-1Gi")
+	downAndUp(t, func() {
+		if err := reserve("1"); err != nil {
+			t.Fatal(err)
+		}
+	})
 	equal(t, "configmap", n.field("configmap/kept", ".data.key"), "value")
 	n.ready("box")
+	if count("nr_hugepages") == "0" {
+		t.Log("the kernel finds no gibibyte in one piece: the machine stays where it is")
+		n.condition("huge", "VirtualMachineConditionPlacementReady", "False", "hugepages-1Gi")
+		return
+	}
+	n.agent("huge")
+	equal(t, "pages that are free while the machine runs", count("free_hugepages"), "0")
+	n.vm("stop", "huge")
+	n.power("huge", "PoweredOff")
+	equal(t, "pages that are free afterwards", count("free_hugepages"), "1")
 }
 
 // TestDamagedGuestFiles overwrites files that micro-VMs are made of. A start writes them again and says
@@ -122,26 +161,41 @@ func TestTruncatedEtcd(t *testing.T) {
 	equal(t, "configmap", n.field("configmap/kept", ".data.key"), "value")
 }
 
-// TestDrain moves all pods off the node and lets it have pods again.
+// TestDrain moves all pods, and with them the virtual machines, off the node and lets it have them again.
 func TestDrain(t *testing.T) {
 	ownSupervisor(t)
-	n := newNamespace(t)
+	n := machines(t)
+	n.vm("create", "machine", "--image", "tiny", "--class", "tiny", "--no-bootstrap")
+	n.agent("machine")
+	n.exec("machine", "sh", "-c", "echo kept >/data/file; sync")
 	n.kubectl("create", "deployment", "web", "--image=busybox:1.36", "--", "sleep", "100000")
 	available := func() { n.kubectl("rollout", "status", "deployment/web", fmt.Sprintf("--timeout=%s", patience)) }
 	available()
-	before := n.kubectl("get", "pods", "-o", "name")
+	before, evicted := n.kubectl("get", "pods", "-l", "app=web", "-o", "name"), n.field("pod/machine", ".metadata.uid")
 	node := strings.TrimSpace(run(t, "", "get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"))
 	t.Cleanup(func() { _, _ = kubectl(context.Background(), "", "uncordon", node) })
 	contains(t, run(t, "", "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--grace-period=1", fmt.Sprintf("--timeout=%s", patience)), "drained")
 	eventually(t, "a pod without a node", func() error {
-		if out := n.kubectl("get", "pods", "--no-headers"); !strings.Contains(out, "Pending") {
+		if out := n.kubectl("get", "pods", "-l", "app=web", "--no-headers"); !strings.Contains(out, "Pending") {
 			return fmt.Errorf("kubectl shows %q", out)
 		}
 		return nil
 	})
+	eventually(t, "the virtual machine to wait for a node", func() error {
+		if got := n.field("vm/machine", `.status.conditions[?(@.type=="VirtualMachineConditionPlacementReady")]['status','message']`); !strings.HasPrefix(got, "False") || !strings.Contains(got, "unschedulable") {
+			return fmt.Errorf("its condition is %q", got)
+		}
+		return nil
+	})
+	equal(t, "its power state", n.field("vm/machine", ".status.powerState"), "PoweredOff")
 	run(t, "", "uncordon", node)
 	available()
-	if after := n.kubectl("get", "pods", "-o", "name"); after == before {
+	if after := n.kubectl("get", "pods", "-l", "app=web", "-o", "name"); after == before {
 		t.Fatalf("the pod is the same as before: %s", after)
+	}
+	n.agent("machine")
+	equal(t, "file of the virtual machine", n.exec("machine", "cat", "/data/file"), "kept")
+	if now := n.field("pod/machine", ".metadata.uid"); now == evicted {
+		t.Fatal("the virtual machine is in the pod that was evicted")
 	}
 }

@@ -238,15 +238,15 @@ spec: {volumeSnapshotClassName: atoll, source: {persistentVolumeClaimName: data-
 	n.kubectl("delete", "volumesnapshot", "whole")
 }
 
-// copyForReaders: a clone of a volume in use, which two micro-VMs read at once, and a block volume that both
-// write to, on a shared datastore.
-func copyForReaders(t *testing.T, n *namespace) {
+// sharedStore is a storage class on a datastore that could be of several hosts.
+func (n *namespace) sharedStore() string {
+	n.t.Helper()
 	store := n.name + "-shared"
 	dir := filepath.Join(suite.dataDir, store)
 	if err := os.Mkdir(dir, 0o700); err != nil {
-		t.Fatal(err)
+		n.t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	n.t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	n.clusterObject("datastore", store, fmt.Sprintf(`
 apiVersion: atoll.dev/v1alpha1
 kind: Datastore
@@ -254,6 +254,13 @@ metadata: {name: %s}
 spec: {directory: {path: %s, shared: true}}
 `, store, dir))
 	n.storageClass(store, "parameters: {datastore: "+store+"}")
+	return store
+}
+
+// copyForReaders: a clone of a volume in use, which two micro-VMs read at once, and a block volume that both
+// write to, on a shared datastore.
+func copyForReaders(t *testing.T, n *namespace) {
+	store := n.sharedStore()
 	n.apply(claimOf("copy", "atoll", "ReadOnlyMany", "64Mi", ", dataSource: {kind: PersistentVolumeClaim, name: data-web-0}") +
 		claimOf("both", store, "ReadWriteMany", "16Mi", ", volumeMode: Block"))
 	t.Cleanup(func() {
@@ -302,11 +309,12 @@ parameters: {bandwidth: %s}
 		n.kubectl("patch", "pvc", "raw", "-p", fmt.Sprintf(`{"spec":{"volumeAttributesClassName":%q}}`, to))
 		n.kubectl("wait", "--for=jsonpath={.status.currentVolumeAttributesClassName}="+to, "pvc/raw", fmt.Sprintf("--timeout=%s", patience))
 	}
-	before := write()
+	best := func() time.Duration { return min(write(), write(), write()) } // a host with much to do stalls now and then
+	before := best()
 	change(class("slow", "512Ki"))
 	slow := write()
 	change(class("fast", "1Gi"))
-	fast := write()
+	fast := best()
 	t.Logf("4 MiB: %v without a limit, %v at 512 KiB/s, %v at 1 GiB/s", before, slow, fast)
 	if slow < 6*time.Second || slow < 2*before || slow < 2*fast {
 		t.Error("the limit does not hold, or is not lifted")

@@ -7,6 +7,7 @@ import (
 	"crypto/md5"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -121,11 +122,11 @@ spec: {volumeSnapshotClassName: atoll, source: {persistentVolumeClaimName: data}
 	equal(t, "the other claim", n.field("pvc/thief", ".status.phase"), "Pending")
 }
 
-// TestFullDatastore: a datastore fills up while a pod writes. The pod stands still and says so, other things
-// are refused, and all goes on when there is room; nothing is lost.
+// TestFullDatastore: a datastore fills up while a pod and a virtual machine write. They stand still and say so, other
+// things are refused, and all goes on when there is room; nothing is lost.
 func TestFullDatastore(t *testing.T) {
 	t.Parallel()
-	n := newNamespace(t)
+	n := machines(t)
 	dir := t.TempDir()
 	disk, store := filepath.Join(dir, "disk"), filepath.Join(dir, "mnt")
 	sh := func(script string) {
@@ -135,7 +136,7 @@ func TestFullDatastore(t *testing.T) {
 		}
 	}
 	t.Cleanup(func() { _ = exec.Command("umount", "--lazy", store).Run() })
-	sh("mkdir $2 && truncate -s 64M $1 && mkfs.ext4 -q -m 0 $1 && mount -o loop $1 $2 && mkdir $2/store")
+	sh("mkdir $2 && truncate -s 96M $1 && mkfs.ext4 -q -m 0 $1 && mount -o loop $1 $2 && mkdir $2/store")
 	name := n.name + "-small"
 	n.clusterObject("datastore", name, fmt.Sprintf(`
 apiVersion: atoll.dev/v1alpha1
@@ -145,7 +146,7 @@ spec: {refusePercent: 100, directory: {path: %s/store, node: %q}}
 `, name, store, run(t, "", "get", "nodes", "-o", "jsonpath={.items[0].metadata.name}")))
 	t.Cleanup(func() {
 		_ = os.Remove(filepath.Join(store, "ballast")) // the pod cannot end before there is room
-		for _, args := range [][]string{{"pod", "one"}, {"pvc", "data"}} {
+		for _, args := range [][]string{{"pod", "one"}, {"vm", "machine"}, {"pvc", "data", "disk"}} {
 			if _, err := kubectl(context.Background(), "", append([]string{"-n", n.name, "delete", "--timeout=120s"}, args...)...); err != nil {
 				t.Error(err)
 			}
@@ -156,9 +157,33 @@ spec: {refusePercent: 100, directory: {path: %s/store, node: %q}}
 	n.apply(fmt.Sprintf(writer, "one", "atoll", "data"))
 	n.ready("one")
 	n.exec("one", "sh", "-c", "echo first > /data/first && sync")
+	n.apply(claim("disk", name, ""))
+	n.vm("create", "machine", "--image", "tiny", "--class", "tiny", "--no-bootstrap", "--no-wait")
+	n.kubectl("patch", "vm", "machine", "--type=merge", "-p", `{"spec":{"volumes":[{"name":"disk","persistentVolumeClaim":{"claimName":"disk"}}]}}`)
+	n.agent("machine")
+	device := n.device("machine", "disk")
+	boot := n.exec("machine", "cat", "/proc/sys/kernel/random/boot_id")
+	data := n.exec("machine", "sh", "-c", "dd if=/dev/urandom of=/run/data bs=1M count=16 2>/dev/null && md5sum </run/data")
 	sh("fallocate -l $(($(stat -f -c '%a * %S' $2) - 6291456)) $2/ballast")
-	n.exec("one", "sh", "-c", "(yes written | head -c 16000000 > /data/big && sync && echo done > /data/done && sync) >/dev/null 2>&1 &")
+	n.exec("one", "sh", "-c", "(sleep 5; yes written | head -c 16000000 > /data/big && sync && echo done > /data/done && sync) >/dev/null 2>&1 &")
+	n.exec("machine", "sh", "-c", "setsid sh -c 'sleep 5; dd if=/run/data of="+device+" bs=1M conv=fsync && touch /run/done' >/dev/null 2>&1 &")
 	n.says("pod/one", "the datastore is full")
+	eventually(t, "the condition of the virtual machine", func() error {
+		got := n.field("vm/machine", `.status.conditions[?(@.type=="atoll.dev/GuestHealthy")]['status','reason','message']`)
+		for _, want := range []string{"False DatastoreFull disk disk ", "on datastore " + name, "goes on by itself"} {
+			if !strings.Contains(got, want) {
+				return fmt.Errorf("%q is not in %q", want, got)
+			}
+		}
+		return nil
+	})
+	equal(t, "power state of the virtual machine", n.field("vm/machine", ".status.powerState"), "PoweredOn")
+	eventually(t, "its description to say so", func() error {
+		if out := n.vm("describe", "machine"); !strings.Contains(out, "DatastoreFull") {
+			return errors.New(out)
+		}
+		return nil
+	})
 	eventually(t, "the condition of the datastore", func() error {
 		out := run(t, "", "get", "datastore", name, "-o", "jsonpath={.status.conditions[?(@.type=='SpaceAvailable')]}")
 		if !strings.Contains(out, `"Full"`) {
@@ -184,6 +209,13 @@ spec: {refusePercent: 100, directory: {path: %s/store, node: %q}}
 		}
 		return nil
 	})
+	eventually(t, "the condition of the virtual machine to go", func() error { return is(n.unhealthy("machine"), "") })
+	eventually(t, "its write to end", func() error {
+		_, err := n.try("exec", "machine", "--", "test", "-e", "/run/done")
+		return err
+	})
+	equal(t, "boot of the virtual machine", n.exec("machine", "cat", "/proc/sys/kernel/random/boot_id"), boot)
 	sum := md5.Sum([]byte(strings.Repeat("written\n", 2000000)))
 	equal(t, "all of it", n.exec("one", "sh", "-c", "cat /data/first; md5sum < /data/big"), "first\n"+hex.EncodeToString(sum[:])+"  -")
+	equal(t, "all that the virtual machine wrote", n.exec("machine", "sh", "-c", "echo 3 >/proc/sys/vm/drop_caches; head -c 16777216 "+device+" | md5sum"), data)
 }

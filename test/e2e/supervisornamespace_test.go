@@ -18,8 +18,10 @@ func supervisorNamespace(t *testing.T, name, spec string) *namespace {
 		_, _ = kubectl(ctx, "", "delete", "svns", name, "--ignore-not-found", "--wait=false")
 	})
 	run(t, fmt.Sprintf("apiVersion: atoll.dev/v1alpha1\nkind: SupervisorNamespace\nmetadata: {name: %s}\nspec: %s\n", name, spec), "apply", "-f", "-")
-	run(t, "", "wait", "svns/"+name, "--for=condition=Ready", "--timeout=60s")
-	return &namespace{t: t, name: name}
+	run(t, "", "wait", "svns/"+name, "--for=condition=Ready", fmt.Sprintf("--timeout=%s", patience))
+	n := &namespace{t: t, name: name}
+	n.account()
+	return n
 }
 
 // TestSupervisorNamespaceLife: pods run within limits, drift is put right, shrinking evicts nothing, and deletion is
@@ -132,7 +134,7 @@ spec:
 		t.Fatalf("%v: %s", err, out)
 	}
 	eventually(t, "its owner to see that it is ready", func() error {
-		out, err := as("e2e-otto", "", "wait", "svns/e2e-made", "--for=condition=Ready", "--timeout=60s")
+		out, err := as("e2e-otto", "", "wait", "svns/e2e-made", "--for=condition=Ready", fmt.Sprintf("--timeout=%s", patience))
 		if err != nil {
 			return fmt.Errorf("%s: %w", out, err)
 		}

@@ -6,6 +6,9 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -20,6 +23,8 @@ type attack struct {
 // try runs the attacks as one person; each must fail, and for the reason that it says.
 func (p *actor) attempt(attacks map[string]attack) {
 	p.t.Helper()
+	// Who asks as somebody else is not even told which kinds there are, if that is not known from before.
+	p.kubectl("api-resources")
 	for what, a := range attacks {
 		out, err := p.try(a.yaml, a.args...)
 		if err == nil {
@@ -30,6 +35,9 @@ func (p *actor) attempt(attacks map[string]attack) {
 			if !strings.Contains(out, want) {
 				p.t.Errorf("%s: %q is not in: %s", what, want, out)
 			}
+		}
+		if strings.Contains(out, "exceeded quota") && !slices.Contains(a.wants, "exceeded quota") {
+			p.t.Errorf("%s: refused for want of room only: %s", what, out)
 		}
 	}
 }
@@ -160,10 +168,12 @@ func TestAttackBounds(t *testing.T) {
 // TestAttackPods: pods that reach for the host, for another's account, or past the limits.
 func TestAttackPods(t *testing.T) {
 	t.Parallel()
-	m, v := two(t, `"resources": {"memoryLimit": "700Mi", "memoryLimitDefault": "64Mi", "cpuLimit": "1200m", "cpuLimitDefault": "100m"}, "storageClasses": [{"name": "atoll", "limit": "200Mi"}], "podRuntime": {"privilegedAllowed": true}`)
+	m, v := two(t, `"resources": {"memoryLimit": "960Mi", "memoryLimitDefault": "64Mi", "cpuLimit": "1400m", "cpuLimitDefault": "100m"}, "storageClasses": [{"name": "atoll", "limit": "200Mi"}], "podRuntime": {"privilegedAllowed": true}`)
 	m.editor.apply(m.name, strings.Replace(sleeper, "image: busybox", "resources: {limits: {memory: 512Mi, cpu: 1}}, image: busybox", 1))
 	v.editor.apply(v.name, claim("data", "atoll", "")+"---"+fmt.Sprintf(writer, "one", "atoll", "data"))
 	v.ready("one")
+	v.exec("one", "sh", "-c", "echo gold >/data/treasure; sync")
+	v.editor.apply(v.name, `{"apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot", "metadata": {"name": "before"}, "spec": {"volumeSnapshotClassName": "atoll", "source": {"persistentVolumeClaimName": "data"}}}`)
 	volume := v.bound("data")
 	with := func(old, text string, wants ...string) attack {
 		return attack{
@@ -196,7 +206,7 @@ func TestAttackPods(t *testing.T) {
 		"a probe of the host":   with("image: busybox", "livenessProbe: {httpGet: {host: 127.0.0.1, port: 10250, path: /}}, image: busybox", "orbidden"),
 		"a hook at the host":    with("image: busybox", "lifecycle: {postStart: {httpGet: {host: 127.0.0.1, port: 2379, path: /}}}, image: busybox", "orbidden"),
 		"less overhead":         with("spec:", "spec:\n  overhead: {memory: 1Ki, cpu: 1m}", "orbidden"),
-		"no limit by overhead":  with("image: busybox", "resources: {limits: {memory: 150Mi}}, image: busybox", "exceeded quota"),
+		"no limit by overhead":  with("image: busybox", "resources: {limits: {memory: 350Mi}}, image: busybox", "exceeded quota"),
 		"an init container":     with("  containers:", "  initContainers: [{name: i, image: busybox, resources: {limits: {memory: 2Gi}}}]\n  containers:", "exceeded quota"),
 		"a sidecar":             with("  containers:", "  initContainers: [{name: i, image: busybox, restartPolicy: Always, resources: {limits: {memory: 2Gi}}}]\n  containers:", "exceeded quota"),
 		"pod-level limits":      with("spec:", "spec:\n  resources: {limits: {memory: 2Gi}}", "exceeded quota"),
@@ -205,31 +215,63 @@ func TestAttackPods(t *testing.T) {
 		"a mirror pod":          with("metadata: {name: evil}", "metadata: {name: evil, annotations: {kubernetes.io/config.mirror: x}}", "mirror"),
 		"more memory":           resize(`{"spec":{"containers":[{"name":"box","resources":{"requests":{"memory":"2Gi"},"limits":{"memory":"2Gi"}}}]}}`),
 		"more processors":       resize(`{"spec":{"containers":[{"name":"box","resources":{"requests":{"cpu":"1500m"},"limits":{"cpu":"1500m"}}}]}}`),
-		"ownership of the host": with("metadata: {name: evil}", "metadata: {name: evil, annotations: {vm.atoll.dev/machine: '{}'}}", "orbidden"),
+		"a machine's devices":   with("metadata: {name: evil}", "metadata: {name: evil, annotations: {atoll.dev/machine: '{}'}}", "made by the system"),
+		"a machine's address":   with("metadata: {name: evil}", "metadata: {name: evil, annotations: {atoll.dev/address-key: x}}", "made by the system"),
+		"a machine's identity":  with("metadata: {name: evil}", "metadata: {name: evil, labels: {atoll.dev/vm-uid: x}}", "made by the system"),
 		"a volume of another":   object(strings.Replace(claim("theft", `""`, ", volumeName: "+volume), "64Mi", "1Mi", 1), "spec.storageClasses"),
 		"a volume by hand": object(fmt.Sprintf(`{"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "%s-pv"}, "spec": {"capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "csi": {"driver": "csi.atoll.dev", "volumeHandle": "default/%s"}}}`, m.name, volume),
 			"orbidden"),
 		"a server's volume": volumes("{name: v, nfs: {server: 127.0.0.1, path: /}}", "spec.volumes[0].nfs"),
-		"an inline volume":  volumes("{name: v, csi: {driver: csi.atoll.dev, volumeAttributes: {handle: default/" + volume + "}}}"),
+		"an inline volume":  volumes("{name: v, csi: {driver: csi.atoll.dev, volumeAttributes: {handle: default/"+volume+"}}}", "spec.volumes[0].csi"),
 		"content of a snapshot": object(fmt.Sprintf(`{"apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshotContent", "metadata": {"name": "%s-c"}, "spec": {"deletionPolicy": "Retain", "driver": "csi.atoll.dev", "source": {"volumeHandle": "default/%s"}, "volumeSnapshotRef": {"name": "s", "namespace": "%s"}}}`, m.name, volume, m.name),
 			"orbidden"),
 		"an attachment":    object(`{"apiVersion": "storage.k8s.io/v1", "kind": "VolumeAttachment", "metadata": {"name": "mine"}, "spec": {"attacher": "csi.atoll.dev", "nodeName": "x", "source": {"persistentVolumeName": "`+volume+`"}}}`, "orbidden"),
 		"external address": object(`{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "evil"}, "spec": {"externalIPs": ["`+nodeAddress(t)+`"], "ports": [{"port": 443}]}}`, "externalIPs"),
 	}
 	m.editor.attempt(attacks)
-	// Claims that name something of another namespace are made, and come to nothing.
-	m.editor.apply(m.name, strings.Replace(claim("by-name", "atoll", ", volumeName: "+volume), "64Mi", "1Mi", 1)+"---"+
-		claim("by-snapshot", "atoll", ", dataSourceRef: {apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: before, namespace: "+v.name+"}"))
 	m.editor.kubectl("-n", m.name, "wait", "--for=condition=Ready", "pod/box", fmt.Sprintf("--timeout=%s", patience))
-	for _, name := range []string{"by-name", "by-snapshot"} {
-		if phase := m.field("pvc/"+name, ".status.phase"); phase != "Pending" {
-			t.Errorf("claim %s is %s", name, phase)
-		}
-	}
+	claimAttacks(m, v, volume)
 	equal(t, "the owner of the volume", run(t, "", "get", "pv", volume, "-o", "jsonpath={.spec.claimRef.namespace}"), v.name)
 	contains(t, v.exec("one", "ls", "-d", "/data"), "/data")
-	// An ephemeral container has the bounds of the rest.
-	m.editor.denied([]string{"-n", m.name, "debug", "box", "--image=busybox", "--custom=" + writeFile(t, `{"volumeMounts": [{"name": "none", "mountPath": "/x"}]}`), "--", "id"})
+	// An ephemeral container has the bounds of the rest: what is allowed in one namespace is not in the other.
+	debug := func(n *tenant, pod string) []string {
+		return []string{"-n", n.name, "debug", pod, "--image=busybox", "--profile=baseline", "--attach=false", "--quiet", "--custom=" + writeFile(t, `{"securityContext": {"privileged": true}}`), "--", "id"}
+	}
+	v.editor.denied(debug(v, "one"), "must not set securityContext.privileged=true", "namespace \""+v.name+"\": administrators can change it")
+	m.editor.kubectl(debug(m, "box")...)
+}
+
+// claimAttacks names the victim's volume and a snapshot of it in claims, which are made, and used by pods: these stay
+// without a volume, or get one with nothing in it.
+func claimAttacks(m, v *tenant, volume string) {
+	t := m.t
+	t.Helper()
+	v.kubectl("wait", "--for=jsonpath={.status.readyToUse}=true", "volumesnapshot/before", fmt.Sprintf("--timeout=%s", patience))
+	content := v.field("volumesnapshot/before", ".status.boundVolumeSnapshotContentName")
+	const snapshot = ", %s: {apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: %s%s}"
+	m.editor.apply(m.name, `{"apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot", "metadata": {"name": "stolen"}, "spec": {"volumeSnapshotClassName": "atoll", "source": {"volumeSnapshotContentName": "`+content+`"}}}`)
+	m.editor.apply(m.name, strings.Replace(claim("by-name", "atoll", ", volumeName: "+volume), "64Mi", "1Mi", 1)+"---"+
+		claim("by-content", "atoll", fmt.Sprintf(snapshot, "dataSource", "stolen", ""))+"---"+
+		claim("by-snapshot", "atoll", fmt.Sprintf(snapshot, "dataSourceRef", "before", ", namespace: "+v.name)))
+	for _, name := range []string{"by-name", "by-content", "by-snapshot"} {
+		m.editor.apply(m.name, fmt.Sprintf(writer, name, "atoll", name))
+	}
+	m.says("pvc/by-name", "already bound to a different claim")
+	m.says("volumesnapshot/stolen", "is dynamically provisioned while expecting a pre-provisioned one")
+	m.says("pvc/by-content", "snapshot stolen not bound")
+	// Kubernetes forgets a source in another namespace: the claim is one without a source.
+	equal(t, "the source in another namespace", m.field("pvc/by-snapshot", ".spec.dataSourceRef}{.spec.dataSource"), "")
+	m.ready("by-snapshot")
+	equal(t, "what is in its volume", m.exec("by-snapshot", "ls", "-A", "/data"), "a\nlost+found")
+	for _, name := range []string{"by-name", "by-content"} {
+		equal(t, "claim "+name, m.field("pvc/"+name, ".status.phase"), "Pending")
+		equal(t, "pod "+name, m.field("pod/"+name, ".status.phase"), "Pending")
+	}
+	volumes := run(t, "", "get", "pv", "-o", `jsonpath={range .items[?(@.spec.claimRef.namespace=="`+m.name+`")]}{.spec.claimRef.name} {end}`)
+	equal(t, "the attacker's volumes", volumes, "by-snapshot")
+	equal(t, "the snapshot", m.field("volumesnapshot/stolen", ".status.readyToUse"), "false")
+	equal(t, "the victim's snapshot", v.field("volumesnapshot/before", ".status.readyToUse"), "true")
+	equal(t, "the victim's volume", v.exec("one", "cat", "/data/treasure"), "gold")
 }
 
 // TestAttackCredentials: what a pod has leads nowhere else, and the token of one namespace opens no other.
@@ -270,28 +312,100 @@ func TestAttackCredentials(t *testing.T) {
 	if out, err := as("", "get", "pods", "-A"); err == nil {
 		t.Errorf("nobody may list pods: %s", out)
 	}
-	// In a pod there is no credential of the node, and no way to its loopback, not even with a kernel of one's own.
 	node := nodeAddress(t)
-	for what, script := range map[string]string{
-		"files of the kubelet":        "ls /var/lib/kubelet /var/lib/atoll",
-		"etcd":                        "nc -w 3 -z " + node + " 2379",
-		"the webhooks":                "nc -w 3 -z 127.0.0.1 9443",
-		"loopback by the interface":   "ip route add 127.0.0.2/32 dev eth0 2>/dev/null; nc -w 3 -z 127.0.0.2 10250",
-		"loopback of the host":        "ip addr del 127.0.0.1/8 dev lo; ip route add 127.0.0.0/8 via $(ip route | awk '/default/ {print $3}') dev eth0 onlink && nc -w 3 -z 127.0.0.1 10250",
-		"the cloud's metadata server": "nc -w 3 -z 169.254.169.254 80",
-	} {
-		if out, err := m.try("exec", "spy", "--", "busybox", "sh", "-c", script); err == nil {
-			t.Errorf("%s: a pod could: %s\n%s", what, script, out)
-		}
-	}
-	// The kubelet's port answers nobody without a right to it, nor with an account's token.
+	m.reachForHost(node)
+	// The kubelet's port answers nobody without a right to it, nor with an account's token or a person's.
 	for _, path := range []string{"/pods", "/exec/" + v.name + "/x/y?command=id", "/metrics", "/configz", "/runningpods/"} {
-		for _, header := range []string{"", "Bearer " + token} {
+		for _, header := range []string{"", "Bearer " + token, "Bearer " + m.owner.token()} {
 			if code := kubeletStatus(t, node, path, header); code != http.StatusUnauthorized && code != http.StatusForbidden {
 				t.Errorf("the kubelet's %s with %.10q: status %d", path, header, code)
 			}
 		}
 	}
+}
+
+// reachForHost looks for credentials of the node in the pod spy, and for ways to what listens on the host's loopback only;
+// the pod has every right in a kernel of its own.
+func (n *tenant) reachForHost(node string) {
+	t := n.t
+	t.Helper()
+	spy := func(script string) (string, error) { return n.try("exec", "spy", "--", "busybox", "sh", "-c", script) }
+	found, err := spy(`busybox find / -path /proc -prune -o -path /sys -prune -o \( -name token -o -name '*kubeconfig*' -o -name '*.key' -o -name 'kubelet*' \) -print`)
+	if err != nil || !strings.Contains(found, "/serviceaccount/") {
+		t.Fatalf("looking for credentials: %v\n%s", err, found)
+	}
+	for file := range strings.Lines(found) {
+		if !strings.Contains(file, "/serviceaccount/") {
+			t.Errorf("a credential in a pod: %s", file)
+		}
+	}
+	// What connects says so; the API server is what this pod may connect to.
+	connect := func(prepare, address string, ports ...string) string {
+		t.Helper()
+		out, err := spy("set -e; " + prepare + "; echo prepared; for p in " + strings.Join(ports, " ") + "; do (if busybox nc -w 3 " + address + " $p </dev/null; then echo connected to $p; else echo not to $p; fi) & done; wait; echo all")
+		if err != nil || !strings.Contains(out, "prepared") || strings.Count(out, "not to ")+strings.Count(out, "connected to ") != len(ports) {
+			t.Fatalf("connecting to %s: %v\n%s", address, err, out)
+		}
+		return out
+	}
+	contains(t, connect("true", node, "6443"), "connected to 6443")
+	local := loopbackPorts(t)
+	if !slices.Contains(local, "2379") || !slices.Contains(local, "9443") {
+		t.Fatalf("on the host's loopback listen %v: not etcd and the webhooks", local)
+	}
+	const routed = "busybox ip addr flush dev lo; echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet; gw=$(busybox ip route | busybox awk '/^default/ {print $3}'); "
+	for what, c := range map[string]struct{ prepare, address string }{
+		"the node's address":        {"true", node},
+		"loopback by the interface": {routed + "busybox ip route replace 127.0.0.2/32 via $gw dev eth0 onlink", "127.0.0.2"},
+		"loopback of the host":      {routed + "busybox ip route replace 127.0.0.0/8 via $gw dev eth0 onlink", "127.0.0.1"},
+	} {
+		sent := n.sent()
+		if out := connect(c.prepare, c.address, local...); strings.Contains(out, "connected") {
+			t.Errorf("%s: a pod could connect to what only the host may:\n%s", what, out)
+		}
+		if grown := n.sent() - sent; grown < len(local) {
+			t.Errorf("%s: to %d ports the pod has sent %d packets only", what, len(local), grown)
+		}
+	}
+}
+
+// sent is how many packets the pod spy has sent.
+func (n *tenant) sent() int {
+	n.t.Helper()
+	out := n.exec("spy", "busybox", "cat", "/sys/class/net/eth0/statistics/tx_packets")
+	count, err := strconv.Atoi(strings.TrimSpace(out))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return count
+}
+
+// loopbackPorts are the ports that listen on the host's loopback and nowhere else.
+func loopbackPorts(t *testing.T) []string {
+	t.Helper()
+	table, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ports []string
+	everywhere := map[string]bool{}
+	for line := range strings.Lines(string(table)) {
+		f := strings.Fields(line)
+		if len(f) < 4 || f[3] != "0A" { // listening
+			continue
+		}
+		address, hex, _ := strings.Cut(f[1], ":")
+		port, err := strconv.ParseUint(hex, 16, 16)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name := strconv.FormatUint(port, 10); address == "0100007F" {
+			ports = append(ports, name)
+		} else {
+			everywhere[name] = true
+		}
+	}
+	return slices.DeleteFunc(ports, func(p string) bool { return everywhere[p] })
 }
 
 // TestAttackLogin: guessing is stopped and says nothing; sessions that were revoked are worth nothing.

@@ -54,39 +54,22 @@ func TestAttackNetwork(t *testing.T) {
 	v.pair()
 	m.editor.apply(m.name, strings.Replace(strings.Replace(sleeper, "image: busybox", "securityContext: {privileged: true}, image: busybox", 1), "name: box}", "name: client}", 1))
 	m.ready("client")
-	web, friend := v.field("pod/web", ".status.podIP"), v.field("pod/client", ".status.podIP")
-	shell := func(script string) (string, error) { return m.try("exec", "client", "--", "sh", "-c", script) }
-	counter := func() string {
-		return strings.Fields(v.exec("web", "sh", "-c", "grep '^Icmp: [0-9]' /proc/net/snmp"))[9] // InEchos
-	}
-	v.exec("client", "ping", "-c", "1", "-w", "5", web)
-	before := counter()
-	if before == "0" {
-		t.Fatal("the counter of pings does not count")
-	}
+	web := v.field("pod/web", ".status.podIP")
 	m.cut(v)
-	for what, script := range map[string]string{
-		"a ping":                    "ping -c 2 -w 4 " + web,
-		"a friend's address":        "ip addr add " + friend + "/32 dev eth0; ping -c 2 -w 4 -I " + friend + " " + web,
-		"the gateway's address":     "g=$(ip route | awk '/default/ {print $3}'); ip addr add $g/32 dev eth0; ping -c 2 -w 4 -I $g " + web + "; e=$?; ip addr del $g/32 dev eth0; exit $e",
-		"the victim's own address":  "ip addr add " + web + "/32 dev eth0; ping -c 2 -w 4 -I " + friend + " " + web + " -t 1; ip addr del " + web + "/32 dev eth0; exit 1",
-		"a route past the host":     "ip route add " + web + "/32 dev eth0; ping -c 2 -w 4 " + web + "; e=$?; ip route del " + web + "/32 dev eth0; exit $e",
-		"a MAC address of a friend": "a=$(cat /sys/class/net/eth0/address); ip link set eth0 address 02:00:00:00:00:99; ping -c 2 -w 4 " + web + "; e=$?; ip link set eth0 address $a; exit $e",
-	} {
-		if out, err := shell(script); err == nil {
-			t.Errorf("%s reached the victim:\n%s", what, out)
-		}
-		_, _ = shell("ip addr del " + friend + "/32 dev eth0 2>/dev/null")
+	dropped := denied(t, v.name)
+	if out, err := m.try("exec", "client", "--", "ping", "-c", "2", "-W", "3", web); err == nil || !strings.Contains(out, "2 packets transmitted, 0 packets received") || denied(t, v.name) < dropped+2 {
+		t.Errorf("a ping, of which %d packets were denied: %v\n%s", denied(t, v.name)-dropped, err, out)
 	}
-	equal(t, "pings that the victim has seen", counter(), before)
+	m.forge("client", nodeAddress(t), v)
+	shell := func(script string) { _, _ = m.try("exec", "client", "--", "sh", "-c", script) }
 	// Whoever answers for another's address does not get what is sent there.
-	_, _ = shell("ip addr add " + web + "/32 dev eth0; mkdir -p /w; echo stolen >/w/index.html; httpd -p 80 -h /w; arping -U -c 3 -I eth0 " + web)
+	shell("ip addr add " + web + "/32 dev eth0; mkdir -p /w; echo stolen >/w/index.html; httpd -p 80 -h /w; arping -U -c 3 -I eth0 " + web)
 	for range 5 {
-		if out := v.exec("client", "timeout", "10", "wget", "-qO-", "http://"+web+"/"); strings.TrimSpace(out) != v.name {
+		if out := v.exec("client", "timeout", "60", "wget", "-qO-", "http://"+web+"/"); strings.TrimSpace(out) != v.name {
 			t.Errorf("the attacker answered for the victim: %q", out)
 		}
 	}
-	_, _ = shell("ip addr del " + web + "/32 dev eth0")
+	shell("ip addr del " + web + "/32 dev eth0")
 	// The host fetches nothing from a pod for somebody who cannot.
 	const item = `{"apiVersion": "imageregistry.vmware.com/v1alpha1", "kind": "ContentLibraryItem", "metadata": {"name": "%s"}, "spec": {"name": "%[1]s", "source": {"http": {"url": "http://%[2]s"}}}}`
 	for name, address := range map[string]string{"pod": web + "/disk.img", "service": v.field("service/web", ".spec.clusterIP") + "/disk.img", "loopback": "127.0.0.1:10248/healthz", "host": nodeAddress(t) + ":10250/pods"} {
@@ -105,6 +88,36 @@ func TestAttackNetwork(t *testing.T) {
 	}
 }
 
+// TestAttackImages: a namespace that pulls the bytes of an image that was loaded for everybody, under a name of its own,
+// takes it from nobody.
+func TestAttackImages(t *testing.T) {
+	t.Parallel()
+	m, v := two(t, "")
+	own := registryHost + "/" + m.name + "/own:1"
+	if out, err := m.editor.push(own); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	pod := func(name, image, policy string) string {
+		return strings.Replace(strings.Replace(script(name, "echo fine"), "image: busybox", "image: "+image, 1), "imagePullPolicy: IfNotPresent", "imagePullPolicy: "+policy, 1)
+	}
+	m.editor.apply(m.name, pod("first", own, "Always"))
+	equal(t, "the attacker's pod", m.ended("first"), "Succeeded")
+	for _, policy := range []string{"IfNotPresent", "Never"} {
+		name := strings.ToLower(policy)
+		v.editor.apply(v.name, pod(name, "busybox", policy))
+		equal(t, "a pod of the image that was loaded, "+policy, v.ended(name), "Succeeded")
+	}
+	// What was pulled with credentials stays who has them's.
+	v.editor.apply(v.name, pod("thief", own, "IfNotPresent"))
+	v.pullFails("thief", "pods pull from the project of their own namespace")
+	// While an image is pulled for one pod, those that never pull it wait, so nobody pulls that of virtual machines.
+	for _, image := range []string{"atoll.dev/vm:latest", "atoll.dev/vm"} {
+		if out, err := m.editor.try(pod("blocker", image, "Always"), "-n", m.name, "apply", "-f", "-"); err == nil || !strings.Contains(out, "is for the pods of virtual machines") {
+			t.Errorf("a pod of image %s: %v\n%s", image, err, out)
+		}
+	}
+}
+
 // TestAttackRegistry: nothing of another project is read, mounted, listed or changed, by any name; a robot account is
 // of its project only.
 func TestAttackRegistry(t *testing.T) {
@@ -114,11 +127,15 @@ func TestAttackRegistry(t *testing.T) {
 	m.editor.docker().artifact(m.name+"/own", 1000)
 	robotName, robotSecret := v.robot("ci")
 	anonymous := newDocker(t, "", "")
-	serviceAccount := newDocker(t, "system:serviceaccount:"+m.name+":default", strings.TrimSpace(run(t, "", "-n", m.name, "create", "token", "default")))
+	serviceAccount := newDocker(t, "account", strings.TrimSpace(run(t, "", "-n", m.name, "create", "token", "default", "--audience="+registryHost)))
+	if resp, text := serviceAccount.with(m.name+"/own", "pull", http.MethodGet, "manifests/1", nil, "Accept", ociManifestType); resp.StatusCode != http.StatusOK {
+		t.Errorf("a service account at home: %s %s", resp.Status, text)
+	}
 	for who, d := range map[string]*docker{
 		"owner": m.owner.docker(), "editor": m.editor.docker(), "nobody": anonymous, "account": serviceAccount,
-		"wrong password":  newDocker(t, v.owner.name, "wrong"),
-		"robot elsewhere": newDocker(t, strings.ReplaceAll(robotName, v.name, m.name), robotSecret),
+		"account without the audience": newDocker(t, "account", strings.TrimSpace(run(t, "", "-n", v.name, "create", "token", "default"))),
+		"wrong password":               newDocker(t, v.owner.name, "wrong"),
+		"robot elsewhere":              newDocker(t, strings.ReplaceAll(robotName, v.name, m.name), robotSecret),
 	} {
 		refuse := func(what string, resp *http.Response, text string, codes ...int) {
 			t.Helper()

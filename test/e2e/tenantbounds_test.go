@@ -16,14 +16,20 @@ import (
 func tenantMachines(t *testing.T, spec string) *tenant {
 	t.Helper()
 	n := newTenant(t, "", spec)
-	atollOK(t, "image", "import", tinyDisk(), "--name", "tiny", "-n", n.name)
+	n.equip()
+	return n
+}
+
+// equip gives a namespace the tiny image and a small class.
+func (n *tenant) equip() {
+	n.t.Helper()
+	atollOK(n.t, "image", "import", tinyDisk(), "--name", "tiny", "-n", n.name)
 	n.apply(`
 apiVersion: vmoperator.vmware.com/v1alpha2
 kind: VirtualMachineClass
 metadata: {name: tiny}
 spec: {hardware: {cpus: 1, memory: 192Mi}}
 `)
-	return n
 }
 
 func tinyDisk() string {
@@ -39,34 +45,102 @@ func bounded(n *tenant, field string, more ...string) []string {
 // virtual machines.
 func TestTenantStorage(t *testing.T) {
 	t.Parallel()
-	n := tenantMachines(t, `"storageClasses": [{"name": "atoll", "limit": "1200Mi"}], "resources": {"storageRequestLimit": "1300Mi"}`)
+	free := strings.ToLower(strings.TrimPrefix(t.Name(), "Test")) + "-free" // has no limit of its own
+	(&namespace{t: t}).storageClass(free, "volumeBindingMode: WaitForFirstConsumer")
+	n := tenantMachines(t, fmt.Sprintf(`"storageClasses": [{"name": "atoll", "limit": "1200Mi"}, {"name": %q}], "resources": {"storageRequestLimit": "1300Mi"}`, free))
 	n.storageClass(n.name+"-other", "")
 	n.editor.apply(n.name, claim("one", "atoll", "")+"---"+fmt.Sprintf(writer, "user", "atoll", "one"))
 	n.ready("user")
 	n.editor.apply(n.name, machine("box", "tiny")) // its disk is of the same policy
 	n.power("box", "PoweredOn")
 	large := strings.Replace(claim("two", "atoll", ""), "64Mi", "1120Mi", 1)
-	n.editor.refused(n.name, large, "atoll.storageclass.storage.k8s.io/requests.storage", "used", "limited", n.name)
+	n.editor.refused(n.name, large, "exceeded quota: "+n.name+"-storagequota", "limited: atoll.storageclass.storage.k8s.io/requests.storage=1200Mi", "used", "administrator")
+	// The sum bounds what no policy does.
+	n.editor.refused(n.name, strings.Replace(claim("two", free, ""), "64Mi", "1280Mi", 1), "exceeded quota: "+n.name, "limited: requests.storage=1300Mi", "used", "administrator")
+	n.editor.apply(n.name, claim("small", free, ""))
 	n.editor.refused(n.name, claim("two", n.name+"-other", ""), bounded(n, "spec.storageClasses", n.name+"-other", "atoll")...)
 	n.editor.refused(n.name, claim("two", `""`, ""), bounded(n, "spec.storageClasses")...)
 	n.editor.refused(n.name, strings.Replace(machine("second", "tiny"), "storageClass: atoll", "storageClass: "+n.name+"-other", 1), bounded(n, "spec.storageClasses")...)
 	n.editor.denied([]string{"-n", n.name, "patch", "pvc", "one", "--type=merge", "-p", `{"spec":{"resources":{"requests":{"storage":"2Gi"}}}}`}, "exceeded quota")
+	n.largeMachine()
+	n.furtherDisk(n.name+"-other", bounded(n, "spec.storageClasses", n.name+"-other", "atoll")...)
 	// A claim inside of a pod is a claim too.
-	n.editor.refused(n.name, `
-apiVersion: v1
-kind: Pod
-metadata: {name: ephemeral}
-spec:
-  containers: [{name: box, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, "100000"], volumeMounts: [{name: v, mountPath: /v}]}]
-  volumes: [{name: v, ephemeral: {volumeClaimTemplate: {spec: {storageClassName: `+n.name+`-other, accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}}}}]
-`, bounded(n, "spec.storageClasses")...)
+	n.editor.refused(n.name, ephemeralPod(n.name+"-other"), bounded(n, "spec.storageClasses")...)
+	// A set with claims of another policy is refused, and of one with too large claims there is nothing: the set says why.
+	n.editor.refused(n.name, setOf("policy", n.name+"-other", "16Mi"), bounded(n, "spec.storageClasses", "spec.volumeClaimTemplates data", n.name+"-other")...)
+	n.editor.apply(n.name, setOf("sum", free, "1280Mi"))
+	n.says("statefulset/sum", "limited: requests.storage=1300Mi")
+	equal(t, "claims", n.kubectl("get", "pvc", "one", "small", "-o", "name")+n.kubectl("get", "pvc", "-l", "app", "-o", "name"), "persistentvolumeclaim/one\npersistentvolumeclaim/small")
 	eventually(t, "the status", func() error {
 		s := n.status()
+		if got := s.used("storage"); !strings.HasSuffix(got, "/1300Mi") || strings.HasPrefix(got, "0/") {
+			return fmt.Errorf("storage: %q", got)
+		}
 		if got := s.used("storageclass/atoll"); !strings.HasSuffix(got, "/1200Mi") || strings.HasPrefix(got, "0/") {
 			return fmt.Errorf("storageclass/atoll: %q", got)
 		}
 		return nil
 	})
+}
+
+// ephemeralPod has a claim of a StorageClass inside of it.
+func ephemeralPod(class string) string {
+	return `
+apiVersion: v1
+kind: Pod
+metadata: {name: ephemeral}
+spec:
+  containers: [{name: box, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, "100000"], volumeMounts: [{name: v, mountPath: /v}]}]
+  volumes: [{name: v, ephemeral: {volumeClaimTemplate: {spec: {storageClassName: ` + class + `, accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}}}}]
+`
+}
+
+// setOf is a StatefulSet with a claim of a StorageClass for each pod.
+func setOf(name, class, size string) string {
+	return fmt.Sprintf(`
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: %[1]s}
+spec:
+  selector: {matchLabels: {app: %[1]s}}
+  template:
+    metadata: {labels: {app: %[1]s}}
+    spec:
+      containers: [{name: box, image: busybox, volumeMounts: [{name: data, mountPath: /data}]}]
+  volumeClaimTemplates:
+    - metadata: {name: data}
+      spec: {storageClassName: %[2]s, accessModes: [ReadWriteOnce], resources: {requests: {storage: %[3]s}}}
+`, name, class, size)
+}
+
+// largeMachine is one whose own disk is more than what is left of its policy: it has none, and says why.
+func (n *tenant) largeMachine() {
+	n.t.Helper()
+	claims := func() string { return n.kubectl("get", "pvc", "-o", "name") }
+	before := claims()
+	n.editor.apply(n.name, strings.Replace(machine("large", "tiny"), "spec: {", "spec: {powerState: PoweredOff, advanced: {bootDiskCapacity: 1088Mi}, ", 1))
+	n.lacks("large", "VirtualMachineStorageReady", "the boot disk cannot be made", "exceeded quota: "+n.name+"-storagequota",
+		"requested: atoll.storageclass.storage.k8s.io/requests.storage=1088Mi", "limited: atoll.storageclass.storage.k8s.io/requests.storage=1200Mi", "administrators can change it")
+	equal(n.t, "claims", claims(), before)
+}
+
+// furtherDisk adds a disk of a StorageClass to the machine box: there is no claim for it, and the machine says why.
+func (n *tenant) furtherDisk(class string, wants ...string) {
+	n.t.Helper()
+	claims := func() string { return n.kubectl("get", "pvc", "-o", "name") }
+	before := claims()
+	n.editor.kubectl("-n", n.name, "patch", "vm", "box", "--type=merge", "-p",
+		`{"spec":{"volumes":[{"name":"more","persistentVolumeClaim":{"claimName":"more","instanceVolumeClaim":{"storageClass":"`+class+`","size":"16Mi"}}}]}}`)
+	eventually(n.t, "the machine to say why it has no further disk", func() error {
+		said := n.field("vm/box", `.status.volumes[?(@.name=="more")].error`)
+		for _, want := range append(wants, "PersistentVolumeClaim more cannot be made") {
+			if !strings.Contains(said, want) {
+				return fmt.Errorf("it says %q, want %q", said, want)
+			}
+		}
+		return nil
+	})
+	equal(n.t, "claims", claims(), before)
 }
 
 // TestTenantEncryption: what is not encrypted is refused, volumes and disks of virtual machines alike.
@@ -79,10 +153,15 @@ func TestTenantEncryption(t *testing.T) {
 	n.storageClass(key, "parameters: {encryption: "+key+"}")
 	n.editor.refused(n.name, claim("data", "atoll", ""), bounded(n, "spec.encryption")...)
 	n.editor.refused(n.name, machine("box", "tiny"), bounded(n, "spec.encryption")...)
+	n.editor.refused(n.name, ephemeralPod("atoll"), bounded(n, "spec.encryption", "spec.volumes[0].ephemeral")...)
+	n.editor.refused(n.name, setOf("set", "atoll", "16Mi"), bounded(n, "spec.encryption", "spec.volumeClaimTemplates data")...)
 	n.editor.apply(n.name, claim("data", key, "")+"---"+fmt.Sprintf(writer, "one", "atoll", "data"))
 	n.ready("one")
 	n.editor.apply(n.name, strings.Replace(machine("box", "tiny"), "storageClass: atoll", "storageClass: "+key, 1))
 	n.power("box", "PoweredOn")
+	n.furtherDisk("atoll", bounded(n, "spec.encryption", "which does not encrypt")...)
+	n.editor.apply(n.name, ephemeralPod(key)+"---"+setOf("set", key, "16Mi"))
+	n.ready("ephemeral")
 }
 
 // TestTenantMachines: classes and content sources.
@@ -99,6 +178,7 @@ func TestTenantMachines(t *testing.T) {
 	n.editor.refused(n.name, machine("box", "best-effort-large"), bounded(n, "spec.vmClasses", "best-effort-large", "best-effort-small")...)
 	n.editor.refused(n.name, strings.Replace(machine("box", "best-effort-small"), "imageName: tiny", "imageName: "+display, 1), bounded(n, "spec.contentSources")...)
 	n.editor.refused(n.name, bootClaim("copy", "ClusterVirtualMachineImage/"+clusterImage(t, display), "128Mi"), bounded(n, "spec.contentSources")...)
+	n.setsAndDiscs(display)
 	n.editor.denied([]string{"-n", n.name, "create", "-f", writeFile(t, `{"apiVersion": "vmoperator.vmware.com/v1alpha5", "kind": "VirtualMachineClass", "metadata": {"name": "mine"}, "spec": {"hardware": {"cpus": 64, "memory": "1Ti"}}}`)}, "forbidden")
 	n.editor.apply(n.name, strings.Replace(machine("box", "best-effort-small"), "spec: {", "spec: {powerState: PoweredOff, ", 1))
 	n.editor.denied([]string{"-n", n.name, "patch", "vm", "box", "--type=merge", "-p", `{"spec":{"className":"guaranteed-8xlarge"}}`}, bounded(n, "spec.vmClasses")...)
@@ -109,6 +189,37 @@ func TestTenantMachines(t *testing.T) {
 		return err
 	})
 	n.editor.kubectl("-n", n.name, "get", "virtualmachineclass", "best-effort-xsmall")
+}
+
+// setsAndDiscs holds replica sets of machines and CD-ROMs to the classes and content sources; display is an image of none of
+// them. What is within them is taken.
+func (n *tenant) setsAndDiscs(display string) {
+	n.t.Helper()
+	set := func(class, image string) string {
+		return fmt.Sprintf(`
+apiVersion: vmoperator.vmware.com/v1alpha5
+kind: VirtualMachineReplicaSet
+metadata: {name: set}
+spec:
+  replicas: 0
+  selector: {matchLabels: {app: set}}
+  template:
+    metadata: {labels: {app: set}}
+    spec: {className: %s, imageName: %s, storageClass: atoll}
+`, class, image)
+	}
+	disc := func(image string) string {
+		return strings.Replace(machine("disc", "best-effort-small"), "spec: {", "spec: {powerState: PoweredOff, guestID: otherLinux64Guest, hardware: {cdrom: [{name: cd1, image: "+image+"}]}, ", 1)
+	}
+	outside := "{kind: ClusterVirtualMachineImage, name: " + clusterImage(n.t, display) + "}"
+	n.editor.refused(n.name, set("best-effort-large", "tiny"), bounded(n, "spec.vmClasses", "best-effort-large", "best-effort-small")...)
+	n.editor.refused(n.name, set("best-effort-small", display), bounded(n, "spec.contentSources")...)
+	n.editor.refused(n.name, disc(outside), bounded(n, "spec.contentSources", "ClusterVirtualMachineImage/")...)
+	n.editor.apply(n.name, set("best-effort-small", "tiny"))
+	n.editor.denied([]string{"-n", n.name, "patch", "vmrs", "set", "--type=merge", "-p", `{"spec":{"template":{"spec":{"className":"best-effort-large"}}}}`}, bounded(n, "spec.vmClasses")...)
+	own := n.kubectl("get", "virtualmachineimages", "-o", "jsonpath={.items[0].metadata.name}")
+	n.editor.apply(n.name, disc("{kind: VirtualMachineImage, name: "+own+"}"))
+	n.editor.denied([]string{"-n", n.name, "patch", "vm", "disc", "--type=merge", "-p", `{"spec":{"hardware":{"cdrom":[{"name":"cd1","image":{"kind":"ClusterVirtualMachineImage","name":"` + clusterImage(n.t, display) + `"}}]}}}`}, bounded(n, "spec.contentSources")...)
 }
 
 // clusterImage is the name of the image for all namespaces with a display name.
@@ -167,10 +278,55 @@ func TestTenantPods(t *testing.T) {
 		}
 		return nil
 	})
+	n.editor.kubectl("-n", n.name, "delete", "deployment", "evil")
 	// Privileged is a thing of the pod's own kernel once it is allowed.
 	n.declare(`"podRuntime": {"privilegedAllowed": true}`)
 	n.editor.apply(n.name, with("image: busybox", "securityContext: {privileged: true}, image: busybox"))
 	n.ready("other")
+	n.onTheHost()
+}
+
+// onTheHost has pods that need the host where an administrator allows that, counted like all others, and no more when it
+// is taken back.
+func (n *tenant) onTheHost() {
+	t := n.t
+	t.Helper()
+	needs := func(name, spec string) string {
+		return strings.Replace(strings.Replace(sleeper, "name: box}", "name: "+name+"}", 1), "spec:", "spec:\n  runtimeClassName: runc\n  "+spec, 1)
+	}
+	const files = "volumes: [{name: v, hostPath: {path: /}}]"
+	privileged := strings.Replace(needs("root", "hostPID: true"), "image: busybox", "securityContext: {privileged: true}, image: busybox", 1)
+	debug := []string{"-n", n.name, "debug", "plain", "--image=busybox", "--profile=sysadmin", "--attach=false", "--quiet", "--", "sleep", "100000"}
+	mounted := strings.Replace(needs("files", files), "image: busybox", "volumeMounts: [{name: v, mountPath: /host, readOnly: true}], image: busybox", 1)
+	n.declare(`"podRuntime": {"policy": "Runc"}, "resources": {"memoryLimit": "1Gi", "memoryLimitDefault": "64Mi", "counts": {"podCount": 4}}`)
+	n.editor.apply(n.name, needs("plain", "restartPolicy: Always")+"---"+mounted)
+	n.ready("plain")
+	n.ready("files")
+	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "the kernel under runc", n.exec("plain", "cat", "/proc/sys/kernel/osrelease"), string(kernel))
+	n.exec("files", "test", "-e", "/host"+suite.dataDir+"/admin.kubeconfig")
+	// Under runc nobody but the policy of the namespace is between a privileged container and the host.
+	n.editor.refused(n.name, privileged, bounded(n, "spec.podRuntime.privilegedAllowed", "spec.containers[0].securityContext.privileged")...)
+	n.editor.denied(debug, bounded(n, "spec.podRuntime.privilegedAllowed", "spec.ephemeralContainers[0].securityContext.privileged")...)
+	eventually(t, "them to be counted", func() error { return is(n.status().used("count/pods"), "4/4") })
+	n.editor.refused(n.name, needs("fifth", "restartPolicy: Always"), "exceeded quota: "+n.name+"-quota", "pods=4", "administrator")
+	n.declare(`"podRuntime": {"policy": "Runc", "privilegedAllowed": true}`)
+	n.editor.apply(n.name, privileged)
+	n.ready("root")
+	first, err := os.ReadFile("/proc/1/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "the host's first process", n.exec("root", "cat", "/proc/1/comm"), string(first))
+	n.editor.kubectl(debug...)
+	n.declare(`"podRuntime": {"policy": "MicroVM", "privilegedAllowed": true}`)
+	n.editor.denied(debug, bounded(n, "spec.podRuntime.policy")...)
+	n.editor.refused(n.name, needs("fifth", "restartPolicy: Always"), bounded(n, "spec.podRuntime")...)
+	n.editor.refused(n.name, needs("sixth", files), bounded(n, "spec.podRuntime")...)
+	equal(t, "what ran already", n.field("pod/plain", ".status.phase"), "Running")
 }
 
 // TestTenantHosts: pods and machines run on the hosts of the namespace only.
@@ -188,96 +344,45 @@ func TestTenantHosts(t *testing.T) {
 		return nil
 	})
 	n.editor.apply(n.name, strings.Replace(sleeper, "name: box}", "name: later}", 1))
-	n.says("pod/later", "didn't match")
-	n.editor.refused(n.name, strings.Replace(strings.Replace(sleeper, "name: box}", "name: direct}", 1), "spec:", "spec:\n  nodeName: "+node, 1), bounded(n, "spec.zones")...)
-	equal(t, "the pod that was there", n.field("pod/box", ".status.phase"), "Running")
-}
-
-// TestTenantSelfService: an owner makes a namespace from a template, within it, and nobody else does.
-func TestTenantSelfService(t *testing.T) {
-	t.Parallel()
-	n := newTenant(t, "", "")
-	template := n.name + "-template"
-	n.clusterObject("supervisornamespacetemplate", template, fmt.Sprintf(`
-apiVersion: atoll.dev/v1alpha1
-kind: SupervisorNamespaceTemplate
-metadata: {name: %s}
-spec:
-  selfService: {enabled: true, maxPerUser: 1}
-  template:
-    resources: {memoryLimit: 2Gi, counts: {podCount: 5}}
-    storageClasses: [{name: atoll, limit: 1Gi}]
-    network: {isolation: Isolated}
-`, template))
-	object := func(name, class, rest string) string {
-		return fmt.Sprintf(`{"apiVersion": "atoll.dev/v1alpha1", "kind": "SupervisorNamespace", "metadata": {"name": %q}, "spec": {%s%s}}`, name, class, rest)
-	}
-	mine, class := n.name+"-mine", fmt.Sprintf(`"className": %q`, template)
-	create := func(p *actor, text string) (string, error) { return p.try(text, "create", "-f", "-") }
-	t.Cleanup(func() {
-		_, _ = kubectl(context.Background(), "", "delete", "supervisornamespace", mine, "--ignore-not-found")
-	})
-	for what, c := range map[string]struct {
-		who  *actor
-		text string
-		want string
-	}{
-		"editor":     {n.editor, object(mine, class, ""), "forbidden"},
-		"viewer":     {n.viewer, object(mine, class, ""), "forbidden"},
-		"no class":   {n.owner, object(mine, "", ""), "className"},
-		"wider":      {n.owner, object(mine, class, `, "resources": {"memoryLimit": "4Gi"}`), "memoryLimit"},
-		"privileged": {n.owner, object(mine, class, `, "podRuntime": {"privilegedAllowed": true}`), "privilegedAllowed"},
-		"open":       {n.owner, object(mine, class, `, "network": {"isolation": "Open"}`), "isolation"},
-		"storage":    {n.owner, object(mine, class, `, "storageClasses": [{"name": "gold"}]`), "storageClasses"},
-		"system":     {n.owner, object("kube-system", class, ""), "kube-system"},
-		"taken":      {n.owner, object("default", class, ""), "default"},
-	} {
-		if out, err := create(c.who, c.text); err == nil || !strings.Contains(out, c.want) {
-			t.Errorf("%s: %v, want a refusal with %q\n%s", what, err, c.want, out)
-		}
-	}
-	if out, err := create(n.owner, object(mine, class, `, "resources": {"memoryLimit": "1Gi"}`)); err != nil {
-		t.Fatal(err, out)
-	}
-	eventually(t, "the owner to work in it", func() error {
-		_, err := n.owner.try("", "-n", mine, "create", "configmap", "works")
+	n.editor.apply(n.name, machine("server", "tiny"))
+	eventually(t, "the machine's pod", func() error {
+		_, err := n.try("get", "pod", "server")
 		return err
 	})
-	equal(t, "the limit", run(t, "", "get", "resourcequota", mine+"-quota", "-n", mine, "-o", `jsonpath={.spec.hard.limits\.memory}`), "1Gi")
-	equal(t, "isolation from the template", run(t, "", "get", "supervisornamespace", mine, "-o", "jsonpath={.status.effective.network.isolation}"), "Isolated")
-	if out, err := create(n.owner, object(mine+"2", class, "")); err == nil || !strings.Contains(out, "maxPerUser") && !strings.Contains(out, "1") {
-		t.Errorf("a second one: %v\n%s", err, out)
+	for _, name := range []string{"later", "server"} {
+		n.says("pod/"+name, "didn't match")
+		contains(t, n.field("pod/"+name, ".spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution"), "elsewhere")
+		equal(t, "the node of "+name, n.field("pod/"+name, ".spec.nodeName"), "")
 	}
-	n.editor.denied([]string{"-n", mine, "get", "configmaps"}, "forbidden")
-	n.editor.denied([]string{"delete", "supervisornamespace", mine}, "forbidden")
-	n.owner.denied([]string{"patch", "supervisornamespace", mine, "--type=merge", "-p", `{"spec":{"resources":{"memoryLimit":"64Gi"}}}`})
-	n.owner.kubectl("-n", mine, "delete", "configmap", "works")
-	n.owner.kubectl("delete", "supervisornamespace", mine, "--timeout=180s")
+	if state := n.field("vm/server", ".status.powerState"); state == "PoweredOn" {
+		t.Errorf("the machine is %s where it may not be", state)
+	}
+	n.editor.refused(n.name, strings.Replace(strings.Replace(sleeper, "name: box}", "name: direct}", 1), "spec:", "spec:\n  nodeName: "+node, 1), bounded(n, "spec.zones")...)
+	equal(t, "the pod that was there", n.field("pod/box", ".status.phase"), "Running")
+	n.elsewhere(node)
 }
 
-func writeFile(t *testing.T, text string) string {
+// elsewhere has a namespace whose hosts are others, and one in the zone that the node is in.
+func (n *tenant) elsewhere(node string) {
+	t := n.t
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "object")
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
+	n.want(`"hosts": ["elsewhere"]`)
+	n.is("Ready", "False", "host elsewhere does not exist")
+	named := func(name, spec string) string {
+		return strings.Replace(strings.Replace(sleeper, "name: box}", "name: "+name+"}", 1), "spec:", "spec:"+spec, 1)
 	}
-	return path
-}
-
-// TestNamespaceExamples: what the documentation tells people to apply is taken, all of it.
-func TestNamespaceExamples(t *testing.T) {
-	t.Parallel()
-	n := newNamespace(t)
-	suite.template.Lock() // there can be one default, and one of the examples is that
-	defer suite.template.Unlock()
-	examples := filepath.Join(filepath.Dir(filepath.Dir(suite.atoll)), "examples", "namespaces")
-	for _, file := range []string{"shop.yaml", "closed.yaml", "template.yaml"} {
-		contains(t, run(t, "", "create", "--dry-run=server", "-f", filepath.Join(examples, file)), "created")
-	}
-	robot, err := os.ReadFile(filepath.Join(examples, "robot.yaml"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.apply(strings.Replace(string(robot), "namespace: shop", "namespace: "+n.name, 1))
-	run(t, "", "apply", "--dry-run=server", "-f", filepath.Join(filepath.Dir(examples), "demo", "namespace.yaml"))
+	n.editor.refused(n.name, named("direct", "\n  nodeName: "+node), bounded(n, "spec.hosts", "only elsewhere")...)
+	n.editor.apply(n.name, named("outside", ""))
+	n.says("pod/outside", "didn't match")
+	zone := []string{"label", "node", node, "topology.kubernetes.io/zone=" + n.name}
+	t.Cleanup(func() {
+		_, _ = kubectl(context.Background(), "", "label", "node", node, "topology.kubernetes.io/zone-")
+	})
+	run(t, "", zone...)
+	n.declare(fmt.Sprintf(`"zones": [{"name": %q}]`, n.name))
+	n.editor.apply(n.name, named("inside", ""))
+	n.ready("inside")
+	n.editor.apply(n.name, named("direct", "\n  nodeName: "+node))
+	n.ready("direct")
+	equal(t, "the node of the pod of other hosts", n.field("pod/outside", ".spec.nodeName"), "")
 }

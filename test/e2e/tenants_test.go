@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -143,7 +144,8 @@ func TestTenantAccess(t *testing.T) {
 
 const limits = `"resources": {
 	"cpuLimit": "1800m", "memoryLimit": "1200Mi", "cpuLimitDefault": "200m", "cpuRequestDefault": "10m", "memoryLimitDefault": "64Mi", "memoryRequestDefault": "64Mi",
-	"counts": {"podCount": 4, "serviceCount": 1, "configMapCount": 3, "secretCount": 2, "deploymentCount": 1, "statefulSetCount": 0, "jobCount": 1, "virtualMachineCount": 1, "persistentVolumeClaimCount": 2}
+	"counts": {"podCount": 4, "serviceCount": 1, "configMapCount": 3, "secretCount": 2, "deploymentCount": 1, "statefulSetCount": 0, "jobCount": 1, "virtualMachineCount": 2, "persistentVolumeClaimCount": 3,
+		"daemonSetCount": 0, "replicaSetCount": 0, "replicationControllerCount": 0, "volumeSnapshotCount": 0, "virtualMachineSnapshotCount": 0, "contentLibraryItemCount": 1}
 }`
 
 // TestTenantQuota: processors, memory and counts bound pods and virtual machines together.
@@ -156,51 +158,28 @@ func TestTenantQuota(t *testing.T) {
 	n.editor.apply(n.name, sized("one", "500m", "512Mi")) // 64 MiB more for the micro-VM
 	n.editor.apply(n.name, machine("box", "tiny"))        // 192 MiB, and 192 more
 	n.power("box", "PoweredOn")
+	n.beyond()
 	for what, c := range map[string]struct {
 		yaml  string
 		wants []string
 	}{
 		"memory":     {sized("two", "100m", "512Mi"), []string{"limits.memory", "requested", "used", "limited", n.name}},
 		"processors": {sized("two", "1300m", "64Mi"), []string{"limits.cpu=1", "requested", "used", "limited", n.name}},
-		"machines":   {machine("other", "tiny"), []string{"virtualmachines.vmoperator.vmware.com", n.name}},
+		"machines":   {machine("third", "tiny"), []string{"virtualmachines.vmoperator.vmware.com", n.name}},
 		"sets":       {`{"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "s"}, "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "busybox"}]}}}}`, []string{"statefulsets.apps"}},
 	} {
 		t.Log(what)
 		n.editor.refused(n.name, c.yaml, append(c.wants, "administrator")...)
 	}
-	// Services, Secrets and ConfigMaps one after the other until it is enough.
-	for kind, c := range map[string]struct {
-		args  []string
-		count int
-		want  string
-	}{
-		"services":   {[]string{"create", "service", "clusterip", "%s", "--tcp=80"}, 1, "services"},
-		"configmaps": {[]string{"create", "configmap", "%s"}, 3, "configmaps"},
-		"secrets":    {[]string{"create", "secret", "generic", "%s"}, 2, "secrets"},
-	} {
-		allowed := 0
-		for i := range 6 {
-			args := append([]string{"-n", n.name}, c.args...)
-			for j, a := range args {
-				args[j] = strings.Replace(a, "%s", fmt.Sprintf("x%d", i), 1)
-			}
-			out, err := n.editor.try("", args...)
-			if err != nil {
-				n.editor.says(out, c.want, "used", "limited")
-				break
-			}
-			allowed++
-		}
-		if allowed > c.count {
-			t.Errorf("%d %s could be made, the limit is %d", allowed, kind, c.count)
-		}
-	}
+	n.counts()
+	n.editor.apply(n.name, `{"apiVersion": "imageregistry.vmware.com/v1alpha1", "kind": "ContentLibraryItemImportRequest", "metadata": {"name": "more"}, "spec": {"source": {"url": "https://example.com/disk.img"}, "target": {"library": {"name": "default"}}}}`)
+	n.says("contentlibraryitemimportrequest/more", "exceeded quota: "+n.name+"-quota, requested: count/contentlibraryitems.imageregistry.vmware.com=1")
 	// What says nothing itself gets the defaults, and a sum that shows.
 	n.editor.apply(n.name, strings.Replace(sleeper, "name: box}", "name: plain}", 1))
 	equal(t, "defaults", n.field("pod/plain", ".spec.containers[0].resources"), `{"limits":{"cpu":"200m","memory":"64Mi"},"requests":{"cpu":"10m","memory":"64Mi"}}`)
 	eventually(t, "the status to count pods and the machine", func() error {
 		s := n.status()
-		for resource, want := range map[string]string{"memory": "1088Mi/1200Mi", "count/pods": "3/4", "count/virtualmachines": "1/1"} {
+		for resource, want := range map[string]string{"memory": "1088Mi/1200Mi", "count/pods": "3/4", "count/virtualmachines": "2/2"} {
 			if got := s.used(resource); got != want {
 				return fmt.Errorf("%s: got %q, want %q", resource, got, want)
 			}
@@ -210,15 +189,89 @@ func TestTenantQuota(t *testing.T) {
 		}
 		return nil
 	})
-	// A running pod does not grow past the limit either, nor does the machine.
+	// A running pod does not grow past the limit either, nor does the machine: it stays as it is, and says why.
 	n.editor.denied([]string{"-n", n.name, "patch", "pod", "one", "--subresource=resize", "-p", `{"spec":{"containers":[{"name":"box","resources":{"limits":{"memory":"1Gi"}}}]}}`}, "limits.memory")
+	n.editor.kubectl("-n", n.name, "patch", "vm", "box", "--type=merge", "-p", `{"spec":{"className":"larger"}}`)
+	n.lacks("box", "VirtualMachineClassConfigurationSynced", "exceeded quota: "+n.name+"-quota", "limits.memory")
+	equal(t, "the machine's memory", n.field("pod/box", ".spec.containers[0].resources.limits.memory"), "192Mi")
+	equal(t, "the sum afterwards", n.status().used("memory"), "1088Mi/1200Mi")
 	contains(t, n.viewer.kubectl("describe", "supervisornamespace", n.name), "1200Mi")
+	// The machine that had no room starts when there is some.
+	n.declare(strings.NewReplacer(`"1800m"`, `"3"`, `"1200Mi"`, `"2Gi"`).Replace(limits))
+	n.power("other", "PoweredOn")
 }
 
-// TestTenantShrinks: a limit below what is used is taken, shown, evicts nothing and lets nothing more in; then it can grow.
+// beyond makes a machine that is more than what is left of processors and memory: it has no pod, and says why.
+func (n *tenant) beyond() {
+	n.t.Helper()
+	n.apply(`{"apiVersion": "vmoperator.vmware.com/v1alpha5", "kind": "VirtualMachineClass", "metadata": {"name": "larger"}, "spec": {"hardware": {"cpus": 1, "memory": "448Mi"}}}`)
+	n.editor.apply(n.name, machine("other", "larger"))
+	n.lacks("other", "VirtualMachineConditionPlacementReady", "the pod cannot be made", "exceeded quota: "+n.name+"-quota", "requested: limits.cpu=", ",limits.memory=", "used: limits.cpu=", "limited: limits.cpu=1800m,limits.memory=1200Mi", "administrators can change it")
+	equal(n.t, "pods of the machine", n.kubectl("get", "pod", "other", "-o", "name", "--ignore-not-found"), "")
+}
+
+// lacks waits until a condition of a machine is False and says why.
+func (n *tenant) lacks(machine, condition string, wants ...string) {
+	n.t.Helper()
+	eventually(n.t, condition+" of "+machine+" to be False", func() error {
+		said := n.field("vm/"+machine, `.status.conditions[?(@.type=="`+condition+`")]['status','message']`)
+		for _, want := range append(wants, "False") {
+			if !strings.Contains(said, want) {
+				return fmt.Errorf("it says %q, want %q", said, want)
+			}
+		}
+		return nil
+	})
+}
+
+// counts makes one object after the other of each kind whose number is bounded, until it is enough.
+func (n *tenant) counts() {
+	n.t.Helper()
+	object := func(group, kind, spec string) string {
+		return `{"apiVersion": "` + group + `", "kind": "` + kind + `", "metadata": {"name": "NAME"}, "spec": ` + spec + `}`
+	}
+	const template = `"template": {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "busybox"}]}}`
+	const selected = `{"selector": {"matchLabels": {"a": "b"}}, "replicas": 0, ` + template + `}`
+	for resource, c := range map[string]struct {
+		text string
+		most int
+	}{
+		"services":               {object("v1", "Service", `{"ports": [{"port": 80}]}`), 1},
+		"configmaps":             {`{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "NAME"}}`, 3},
+		"secrets":                {`{"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "NAME"}}`, 2},
+		"persistentvolumeclaims": {object("v1", "PersistentVolumeClaim", `{"storageClassName": "atoll", "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}`), 3},
+		"replicationcontrollers": {object("v1", "ReplicationController", `{"selector": {"a": "b"}, "replicas": 0, `+template+`}`), 0},
+		"deployments.apps":       {object("apps/v1", "Deployment", selected), 1},
+		"replicasets.apps":       {object("apps/v1", "ReplicaSet", selected), 0},
+		"daemonsets.apps":        {object("apps/v1", "DaemonSet", `{"selector": {"matchLabels": {"a": "b"}}, `+template+`}`), 0},
+		"jobs.batch":             {object("batch/v1", "Job", `{"suspend": true, "template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "busybox"}]}}}`), 1},
+		"volumesnapshots.snapshot.storage.k8s.io":       {object("snapshot.storage.k8s.io/v1", "VolumeSnapshot", `{"source": {"persistentVolumeClaimName": "none"}}`), 0},
+		"virtualmachinesnapshots.vmoperator.vmware.com": {object("vmoperator.vmware.com/v1alpha5", "VirtualMachineSnapshot", `{"vmName": "box"}`), 0},
+		"contentlibraryitems.imageregistry.vmware.com":  {object("imageregistry.vmware.com/v1alpha1", "ContentLibraryItem", `{"name": "NAME", "source": {"http": {"url": "https://example.com/disk.img"}}}`), 1},
+	} {
+		have := func() int {
+			return len(strings.Fields(n.kubectl("get", resource, "-o", "name")))
+		}
+		before, made, said := have(), 0, ""
+		for ; made < 6; made++ {
+			out, err := n.editor.try(strings.ReplaceAll(c.text, "NAME", fmt.Sprintf("x%d", made)), "-n", n.name, "create", "-f", "-")
+			if err != nil {
+				said = out
+				break
+			}
+		}
+		n.editor.says(said, "exceeded quota: "+n.name+"-quota", "count/"+resource, "used", "limited", "administrator")
+		if got := have(); got != c.most || before+made != c.most {
+			n.t.Errorf("%s: there were %d, %d could be made, %d are there; the limit is %d", resource, before, made, got, c.most)
+		}
+	}
+}
+
+// TestTenantShrinks: a limit below what is used is taken, shown, evicts nothing and lets nothing more in; then it can
+// grow. An administrator does it who has logged in, and only they change what it expands into, which is put right again.
 func TestTenantShrinks(t *testing.T) {
 	t.Parallel()
-	n := newTenant(t, "", `"resources": {"memoryLimit": "1Gi", "memoryLimitDefault": "128Mi", "counts": {"podCount": 5}}`)
+	n := administered(t, `"resources": {"memoryLimit": "1Gi", "memoryLimitDefault": "128Mi", "counts": {"podCount": 5}}`)
 	n.editor.apply(n.name, sleeper)
 	n.ready("box")
 	uid := n.field("pod/box", ".metadata.uid")
@@ -232,29 +285,64 @@ func TestTenantShrinks(t *testing.T) {
 	n.declare(`"resources": {"memoryLimit": "1Gi", "memoryLimitDefault": "128Mi", "counts": {"podCount": 5}}`)
 	n.is("WithinLimits", "True", "")
 	n.editor.apply(n.name, strings.Replace(sleeper, "name: box}", "name: other}", 1))
+	widen := []string{"-n", n.name, "patch", "resourcequota", n.name + "-quota", "--type=merge", "-p", `{"spec":{"hard":{"limits.memory":"1Ti"}}}`}
+	n.owner.denied(widen, "orbidden", "sso:"+n.owner.name+"@atoll.local")
+	contains(t, n.administrator.kubectl(widen...), "patched")
+	eventually(t, "the quota to be as it is declared", func() error {
+		return is(n.field("resourcequota/"+n.name+"-quota", `.spec.hard.limits\.memory`), "1Gi")
+	})
 }
 
 // TestTenantDeletion: it asks for emptiness and says what is in the way; the annotation deletes what is there, and
-// nothing stays.
+// nothing stays: no pod, no machine, no volume, no image, no right. An administrator does it who has logged in.
 func TestTenantDeletion(t *testing.T) {
 	t.Parallel()
-	n := newTenant(t, "", "")
-	n.editor.apply(n.name, sleeper+"---"+claim("data", "atoll", ""))
+	n := administered(t, "")
+	n.equip()
+	n.editor.docker().artifact(n.name+"/app", 1000)
+	n.editor.apply(n.name, claim("data", "atoll", "")+"---"+fmt.Sprintf(writer, "box", "atoll", "data")+"---"+machine("server", "tiny"))
 	n.ready("box")
-	run(t, "", "delete", "supervisornamespace", n.name, "--wait=false")
-	n.is("Deleting", "True", "1 Pod (box)")
-	contains(t, n.status().condition("Deleting").Message, "box")
-	contains(t, n.status().condition("Deleting").Message, "atoll.dev/delete-contents")
+	n.power("server", "PoweredOn")
+	rights := func() string {
+		return run(t, "", "get", "clusterroles,clusterrolebindings", "-l", "atoll.dev/supervisor-namespace="+n.name, "-o", "name")
+	}
+	volumes := func() string {
+		return run(t, "", "get", "pv", "-o", `jsonpath={range .items[?(@.spec.claimRef.namespace=="`+n.name+`")]}{.metadata.name} {end}`)
+	}
+	project := func() string { return atollOK(t, "registry", "usage", "-o", "json") }
+	contains(t, rights(), "atoll:namespace-owner:"+n.name)
+	contains(t, project(), `"`+n.name+`"`)
+	kept := strings.Fields(volumes())
+	if len(kept) != 2 {
+		t.Fatalf("volumes of the pod and the machine: %q", kept)
+	}
+	n.editor.denied([]string{"delete", "supervisornamespace", n.name}, "orbidden")
+	n.administrator.kubectl("delete", "supervisornamespace", n.name, "--wait=false")
+	n.is("Deleting", "True", "2 Pods (box, server)")
+	for _, want := range []string{"1 VirtualMachine (server)", "2 PersistentVolumeClaims (", "data", "1 ContentLibraryItem (", "bytes of images in its registry project", "atoll.dev/delete-contents"} {
+		contains(t, n.status().condition("Deleting").Message, want)
+	}
 	equal(t, "the pod meanwhile", n.field("pod/box", ".status.phase"), "Running")
-	run(t, "", "annotate", "supervisornamespace", n.name, "atoll.dev/delete-contents=true")
+	equal(t, "the machine meanwhile", n.field("vm/server", ".status.powerState"), "PoweredOn")
+	equal(t, "the volumes meanwhile", volumes(), strings.Join(kept, " "))
+	n.administrator.kubectl("annotate", "supervisornamespace", n.name, "atoll.dev/delete-contents=true")
 	eventually(t, "everything to be gone", func() error {
 		for _, object := range []string{"supervisornamespace", "namespace"} {
 			if out, err := kubectl(t.Context(), "", "get", object, n.name); err == nil || !strings.Contains(out, "NotFound") {
 				return fmt.Errorf("%s: %w %s", object, err, out)
 			}
 		}
-		return nil
+		disks := atollOK(t, "volume", "ls", "-o", "json")
+		for _, name := range kept {
+			if strings.Contains(disks, name) {
+				return fmt.Errorf("volume %s is still there: %s", name, disks)
+			}
+		}
+		return errors.Join(is(rights(), ""), is(volumes(), ""))
 	})
+	if got := project(); strings.Contains(got, `"`+n.name+`"`) {
+		t.Errorf("the project is still in the registry: %s", got)
+	}
 }
 
 // machine is a virtual machine of the tiny image.

@@ -76,28 +76,16 @@ func (n *tenant) reaches(to *tenant) {
 	}
 }
 
-// cut checks that no way does. The refusal is of the network: the request ends in a timeout or is turned away, and
+// cut checks that no way does. The refusal is of the network: one of the two namespaces counts what it has denied, and
 // names are found all the same.
 func (n *tenant) cut(to *tenant) {
 	n.t.Helper()
-	for what, address := range to.ways() {
-		if what == "service name" {
-			eventually(n.t, "the name "+address+" to be found", func() error {
-				_, err := n.try("exec", "client", "-c", "box", "--", "nslookup", address)
-				return err
-			})
-		}
-		eventually(n.t, fmt.Sprintf("%s to be cut off from %s by %s", n.name, to.name, what), func() error {
-			out, err := n.fetch(address)
-			if err == nil {
-				return fmt.Errorf("it answered %q", out)
-			}
-			if strings.Contains(err.Error(), "bad address") {
-				return fmt.Errorf("another error: %w", err)
-			}
-			return nil
-		})
-	}
+	ways := to.ways()
+	eventually(n.t, "the name "+ways["service name"]+" to be found", func() error {
+		_, err := n.try("exec", "client", "-c", "box", "--", "nslookup", ways["service name"])
+		return err
+	})
+	n.noAnswer(fmt.Sprintf("%s to be cut off from %s", n.name, to.name), "client", []string{n.name, to.name}, pages(ways)...)
 }
 
 // TestTenantIsolation sends real traffic between micro-VM pods of namespaces in all modes.
@@ -112,11 +100,13 @@ func TestTenantIsolation(t *testing.T) {
 	outside := outsideServer(t)
 	out := func(n *tenant, want bool) {
 		t.Helper()
-		eventually(t, fmt.Sprintf("%s to the outside: %t", n.name, want), func() error {
-			if _, err := n.fetch(outside); (err == nil) != want {
-				return fmt.Errorf("error: %w", err)
-			}
-			return nil
+		if !want {
+			n.noAnswer(n.name+" to be cut off from the outside", "client", []string{n.name}, "http://"+outside+"/")
+			return
+		}
+		eventually(t, n.name+" to reach the outside", func() error {
+			_, err := n.fetch(outside)
+			return err
 		})
 	}
 	open.reaches(open)
@@ -129,6 +119,15 @@ func TestTenantIsolation(t *testing.T) {
 	out(open, true)
 	out(isolated, true)
 	out(closed, false)
+	// The host's credentials in a cloud are for nobody, where everything is open.
+	eventually(t, "the host to reach its metadata server", func() error { return get(t, "http://"+metadata+"/", "outside") })
+	dropped := linkLocal(t)
+	if list, err := open.ask("client", "http://"+metadata+"/"); err != nil || list[0].code == 0 || list[1].code == 0 {
+		t.Errorf("asking the host's metadata server from a pod: %v %v", err, list)
+	}
+	if grown := linkLocal(t) - dropped; grown < 2 {
+		t.Errorf("of 2 requests for the metadata server, the host has denied %d packets", grown)
+	}
 
 	// The owner cannot widen that, but narrow.
 	allowAll := `
@@ -165,45 +164,103 @@ spec: {podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}
 	open.reaches(isolated)
 }
 
-// TestTenantIsolationOfMachines: a virtual machine is as isolated as a pod.
+// TestTenantIsolationOfMachines: a virtual machine and a pod under runc are as isolated as a micro-VM, in all modes, and who
+// is root in a machine sends from no other address than its own.
 func TestTenantIsolationOfMachines(t *testing.T) {
 	t.Parallel()
-	n := tenantMachines(t, `"network": {"isolation": "Isolated"}`)
+	mode := func(isolation string) string {
+		return `"network": {"isolation": "` + isolation + `"}, "podRuntime": {"policy": "Runc"}`
+	}
+	n := tenantMachines(t, mode("Isolated"))
 	other := newTenant(t, "-other", "")
+	n.editor.apply(n.name, machine("box", "tiny")+"---"+fmt.Sprintf(podOf, "plain", "runc"))
 	n.pair()
 	other.pair()
-	n.editor.apply(n.name, machine("box", "tiny"))
 	n.power("box", "PoweredOn")
-	var address string
-	eventually(t, "the machine's address", func() error {
-		if address = n.field("vm/box", ".status.network.primaryIP4"); address == "" {
-			return fmt.Errorf("there is none")
+	address := n.address("box")
+	n.agent("box")
+	n.ready("plain")
+	own, others := pages(n.ways()), pages(other.ways())
+	both := []string{n.name, other.name}
+	ends := map[string]string{"box": "http://" + strings.Split(address, "/")[0] + "/", "plain": "http://" + n.field("pod/plain", ".status.podIP") + "/"}
+	open := func(what string, from *tenant, end string, urls ...string) {
+		t.Helper()
+		for _, url := range urls {
+			eventually(t, what, func() error { return from.answered(end, url) })
 		}
-		return nil
-	})
-	address = strings.Split(address, "/")[0]
-	eventually(t, "the machine to answer its own namespace", func() error {
-		_, err := n.fetch(address)
-		return err
-	})
-	if got, err := other.fetch(address); err == nil {
-		t.Errorf("another namespace reached the machine: %q", got)
 	}
-	eventually(t, "the guest agent", func() error {
-		_, err := n.try("exec", "box", "--", "/atoll/heartbeat")
-		return err
-	})
-	web := other.field("pod/web", ".status.podIP")
-	if got, err := n.try("exec", "box", "--", "timeout", "4", "wget", "-qO-", "http://"+web+"/"); err == nil {
-		t.Errorf("the machine reached another namespace: %q", got)
+	for end, page := range ends {
+		open(end+" to answer its own namespace", n, "client", page)
+		open(end+" to reach its own namespace", n, end, own...)
+		other.noAnswer("another namespace to be cut off from "+end, "client", both, page)
+		n.noAnswer(end+" to be cut off from another namespace", end, both, others...)
+	}
+	n.forge("box", n.field("pod/web", ".status.podIP"), other)
+	open("the machine to be as before", n, "box", own...)
+
+	n.declare(mode("DenyAll"))
+	for end, page := range ends {
+		n.noAnswer(end+" to answer nobody", "client", both, page)
+		n.noAnswer(end+" to reach nobody", end, both, own...)
+	}
+	n.declare(mode("Open"))
+	for end, page := range ends {
+		open("another namespace to reach "+end, other, "client", page)
+		open(end+" to reach another namespace", n, end, others...)
 	}
 }
+
+// forge has a pod or machine, which may ping an address, send to another namespace what is not its own: nothing gets there,
+// and the host has seen it and dropped it for what it is.
+func (n *tenant) forge(from, may string, victim *tenant) {
+	t := n.t
+	t.Helper()
+	web, friend := victim.field("pod/web", ".status.podIP"), victim.field("pod/client", ".status.podIP")
+	pings := func() string {
+		return strings.Fields(victim.exec("web", "sh", "-c", "grep '^Icmp: [0-9]' /proc/net/snmp"))[9] // InEchos
+	}
+	before := pings()
+	victim.exec("client", "ping", "-c", "1", "-w", "60", web)
+	if pings() == before {
+		t.Fatal("the counter of pings does not count")
+	}
+	n.exec(from, "ping", "-c", "1", "-w", "60", may)
+	before = pings()
+	as := func(address, to string) string {
+		return "a=" + address + "; ip addr add $a/32 dev eth0 || exit 9; ping -c 2 -W 3 -I $a " + to + "; e=$?; ip addr del $a/32 dev eth0; exit $e"
+	}
+	for what, script := range map[string]string{
+		"a friend's address":        as(friend, web),
+		"the victim's own address":  as(web, friend),
+		"the gateway's address":     as("$(ip route | awk '/^default/ {print $3}')", web),
+		"an address of nobody":      as("203.0.113.7", web),
+		"a MAC address of a friend": "a=$(cat /sys/class/net/eth0/address); ip link set eth0 address 02:00:00:00:00:99 || exit 9; ping -c 2 -W 3 " + web + "; e=$?; ip link set eth0 address $a; exit $e",
+	} {
+		was := spoofed(t)
+		out, err := n.try("exec", from, "--", "sh", "-c", script)
+		if err == nil || !strings.Contains(out, "2 packets transmitted, 0 packets received") {
+			t.Errorf("from %s: %v\n%s", what, err, out)
+		}
+		if spoofed(t) < was+2 {
+			t.Errorf("from %s: the host has not seen the packets\n%s", what, out)
+		}
+	}
+	// Nobody answers for an address but the host: what is sent past it goes nowhere.
+	if out, err := n.try("exec", from, "--", "sh", "-c", "ip route add "+web+"/32 dev eth0 || exit 9; ping -c 2 -W 3 "+web+"; e=$?; ip route del "+web+"/32 dev eth0; exit $e"); err == nil ||
+		!strings.Contains(out, ", 0 packets received") {
+		t.Errorf("by a route past the host: %v\n%s", err, out)
+	}
+	equal(t, "pings that the victim has seen", pings(), before)
+}
+
+// metadata is where clouds give out the credentials of a host.
+const metadata = "169.254.169.254"
 
 // outsideServer is a web server outside of the cluster, at an address that the host has a route to and is not its own.
 func outsideServer(t *testing.T) string {
 	t.Helper()
-	const name, host, peer = "e2e-outside", "198.51.100.1", "198.51.100.2"
-	_ = exec.Command("ip", "netns", "del", name).Run() // of a run that was killed
+	const name, host, peer = "e2e-outside", "198.51.100.1", "198.51.100.2" // and metadata is routed there
+	_ = exec.Command("ip", "netns", "del", name).Run()                     // of a run that was killed
 	_ = exec.Command("ip", "link", "del", "e2eout").Run()
 	t.Cleanup(func() {
 		_ = exec.Command("ip", "netns", "del", name).Run()
@@ -215,12 +272,14 @@ func outsideServer(t *testing.T) string {
 		{"addr", "add", host + "/24", "dev", "e2eout"},
 		{"link", "set", "e2eout", "up"},
 		{"-n", name, "addr", "add", peer + "/24", "dev", "eth0"},
+		{"-n", name, "addr", "add", metadata + "/32", "dev", "eth0"},
 		{"-n", name, "link", "set", "eth0", "up"},
 		{"-n", name, "route", "add", "default", "via", host},
+		{"route", "add", metadata, "via", peer},
 	} {
 		output(t, append([]string{"ip"}, args...)...)
 	}
-	listener := listenIn(t, "/run/netns/"+name, peer+":80")
+	listener := listenIn(t, "/run/netns/"+name, "0.0.0.0:80")
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "outside") })}
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(func() { _ = server.Close() })

@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -18,7 +17,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -205,40 +203,13 @@ func (p *actor) docker() *docker { return newDocker(p.t, p.name, p.password) }
 
 // push is `atoll image push` of an image that is like busybox.
 func (p *actor) push(target string) (string, error) {
-	return p.atoll("", "image", "push", ownImage(p.t), target)
+	return p.atoll("", "image", "push", ownImage(), target)
 }
 
-// ownImage is an archive with busybox under another configuration: what somebody has pulled with credentials others
-// may not have without, not even when it was loaded.
-func ownImage(t *testing.T) string {
-	t.Helper()
-	r := newRegistry(t)
-	digest := r.push("own:1", image{})
-	var m manifest
-	r.decode(r.blobs[digest], &m)
-	index := map[string]any{"schemaVersion": 2, "manifests": []descriptor{{MediaType: m.MediaType, Digest: digest, Size: len(r.blobs[digest])}}}
-	files := map[string][]byte{"oci-layout": []byte(`{"imageLayoutVersion": "1.0.0"}`), "index.json": r.encode(index)}
-	for _, d := range append(m.Layers, m.Config, descriptor{Digest: digest}) {
-		files["blobs/"+strings.Replace(d.Digest, ":", "/", 1)] = r.blobs[d.Digest]
-	}
-	var b bytes.Buffer
-	out := tar.NewWriter(&b)
-	for name, data := range files {
-		if err := out.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(data))}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := out.Write(data); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := out.Close(); err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(t.TempDir(), "own.tar")
-	if err := os.WriteFile(path, b.Bytes(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
+// ownImage is the archive with busybox: the same to the byte as what was loaded for everybody, which stays everybody's when
+// a namespace pulls it from its project.
+func ownImage() string {
+	return filepath.Join(filepath.Dir(filepath.Dir(suite.atoll)), "build", "images", "busybox.tar")
 }
 
 // TestTenantRegistry: a project of its own, rights by role, its images in its pods, and a quota.
@@ -275,6 +246,7 @@ func TestTenantRegistry(t *testing.T) {
 	}
 	n.editor.apply(n.name, strings.Replace(sleeper, "image: busybox, imagePullPolicy: IfNotPresent", "image: "+project+"/app:owner, imagePullPolicy: Always", 1))
 	n.ready("box")
+	n.library(stranger)
 	// The quota holds, also midway, and says so.
 	d := n.editor.docker()
 	d.artifact(n.name+"/small", 1<<20)

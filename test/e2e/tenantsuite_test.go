@@ -216,29 +216,50 @@ func (p *actor) post(path string, body []byte, into any) (code int) {
 type tenant struct {
 	*namespace
 	owner, editor, viewer *actor
+
+	administrator *actor // who declares it; nil is the administrator of the host
 }
 
 // newTenant makes one; spec is more of the object's spec, as members of a JSON object.
 func newTenant(t *testing.T, suffix, spec string) *tenant {
 	t.Helper()
+	n := people(t, suffix)
+	n.begin(spec)
+	return n
+}
+
+// administered is a tenant that an administrator has declared who has logged in like everybody else.
+func administered(t *testing.T, spec string) *tenant {
+	t.Helper()
+	n := people(t, "")
+	n.administrator = newActor(t, n.name+"-administrator", "administrators")
+	n.begin(spec)
+	return n
+}
+
+// people are those of a tenant that is still to be declared.
+func people(t *testing.T, suffix string) *tenant {
+	t.Helper()
 	name := strings.ToLower(strings.TrimPrefix(strings.ReplaceAll(t.Name(), "/", "-"), "Test"))
 	name = strings.TrimRight(name[:min(len(name), 40)], "-") + suffix
 	n := &tenant{namespace: &namespace{t: t, name: name}}
 	n.owner, n.editor, n.viewer = newActor(t, name+"-owner"), newActor(t, name+"-editor"), newActor(t, name+"-viewer")
+	return n
+}
+
+// begin declares the SupervisorNamespace, which goes with the test.
+func (n *tenant) begin(spec string) {
+	n.t.Helper()
 	n.declare(spec)
-	t.Cleanup(func() {
-		if t.Failed() {
+	n.t.Cleanup(func() {
+		if n.t.Failed() {
 			n.describe()
-			out, _ := kubectl(context.Background(), "", "get", "supervisornamespace", name, "-o", "yaml")
-			t.Log(out)
+			out, _ := kubectl(context.Background(), "", "get", "supervisornamespace", n.name, "-o", "yaml")
+			n.t.Log(out)
 		}
 		n.remove()
 	})
-	eventually(t, "default service account", func() error {
-		_, err := kubectl(t.Context(), "", "-n", name, "get", "serviceaccount", "default")
-		return err
-	})
-	return n
+	n.account()
 }
 
 // declare makes the SupervisorNamespace what the spec says, and waits until it is in place.
@@ -257,6 +278,10 @@ func (n *tenant) want(spec string) {
 		spec = ", " + spec
 	}
 	object := fmt.Sprintf(`{"apiVersion": "atoll.dev/v1alpha1", "kind": "SupervisorNamespace", "metadata": {"name": %q}, "spec": {"accessList": %s%s}}`, n.name, access, spec)
+	if n.administrator != nil {
+		n.administrator.apply("default", object)
+		return
+	}
 	run(n.t, object, "apply", "-f", "-")
 }
 

@@ -4,11 +4,13 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 )
 
 // oldMachine is a manifest as clients of the oldest served version write it.
@@ -20,13 +22,15 @@ spec: {className: tiny, imageName: tiny, storageClass: atoll, powerState: Powere
 `
 
 // TestMachineLife: a machine of an old manifest, seen in the newest version; kubectl on it; power and restarts; it
-// keeps disk, address and UUID, also when its QEMU is killed, and nobody takes its pod away.
+// keeps disk, address and UUID, also when its kernel crashes or its QEMU is killed, and nobody takes its pod away. A ticket for
+// its screen that nobody has used in all that time is no good.
 func TestMachineLife(t *testing.T) {
 	t.Parallel()
 	n := machines(t)
 	n.apply(oldMachine)
 	n.power("box", "PoweredOn")
 	n.agent("box")
+	unused := n.ticket("unused", "box")
 	eventually(t, "the serial console in the logs", func() error {
 		if out := n.kubectl("logs", "box"); !strings.Contains(out, "Tiny VM for tests") {
 			return fmt.Errorf("logs are %q", out)
@@ -38,7 +42,9 @@ func TestMachineLife(t *testing.T) {
 		t.Errorf("exit code of a command: %v\n%s", err, out)
 	}
 	n.console("echo $((6*7))-typed", "42-typed")
+	n.forwarded("box")
 	newest := func(path string) string { return n.field("virtualmachines.v1alpha5.vmoperator.vmware.com/box", path) }
+	eventually(t, "the name of the guest's system", func() error { return is(newest(".status.guest.guestFullName"), "Tiny VM for tests") })
 	equal(t, "image kind in the newest version", newest(".spec.image.kind"), "VirtualMachineImage")
 	uuid, address := newest(".status.biosUUID"), newest(".status.network.primaryIP4")
 	equal(t, "UUID in the guest", strings.ToLower(n.exec("box", "cat", "/sys/class/dmi/id/product_uuid")), uuid+"\n")
@@ -59,6 +65,7 @@ func TestMachineLife(t *testing.T) {
 
 	boot := func() string { return n.exec("box", "cat", "/proc/sys/kernel/random/boot_id") }
 	before := boot()
+	pod, restarted := n.field("pod/box", ".metadata.uid"), newest(".status.lastRestartTime")
 	n.vm("restart", "box")
 	again := func(what string) {
 		t.Helper()
@@ -71,22 +78,97 @@ func TestMachineLife(t *testing.T) {
 		before = boot()
 	}
 	again("a restart")
+	n.vm("restart", "box", "--soft")
+	again("a restart that only asks")
+	_, _ = n.try("exec", "box", "--", "reboot") // its agent may be gone before it has answered
+	again("a restart from inside")
+	n.exec("box", "touch", "/run/ignore-power-button")
+	n.vm("restart", "box", "--hard")
+	again("a hard restart of a guest that does not listen")
+	equal(t, "pod after restarts", n.field("pod/box", ".metadata.uid"), pod)
+	if at := newest(".status.lastRestartTime"); at == "" || at == restarted {
+		t.Errorf("last restart: %q, was %q", at, restarted)
+	}
 	if _, err := n.try("exec", "box", "--", "poweroff"); err != nil {
 		t.Logf("powering off from inside: %v", err) // the agent may be gone before it has answered
 	}
 	again("a machine that is declared to be on to come back")
+	n.crash("box")
+	again("a machine whose kernel has crashed to come back")
+	contains(t, n.vm("describe", "box"), "GuestPanicked")
+	contains(t, n.vm("events", "box"), "the kernel of the guest has crashed")
 	n.killMachine("box")
 	again("a machine whose QEMU was killed to come back")
 	same("a crash")
+	t.Logf("the unused ticket expires in %s", time.Until(unused.expires))
+	time.Sleep(time.Until(unused.expires.Add(time.Second))) // which is long ago
+	unused.refused(t)
+	n.ticket("fresh", "box").good(t)
 
 	out, err := n.try("delete", "pod", "box", "--wait=false")
 	if err == nil || !strings.Contains(out, "powerState") {
 		t.Errorf("deleting the pod behind the machine's back: %v\n%s", err, out)
 	}
 	n.kubectl("delete", "vm", "box", "--timeout=180s")
-	if left := n.kubectl("get", "pvc,pod", "-o", "name"); left != "" {
-		t.Errorf("left of a deleted machine: %s", left)
+	eventually(t, "nothing to be left of a deleted machine", func() error {
+		return is(n.kubectl("get", "pvc,pod", "-o", "name"), "")
+	})
+}
+
+// forwarded reaches the guest's web server through the API server, and asks what the guest takes.
+func (n *namespace) forwarded(name string) {
+	t := n.t
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	forward := kubectlCommand(ctx, "-n", n.name, "port-forward", "pod/"+name, ":80")
+	out, err := forward.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
 	}
+	if err := forward.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = forward.Wait() }() // killed by cancel
+	defer cancel()
+	var port int
+	if _, err := fmt.Fscanf(out, "Forwarding from 127.0.0.1:%d", &port); err != nil {
+		t.Fatal(err)
+	}
+	page, err := exec.CommandContext(ctx, "curl", "-fsS", "--retry", "5", "--retry-all-errors", fmt.Sprintf("http://127.0.0.1:%d/hostname", port)).CombinedOutput()
+	if err != nil {
+		t.Fatalf("the forwarded port: %v: %s", err, page)
+	}
+	equal(t, "host name by the forwarded port", string(page), name)
+	eventually(t, "kubectl top pod", func() error {
+		out, err := n.try("top", "pod", name, "--no-headers")
+		if err == nil && !strings.Contains(out, "Mi") {
+			err = fmt.Errorf("got %q", out)
+		}
+		return err
+	})
+}
+
+// crash has the kernel of a machine crash and not restart by itself, and waits for the condition that says so.
+func (n *namespace) crash(name string) {
+	n.t.Helper()
+	pod := n.field("pod/"+name, ".metadata.uid")
+	_, _ = n.try("exec", name, "--", "sh", "-c", "sysctl -w kernel.panic=0; echo c >/proc/sysrq-trigger") // its agent goes with it
+	eventually(n.t, "a condition that says so", func() error {
+		return is(n.unhealthy(name), "False GuestPanicked")
+	})
+	eventually(n.t, "another pod", func() error {
+		if now, err := n.try("get", "pod", name, "-o", "jsonpath={.metadata.uid}"); err != nil || now == pod {
+			return fmt.Errorf("pod %s, was %s: %w", now, pod, err)
+		}
+		return nil
+	})
+}
+
+// unhealthy is status and reason of the condition of a machine whose guest is not well.
+func (n *namespace) unhealthy(name string) string {
+	n.t.Helper()
+	return n.field("vm/"+name, `.status.conditions[?(@.type=="atoll.dev/GuestHealthy")]['status','reason']`)
 }
 
 // console types a line at the serial console of the machine box and waits for some text.
@@ -135,11 +217,12 @@ func (n *namespace) killMachine(name string) {
 }
 
 // TestMachineDisksAndSize: volumes come and go while the guest runs, grow, and are nobody else's; so do processors
-// and memory.
+// and memory, as far as a guest can lose them. The oldest version of the API is as good for it as the newest.
 func TestMachineDisksAndSize(t *testing.T) {
 	t.Parallel()
 	n := machines(t)
-	n.apply(claim("data", "atoll", "") + `
+	const oldBox = "virtualmachines.v1alpha2.vmoperator.vmware.com/box"
+	n.apply(claim("data", "atoll", "") + "---" + claim("more", "atoll", "") + `
 ---
 apiVersion: vmoperator.vmware.com/v1alpha5
 kind: VirtualMachineClass
@@ -147,6 +230,10 @@ metadata: {name: larger}
 spec: {hardware: {cpus: 2, memory: 448Mi}}
 `)
 	n.createBox()
+	n.kubectl("patch", "vm", "box", "--type=merge", "-p", `{"spec":{"advanced":{"bootDiskCapacity":"256Mi"}}}`)
+	eventually(t, "the guest to see a larger boot disk", func() error {
+		return is(n.exec("box", "cat", "/sys/block/sda/size"), fmt.Sprintln(256<<20/512))
+	})
 	n.kubectl("patch", "vm", "box", "--type=merge", "-p", `{"spec":{"volumes":[{"name":"data","persistentVolumeClaim":{"claimName":"data"}}]}}`)
 	eventually(t, "the volume to be attached", func() error {
 		if got := n.field("vm/box", `.status.volumes[?(@.name=="data")].attached`); got != "true" {
@@ -156,6 +243,10 @@ spec: {hardware: {cpus: 2, memory: 448Mi}}
 	})
 	disks := func() string { return n.exec("box", "sh", "-c", "cat /sys/block/sd*/size 2>/dev/null | wc -l") }
 	eventually(t, "the guest to see it", func() error { return is(disks(), "2\n") })
+	// How the guest tells the disk: serial number and world wide name.
+	serial := strings.ReplaceAll(n.field("vm/box", `.status.volumes[?(@.name=="data")].diskUUID`), "-", "")
+	equal(t, "serial number of the disk", n.exec("box", "sh", "-c", "tail -c +5 /sys/block/sdb/device/vpd_pg80"), serial)
+	contains(t, n.exec("box", "sh", "-c", "xxd -p /sys/block/sdb/device/vpd_pg83 | tr -d '\\n'"), "5525400")
 	n.exec("box", "sh", "-c", "echo written | dd of=/dev/sdb bs=512 count=1 conv=sync,fsync 2>/dev/null")
 	n.kubectl("patch", "pvc", "data", "--type=merge", "-p", `{"spec":{"resources":{"requests":{"storage":"96Mi"}}}}`)
 	eventually(t, "the guest to see it grown", func() error {
@@ -178,10 +269,40 @@ spec: {hardware: {cpus: 2, memory: 448Mi}}
 		return is(got, "2\n1\n")
 	})
 
+	n.resizeBox(oldBox)
+	n.kubectl("patch", oldBox, "--type=merge", "-p", `{"spec":{"volumes":[{"name":"data","persistentVolumeClaim":{"claimName":"data"}},{"name":"more","persistentVolumeClaim":{"claimName":"more"}}]}}`)
+	eventually(t, "the guest to see one more", func() error { return is(disks(), "3\n") })
+	equal(t, "serial number of the disk afterwards", strings.ReplaceAll(n.field("vm/box", `.status.volumes[?(@.name=="data")].diskUUID`), "-", ""), serial)
+	equal(t, "what is on it", n.exec("box", "sh", "-c", "for d in /sys/block/sd?; do [ $(tail -c +5 $d/device/vpd_pg80) != "+serial+" ] || head -c 7 /dev/${d##*/}; done"), "written")
+	n.kubectl("patch", oldBox, "--type=merge", "-p", `{"spec":{"volumes":[{"name":"more","persistentVolumeClaim":{"claimName":"more"}}]}}`)
 	n.kubectl("patch", "vm", "box", "--type=merge", "-p", `{"spec":{"volumes":null}}`)
-	eventually(t, "the guest to have lost it", func() error { return is(disks(), "1\n") })
+	eventually(t, "the guest to have lost them", func() error { return is(disks(), "1\n") })
 	n.kubectl("delete", "vm", "box", "--timeout=180s")
 	equal(t, "the claim afterwards", n.field("pvc/data", ".status.phase"), "Bound")
+}
+
+// resizeBox changes the class of the machine box, which is larger, and then the other way, for which it must be off.
+func (n *namespace) resizeBox(oldBox string) {
+	t := n.t
+	t.Helper()
+	const synced = "VirtualMachineClassConfigurationSynced"
+	processors := func(want string) {
+		t.Helper()
+		eventually(t, want+" processors", func() error { return is(n.exec("box", "nproc"), want+"\n") })
+	}
+	n.kubectl("patch", "vmclass", "larger", "--type=merge", "-p", `{"spec":{"hardware":{"cpus":3}}}`)
+	n.condition("box", synced, "False", "has changed since the machine took it up")
+	processors("2")
+	n.kubectl("annotate", "vm", "box", "vmoperator.vmware.com/same-vm-class-resize=")
+	processors("3")
+	n.condition("box", synced, "True", "")
+	n.kubectl("patch", oldBox, "--type=merge", "-p", `{"spec":{"className":"tiny"}}`)
+	n.condition("box", synced, "False PowerCyclePending", "power the machine off and on")
+	n.vm("stop", "box")
+	n.vm("start", "box")
+	n.agent("box")
+	processors("1")
+	n.condition("box", synced, "True", "")
 }
 
 func is(got, want string) error {
@@ -191,15 +312,19 @@ func is(got, want string) error {
 	return nil
 }
 
-// TestMachineSuspend: memory survives, and the firmware is EFI with a TPM.
+// TestMachineSuspend: memory survives, with address, disks and processor, and the firmware is EFI with a TPM. It is
+// suspended by the newest version of the API, and by the oldest.
 func TestMachineSuspend(t *testing.T) {
 	t.Parallel()
 	n := machines(t)
-	n.apply(`
+	n.apply(claim("data", "atoll", "") + `
+---
 apiVersion: vmoperator.vmware.com/v1alpha5
 kind: VirtualMachineClass
 metadata: {name: efi}
-spec: {hardware: {cpus: 1, memory: 512Mi}}
+spec:
+  hardware: {cpus: 1, memory: 512Mi}
+  configSpec: {_typeName: VirtualMachineConfigSpec, extraConfig: [{_typeName: OptionValue, key: atoll.dev/cpu-model, value: Nehalem-v1}]}
 ---
 apiVersion: vmoperator.vmware.com/v1alpha5
 kind: VirtualMachine
@@ -211,24 +336,69 @@ spec:
   suspendMode: Hard
   bootOptions: {firmware: efi}
   crypto: {vTPMMode: New}
+  volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]
   readinessProbe: {guestHeartbeat: {}, periodSeconds: 2}
 `)
 	n.agent("box")
 	n.kubectl("wait", "--for=condition=Ready", "vm/box", "--timeout=180s")
-	n.exec("box", "sh", "-c", "test -d /sys/firmware/efi; echo alive >/tmp/memory")
+	n.exec("box", "sh", "-c", "set -e; test -d /sys/firmware/efi; test -e /sys/firmware/acpi/tables/TPM2; echo alive >/tmp/memory")
+	disk := n.device("box", "data")
+	n.exec("box", "sh", "-c", "echo before | dd of="+disk+" bs=512 count=1 conv=sync,fsync 2>/dev/null")
+	contains(t, n.exec("box", "cat", "/proc/cpuinfo"), "Nehalem")
+	address := n.field("vm/box", ".status.network.primaryIP4")
+	contains(t, n.exec("box", "ip", "addr"), address)
 	contains(t, n.exec("box", "cat", "/proc/sys/kernel/osrelease"), "6.1")
 	boot := n.exec("box", "cat", "/proc/sys/kernel/random/boot_id")
-	n.vm("suspend", "box")
-	n.power("box", "Suspended")
-	if pods := n.kubectl("get", "pods", "--field-selector=status.phase=Running", "-o", "name"); pods != "" {
-		t.Errorf("a suspended machine has %s", pods)
+	n.deafSuspend("box")
+	for _, version := range []string{"v1alpha5", "v1alpha2"} {
+		set := func(state string) {
+			if version == "v1alpha5" {
+				n.vm(map[string]string{"Suspended": "suspend", "PoweredOn": "start"}[state], "box")
+			} else {
+				n.kubectl("patch", "virtualmachines."+version+".vmoperator.vmware.com/box", "--type=merge", "-p", `{"spec":{"powerState":"`+state+`"}}`)
+			}
+			n.power("box", state)
+		}
+		set("Suspended")
+		if pods := n.kubectl("get", "pods", "--field-selector=status.phase=Running", "-o", "name"); pods != "" {
+			t.Errorf("a suspended machine has %s", pods)
+		}
+		set("PoweredOn")
+		n.agent("box")
+		equal(t, "memory after "+version, n.exec("box", "cat", "/tmp/memory"), "alive\n")
+		equal(t, "boot after "+version, n.exec("box", "cat", "/proc/sys/kernel/random/boot_id"), boot)
 	}
-	n.vm("start", "box")
-	n.power("box", "PoweredOn")
-	n.agent("box")
-	equal(t, "memory", n.exec("box", "cat", "/tmp/memory"), "alive\n")
-	equal(t, "boot", n.exec("box", "cat", "/proc/sys/kernel/random/boot_id"), boot)
 	contains(t, n.field("vm/box", ".status.crypto"), `"hasVTPM":true`)
+	contains(t, n.exec("box", "cat", "/proc/cpuinfo"), "Nehalem")
+	equal(t, "address", n.field("vm/box", ".status.network.primaryIP4"), address)
+	eventually(t, "an answer at its address", func() error {
+		out, err := exec.Command("curl", "-fsS", "--max-time", "30", "http://"+address+"/hostname").CombinedOutput()
+		return errors.Join(err, is(string(out), "box\n"))
+	})
+	n.exec("box", "sh", "-c", "set -e; echo 3 >/proc/sys/vm/drop_caches; dd if="+disk+" bs=512 count=1 2>/dev/null | grep -q before; echo after | dd of="+disk+" bs=512 count=1 conv=sync,fsync")
+}
+
+// deafSuspend: a guest that does not write its file systems out is not suspended in mode Soft, and is in mode TrySoft.
+func (n *namespace) deafSuspend(name string) {
+	n.t.Helper()
+	patch := func(spec string) { n.kubectl("patch", "vm", name, "--type=merge", "-p", `{"spec":{`+spec+`}}`) }
+	n.exec(name, "sh", "-c", "(sleep 20; touch /run/agent-off) >/dev/null 2>&1 &") // it has to be answered first
+	eventually(n.t, "the agent to be off", func() error {
+		if out, err := n.try("exec", name, "--", "/atoll/heartbeat"); err == nil {
+			return fmt.Errorf("it answers: %s", out)
+		}
+		return nil
+	})
+	patch(`"suspendMode":"Soft","powerState":"Suspended"`)
+	n.condition(name, "VirtualMachinePowerStateSynced", "False", "suspendMode TrySoft or Hard suspends it all the same")
+	equal(n.t, "power state", n.field("vm/"+name, ".status.powerState"), "PoweredOn")
+	patch(`"suspendMode":"TrySoft"`)
+	n.power(name, "Suspended")
+	patch(`"powerState":"PoweredOn"`)
+	n.power(name, "PoweredOn")
+	n.console("rm /run/agent-off; echo $((6*7))-on", "42-on")
+	n.agent(name)
+	patch(`"suspendMode":"Soft"`)
 }
 
 // TestMachineRefused: what cannot be is refused, or a condition says what is missing and what to do.
@@ -238,32 +408,57 @@ func TestMachineRefused(t *testing.T) {
 	machine := func(name, spec string) string {
 		return fmt.Sprintf("apiVersion: vmoperator.vmware.com/v1alpha5\nkind: VirtualMachine\nmetadata: {name: %s}\nspec: {%s}\n", name, spec)
 	}
+	const good = "className: tiny, imageName: tiny, storageClass: atoll"
 	for name, c := range map[string]struct{ spec, want string }{
-		"suspended": {"className: tiny, imageName: tiny, storageClass: atoll, powerState: Suspended", "spec.powerState"},
+		"suspended": {good + ", powerState: Suspended", "spec.powerState"},
 		"image":     {"className: tiny, imageName: no-such-image, storageClass: atoll", "no-such-image"},
-		"nic":       {"className: tiny, imageName: tiny, storageClass: atoll, network: {interfaces: [{name: E!}]}", "spec.network.interfaces[0].name"},
-		"many-nics": {"className: tiny, imageName: tiny, storageClass: atoll, network: {interfaces: [" + nics(11) + "]}", "spec.network.interfaces"},
-		"unit":      {"className: tiny, imageName: tiny, storageClass: atoll, volumes: [{name: a, persistentVolumeClaim: {claimName: a}, controllerType: IDE, controllerBusNumber: 9}]", "controllerBusNumber"},
+		"nic":       {good + ", network: {interfaces: [{name: E!}]}", "spec.network.interfaces[0].name"},
+		"many-nics": {good + ", network: {interfaces: [" + nics(11) + "]}", "spec.network.interfaces"},
+		"unit":      {good + ", volumes: [{name: a, persistentVolumeClaim: {claimName: a}, controllerType: IDE, controllerBusNumber: 9}]", "controllerBusNumber"},
 	} {
 		if got := n.refused(machine(name, c.spec)); !strings.Contains(got, c.want) {
 			t.Errorf("%s: %q is not in:\n%s", name, c.want, got)
 		}
 	}
-	for name, c := range map[string]struct{ spec, condition, want string }{
-		"class":   {"className: huge, imageName: tiny, storageClass: atoll", "VirtualMachineClassReady", "huge"},
-		"storage": {"className: tiny, imageName: tiny, storageClass: gold", "VirtualMachineStorageReady", "gold"},
-		"claim":   {"className: tiny, imageName: tiny, storageClass: atoll, volumes: [{name: a, persistentVolumeClaim: {claimName: absent}}]", "VirtualMachineStorageReady", "absent"},
-		"secret":  {"className: tiny, imageName: tiny, storageClass: atoll, bootstrap: {cloudInit: {rawCloudConfig: {name: lost, key: user-data}}}", "VirtualMachineBootstrapReady", "lost"},
+	n.apply("apiVersion: vmoperator.vmware.com/v1alpha5\nkind: VirtualMachineClass\nmetadata: {name: odd}\n" +
+		"spec: {hardware: {cpus: 1, memory: 192Mi}, configSpec: {extraConfig: [{key: atoll.dev/cpu-model, value: 'host,foo=on'}]}}\n")
+	for name, c := range map[string]struct {
+		spec, condition string
+		want            []string
+	}{
+		"class":    {"className: huge, imageName: tiny, storageClass: atoll", "VirtualMachineClassReady", []string{"False", "huge does not exist", "kubectl get vmclass"}},
+		"model":    {"className: odd, imageName: tiny, storageClass: atoll", "VirtualMachineClassReady", []string{"False", "atoll.dev/cpu-model", "host,foo=on", "correct the class"}},
+		"instance": {good + ", class: {name: tiny-0}", "VirtualMachineClassReady", []string{"False", "VirtualMachineClassInstance tiny-0 does not exist", "remove spec.class"}},
+		"ref":      {"className: tiny, image: {kind: VirtualMachineImage, name: vmi-0}, storageClass: atoll", "VirtualMachineImageReady", []string{"False", "vmi-0 does not exist", "kubectl get vmi,cvmi"}},
+		"storage":  {"className: tiny, imageName: tiny, storageClass: gold", "VirtualMachineStorageReady", []string{"False", "gold does not exist", "kubectl get storageclass"}},
+		"smaller":  {good + ", advanced: {bootDiskCapacity: 1Mi}", "VirtualMachineStorageReady", []string{"False", "bootDiskCapacity is 1Mi, but the disk of VirtualMachineImage"}},
+		"claim":    {good + ", volumes: [{name: a, persistentVolumeClaim: {claimName: absent}}]", "VirtualMachineStorageReady", []string{"False", "spec.volumes[0]", "absent"}},
+		"secret":   {good + ", bootstrap: {cloudInit: {rawCloudConfig: {name: lost, key: user-data}}}", "VirtualMachineBootstrapReady", []string{"False", "lost"}},
+		"policy":   {good + ", reserved: {resourcePolicyName: later}", "VirtualMachineConditionVMSetResourcePolicyReady", []string{"False", "later does not exist", "make it, or clear"}},
+		"tracking": {good + ", powerState: PoweredOff, advanced: {changeBlockTracking: true}", "atoll.dev/FieldsWithoutEffect", []string{"True", "spec.advanced.changeBlockTracking (changed blocks are not tracked yet)"}},
 	} {
 		n.apply(machine(name, c.spec))
 		eventually(t, "a condition of "+name, func() error {
-			all := n.field("vm/"+name, ".status.conditions[?(@.status!=\"True\")]['type','message']")
-			if !strings.Contains(all, c.want) {
-				return fmt.Errorf("%q is not in %s", c.want, all)
+			got := n.field("vm/"+name, fmt.Sprintf(".status.conditions[?(@.type==%q)]['status','message']", c.condition))
+			for _, want := range c.want {
+				if !strings.Contains(got, want) {
+					return fmt.Errorf("%q is not in %q; the conditions are %s", want, got, n.field("vm/"+name, ".status.conditions"))
+				}
 			}
 			return nil
 		})
+		if state := n.field("vm/"+name, ".status.powerState"); state != "PoweredOff" {
+			t.Errorf("%s is %s", name, state)
+		}
 	}
+	// What is missing comes later, and nothing else is needed.
+	n.apply("apiVersion: vmoperator.vmware.com/v1alpha2\nkind: VirtualMachineSetResourcePolicy\nmetadata: {name: later}\nspec: {resourcePool: {name: pool}}\n")
+	equal(t, "the policy in the newest version", n.field("virtualmachinesetresourcepolicies.v1alpha5.vmoperator.vmware.com/later", ".spec.resourcePool.name"), "pool")
+	instance := n.field("vm/policy", `.metadata.annotations.atoll\.dev/class-instance`)
+	n.kubectl("patch", "vm", "instance", "--type=merge", "-p", fmt.Sprintf(`{"spec":{"class":{"name":%q}}}`, instance))
+	n.power("policy", "PoweredOn")
+	n.power("instance", "PoweredOn")
+	equal(t, "memory of the class instance", n.field("vm/instance", ".status.hardware.memory.total"), "192Mi")
 }
 
 func nics(count int) string {

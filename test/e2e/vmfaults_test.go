@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -11,8 +12,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestMachineHostileAgent: whatever the guest agent answers, the machine runs on, the host is told so in time, and what
@@ -72,6 +76,14 @@ func TestMachineDeaf(t *testing.T) {
 	n.agent("box")
 	n.exec("box", "touch", "/run/ignore-power-button")
 	n.kubectl("patch", "vm", "box", "--type=merge", "-p", `{"spec":{"powerState":"PoweredOff"}}`)
+	n.power("box", "PoweredOff")
+	if out := n.vm("events", "box"); !strings.Contains(out, "(TrySoft)") || strings.Contains(out, "(Hard)") {
+		t.Errorf("it was not cut off after having been asked:\n%s", out)
+	}
+	n.vm("start", "box")
+	n.agent("box")
+	n.exec("box", "touch", "/run/ignore-power-button")
+	n.kubectl("patch", "vm", "box", "--type=merge", "-p", `{"spec":{"powerState":"PoweredOff"}}`)
 	n.kubectl("patch", "vm", "box", "--type=merge", "-p", `{"spec":{"currentSnapshotName":"first"}}`)
 	n.power("box", "PoweredOff")
 	eventually(t, "it to be back at the snapshot", func() error {
@@ -126,6 +138,12 @@ spec: {className: giant, imageName: tiny, storageClass: atoll}
 		}
 		return nil
 	})
+	eventually(t, "a condition that says so", func() error {
+		if got := n.field("vm/box", `.status.conditions[?(@.type=="atoll.dev/GuestHealthy")]['status','reason','message']`); !strings.HasPrefix(got, "False Crashed ") || !strings.Contains(got, "memory ran out") {
+			return fmt.Errorf("it is %q", got)
+		}
+		return nil
+	})
 	eventually(t, "box to come back", func() error {
 		if id, err := n.try("exec", "box", "--", "cat", "/proc/sys/kernel/random/boot_id"); err != nil || id == before {
 			return fmt.Errorf("boot %q: %w", id, err)
@@ -169,11 +187,76 @@ func limitMemory(t *testing.T, pid, more int) {
 	t.Fatalf("no group that bounds memory in:\n%s", text)
 }
 
-// TestMachineClashes: names, addresses and claims that two machines want.
+// TestHostOutOfMemory: on a host where others than pods have taken the memory a machine is not started and says so, one
+// that no host could ever run says that, and their neighbour runs on; with room, what could not start does.
+func TestHostOutOfMemory(t *testing.T) {
+	n := machines(t)
+	n.createBox()
+	boot := n.exec("box", "cat", "/proc/sys/kernel/random/boot_id")
+	total := meminfo(t, "MemTotal:")
+	const mib = 1 << 20
+	want := total / 2
+	n.apply(fmt.Sprintf(`
+apiVersion: vmoperator.vmware.com/v1alpha2
+kind: VirtualMachineClass
+metadata: {name: large}
+spec: {hardware: {cpus: 1, memory: %dMi}}
+---
+apiVersion: vmoperator.vmware.com/v1alpha2
+kind: VirtualMachineClass
+metadata: {name: vast}
+spec: {hardware: {cpus: 1, memory: %dMi}}
+`, want/mib, 2*total/mib))
+	machine := func(version, name string) {
+		t.Helper()
+		n.apply(fmt.Sprintf(`{"apiVersion": "vmoperator.vmware.com/%s", "kind": "VirtualMachine", "metadata": {"name": %q},
+			"spec": {"className": %[2]q, "imageName": "tiny", "storageClass": "atoll", "powerOffMode": "Hard"}}`, version, name))
+	}
+	machine("v1alpha2", "vast")
+	n.condition("vast", "VirtualMachineConditionPlacementReady", "False", "Insufficient memory")
+	hog, err := unix.Mmap(-1, 0, meminfo(t, "MemAvailable:")-want/6, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	free := sync.OnceFunc(func() { _ = unix.Munmap(hog) })
+	defer free()
+	machine("v1alpha5", "large")
+	n.condition("large", "VirtualMachinePowerStateSynced", "False", "the host is out of memory")
+	equal(t, "power state", n.field("vm/large", ".status.powerState"), "PoweredOff")
+	equal(t, "boot of the neighbour", n.exec("box", "cat", "/proc/sys/kernel/random/boot_id"), boot)
+	free()
+	n.agent("large")
+	n.kubectl("patch", "vm", "vast", "--type=merge", "-p", `{"spec":{"className":"tiny"}}`)
+	n.agent("vast")
+	equal(t, "boot of the neighbour", n.exec("box", "cat", "/proc/sys/kernel/random/boot_id"), boot)
+}
+
+// meminfo is a line of /proc/meminfo, in bytes.
+func meminfo(t *testing.T, line string) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(text), line)
+	kib, err := strconv.Atoi(strings.Fields(after)[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib << 10
+}
+
+// TestMachineClashes: names, addresses and claims that two machines want; and a volume that both may have.
 func TestMachineClashes(t *testing.T) {
 	t.Parallel()
 	n := machines(t)
-	n.apply(claim("data", "atoll", ""))
+	store := n.sharedStore()
+	n.apply(claim("data", "atoll", "") + "---" + claimOf("shared", store, "ReadWriteMany", "16Mi", ", volumeMode: Block"))
+	t.Cleanup(func() { // or the datastore stays
+		if out, err := kubectl(context.Background(), "", "-n", n.name, "delete", "vm/left", "vm/right", "pvc/shared", "--ignore-not-found"); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
 	machine := func(version, name, spec string) string {
 		return fmt.Sprintf("---\napiVersion: vmoperator.vmware.com/%s\nkind: VirtualMachine\nmetadata: {name: %s}\nspec: {className: tiny, imageName: tiny, storageClass: atoll, powerOffMode: Hard, %s}\n", version, name, spec)
 	}
@@ -213,8 +296,13 @@ func TestMachineClashes(t *testing.T) {
 		return nil
 	})
 	equal(t, "the other's power state", n.field("vm/"+loser, ".status.powerState"), "PoweredOff")
-	n.kubectl("delete", "vm", winner, "--timeout=180s")
-	n.power(loser, "PoweredOn")
+	const shared = `{"name":"shared","sharingMode":"MultiWriter","persistentVolumeClaim":{"claimName":"shared"}}`
+	n.kubectl("patch", "vm", loser, "--type=json", "-p", `[{"op":"add","path":"/spec/volumes/-","value":`+shared+`}]`)
+	n.kubectl("patch", "vm", winner, "--type=json", "-p", `[{"op":"replace","path":"/spec/volumes","value":[`+shared+`]}]`)
+	n.agent(loser)
+	n.agent(winner)
+	n.exec(winner, "sh", "-c", "echo from the other | dd of="+n.device(winner, "shared")+" bs=512 conv=sync,fsync")
+	equal(t, "what one writes and the other reads", n.exec(loser, "head", "-n", "1", n.device(loser, "shared")), "from the other")
 }
 
 // TestDamagedImages: what comes by the API from a web server and is damaged or malicious is refused with its reason, and a
@@ -258,10 +346,10 @@ metadata: {name: %[1]s}
 spec: {name: %[1]s, source: {http: {url: "%[2]s/%[3]s"}}}
 `, item, s.URL, name), "apply", "-f", "-")
 	}
-	for name, want := range map[string]string{"corrupt": "", "truncated": "truncated", "backing": "backing file", "data": "data are in another file"} {
+	for name, want := range map[string]string{"corrupt": "of its clusters are wrong", "truncated": "truncated", "backing": "backing file", "data": "data are in another file"} {
 		eventually(t, name+" to be refused", func() error {
-			got := run(t, "", "get", "clustercontentlibraryitem", "damaged-"+name, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")]['status','message']}`)
-			if !strings.HasPrefix(got, "False") || !strings.Contains(got, want) || len(got) < 20 {
+			got := run(t, "", "get", "clustercontentlibraryitem", "damaged-"+name, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")]['status','reason','message']}`)
+			if !strings.HasPrefix(got, "False ContentInvalid ") || !strings.Contains(got, want) {
 				return fmt.Errorf("its condition is %q", got)
 			}
 			return nil

@@ -106,6 +106,9 @@ func TestImagesOfMachines(t *testing.T) {
 	contains(t, atollOK(t, "image", "import", path, "--name", "My Disk", "-n", n.name), "imported My Disk as vmi-") // again, nothing to do
 	image := n.imageOf("my-disk")
 	contains(t, atollOK(t, "image", "ls", "--vm", "-n", n.name), image)
+	for _, version := range []string{"v1alpha2", "v1alpha5"} {
+		equal(t, "name of the image in "+version, n.field("virtualmachineimages."+version+".vmoperator.vmware.com/"+image, ".status.name"), "My Disk")
+	}
 
 	n.apply(bootClaim("small", "VirtualMachineImage/"+image, "32Mi") + "---" + bootClaim("boot", "VirtualMachineImage/"+image, "64Mi") + "---" + bootClaim("none", "VirtualMachineImage/vmi-none", "64Mi"))
 	for pod, of := range map[string]string{"box": "boot", "tight": "small", "lost": "none"} {
@@ -117,7 +120,11 @@ func TestImagesOfMachines(t *testing.T) {
 	n.says("pvc/small", "has 67108864 (64Mi); set spec.resources.requests.storage to 64Mi or more")
 	n.says("pvc/none", "there is no VirtualMachineImage/vmi-none")
 
-	appliance := filepath.Join(t.TempDir(), "out.ova")
+	appliance, plain := filepath.Join(t.TempDir(), "out.ova"), filepath.Join(t.TempDir(), "out.qcow2")
+	contains(t, atollOK(t, "image", "export", "My Disk", "-n", n.name, "-f", plain), "exported My Disk")
+	if out, err := exec.CommandContext(t.Context(), "qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", path, plain).CombinedOutput(); err != nil {
+		t.Errorf("what was exported as qcow2 is another disk: %v\n%s", err, out)
+	}
 	contains(t, atollOK(t, "image", "export", "My Disk", "-n", n.name, "-f", appliance), "exported My Disk")
 	contains(t, atollOK(t, "image", "import", appliance, "--name", "again", "-n", n.name), "imported again")
 	atollOK(t, "image", "rm", "--vm", "My Disk", "-n", n.name)
@@ -147,6 +154,53 @@ kind: ContentLibraryItem
 metadata: {name: two}
 spec: {source: {http: {url: "https://x/y"}, oci: {reference: "a/b:c"}}}
 `), "exactly one of http, oci, upload and volume")
+}
+
+// TestImageFormats: a machine boots from an image in one format and has disks of others, and they are the same.
+func TestImageFormats(t *testing.T) {
+	t.Parallel()
+	n := machines(t)
+	tiny := tinyDisk()
+	dir := t.TempDir()
+	raw := filepath.Join(dir, "raw.img")
+	commands := [][]string{{"qemu-img", "convert", "-O", "raw", tiny, raw}, {"sh", "-c", "xz -0 -c " + raw + " >" + filepath.Join(dir, "xz.img.xz")}}
+	files := map[string]string{"raw": raw, "xz": filepath.Join(dir, "xz.img.xz")}
+	for name, options := range map[string][]string{
+		"vhdx": {"-O", "vhdx"}, "vhd": {"-O", "vpc", "-o", "force_size=on"}, "vmdk": {"-O", "vmdk", "-o", "subformat=monolithicSparse"},
+	} {
+		files[name] = filepath.Join(dir, name)
+		commands = append(commands, append(append([]string{"qemu-img", "convert"}, options...), tiny, files[name]))
+	}
+	for _, command := range commands {
+		if out, err := exec.CommandContext(t.Context(), command[0], command[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", command, err, out)
+		}
+	}
+	var volumes []string
+	for name, file := range files {
+		atollOK(t, "image", "import", file, "--name", name, "-n", n.name)
+		if name == "vhdx" {
+			continue
+		}
+		n.apply(bootClaim(name, "VirtualMachineImage/"+n.imageOf(name), fmt.Sprint(capacity(t, tiny))))
+		volumes = append(volumes, fmt.Sprintf("{name: %[1]s, persistentVolumeClaim: {claimName: %[1]s}}", name))
+	}
+	n.apply(fmt.Sprintf(`
+apiVersion: vmoperator.vmware.com/v1alpha5
+kind: VirtualMachine
+metadata: {name: box}
+spec: {className: tiny, imageName: vhdx, storageClass: atoll, powerOffMode: Hard, volumes: [%s]}
+`, strings.Join(volumes, ", ")))
+	n.agent("box")
+	eventually(t, "all volumes to be attached", func() error {
+		return is(n.field("vm/box", ".status.volumes[*].attached"), "true true true true true")
+	})
+	// The last partition is for data, and that of the boot disk has been written to.
+	same := `cd /sys/block/sda; last=$(ls -d sda? | tail -n 1); sectors=$(cat $last/start)
+for d in /dev/sd[b-e]; do dd if=$d bs=512 count=$sectors 2>/dev/null | sha256sum; done >/run/sums
+dd if=/dev/sda bs=512 count=$sectors 2>/dev/null | sha256sum >/run/sum
+echo $((sectors > 2048)) $(wc -l </run/sums) $(sort -u /run/sum /run/sums | wc -l)`
+	equal(t, "size is more than nothing, disks, different contents", n.exec("box", "sh", "-c", same), "1 4 1")
 }
 
 // hostAddress is an address of this host that is not its loopback.
@@ -205,6 +259,15 @@ func TestInterruptedImport(t *testing.T) {
 		}
 		return nil
 	})
+	eventually(t, "the status to say how far it is", func() error {
+		progress := run(t, "", "get", "clustercontentlibraryitem", name, "-o", "jsonpath={.status.progress['phase','bytesTotal','percent']}")
+		var phase string
+		var total, percent int
+		if _, err := fmt.Sscan(progress, &phase, &total, &percent); err != nil || phase != "Transferring" || total != len(b) || percent < 10 || percent > 99 {
+			return fmt.Errorf("of %d bytes it says %q, %w", len(b), progress, err)
+		}
+		return nil
+	})
 	if err := syscall.Kill(servicePID(t, "agent"), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -215,7 +278,7 @@ func TestInterruptedImport(t *testing.T) {
 	}
 }
 
-// slowly writes little at a time for as long as slow says so.
+// slowly writes little at a time for as long as slow says so, and less when a good part is sent.
 type slowly struct {
 	http.ResponseWriter
 	slow *atomic.Bool
@@ -236,6 +299,9 @@ func (s *slowly) Write(p []byte) (int, error) {
 				f.Flush()
 			}
 			time.Sleep(5 * time.Millisecond)
+			if s.sent.Load() > 4<<20 {
+				time.Sleep(100 * time.Millisecond)
+			}
 		}
 	}
 	return done, nil

@@ -30,8 +30,8 @@ func TestMachineNetworks(t *testing.T) {
 	t.Parallel()
 	n := machines(t)
 	const lan = "e2e-lan0"
-	vlans := bridge(t, lan, "198.18.7.1/24", "vlan_filtering", "1") == nil
-	if !vlans {
+	noVLANs := bridge(t, lan, "198.18.7.1/24", "vlan_filtering", "1")
+	if noVLANs != nil {
 		_ = exec.CommandContext(t.Context(), "ip", "link", "del", lan).Run()
 		if err := bridge(t, lan, "198.18.7.1/24"); err != nil {
 			t.Fatal(err)
@@ -67,7 +67,7 @@ spec:
 	n.apply(machine("box", "lan", ", addresses: [198.18.7.10/24]") + machine("lost", "gone", "") + machine("other", "unknown", ""))
 	n.agent("box")
 	// Who asks by DHCP gets the address of the pod, from the host beside it.
-	contains(t, n.exec("box", "sh", "-c", "udhcpc -i eth0 -n -q -s /etc/udhcpc.sh 2>&1"), "lease of "+n.field("pod/box", ".status.podIP")+" obtained")
+	n.guest("box", "lease of "+n.field("pod/box", ".status.podIP")+" obtained", "sh", "-c", "udhcpc -i eth0 -n -q -s /etc/udhcpc.sh 2>&1")
 	eventually(t, "the guest to answer on the bridge", func() error { return get(t, "http://198.18.7.10/", "hello from box") })
 	contains(t, n.exec("box", "ip", "addr", "show", "eth1"), "198.18.7.10/24")
 	contains(t, n.field("vm/box", `.status.network.interfaces[?(@.name=="eth1")].ip.addresses[*].address`), "198.18.7.10/24")
@@ -100,7 +100,8 @@ spec: {type: LoadBalancer, ports: [{name: apiserver, port: 6443, protocol: TCP, 
 	})
 
 	n.apply(machine("tagged", "tagged", ", addresses: [198.18.8.10/24]"))
-	if !vlans {
+	if noVLANs != nil {
+		t.Logf("this kernel has no bridges with VLANs, so only the refusal is tested: %v", noVLANs)
 		says("tagged", "vlan_filtering")
 		return
 	}

@@ -102,6 +102,10 @@ func TestMachinePublishToProject(t *testing.T) {
 		return nil
 	})
 	n.kubectl("create", "rolebinding", "stranger", "--clusterrole=edit", "--user=sso:"+stranger.name+"@atoll.local") // but no right to push
+	eventually(t, "the stranger to have the rights of an editor", func() error {
+		_, err := stranger.try("", "auth", "can-i", "create", "virtualmachinepublishrequests.vmoperator.vmware.com", "-n", n.name)
+		return err
+	})
 	stranger.refused(n.name, `
 apiVersion: vmoperator.vmware.com/v1alpha5
 kind: VirtualMachinePublishRequest
@@ -130,6 +134,7 @@ spec: {source: {name: box}, target: {item: {name: parts/mine}, location: {name: 
 	n.agent("copy")
 	equal(t, "the file in the copy", n.exec("copy", "cat", "/data/file"), "mine\n")
 
+	n.ofRegistry()
 	n.shown("parts/mine", "True")
 	// The same name again is refused, and a name that cannot be one.
 	for item, reason := range map[string]string{"golden:1.0": "TargetItemAlreadyExists", "No Name": "TargetItemNameInvalid"} {
@@ -146,6 +151,7 @@ spec: {source: {name: box}, target: {item: {name: %q}, location: {name: registry
 			}
 			return nil
 		})
+		n.kubectl("delete", "vmpub", name) // or it would publish as soon as the tag is gone
 	}
 
 	// What others push is an image, what is malicious is refused, and what is no disk is none.
@@ -173,6 +179,7 @@ spec: {source: {name: box}, target: {item: {name: %q}, location: {name: registry
 		}
 		return nil
 	})
+	n.disksOfTheLibrary(d)
 	equal(t, "images that are no disks", n.kubectl("get", "contentlibraryitems", "-o", `jsonpath={.items[?(@.spec.name=="app:1")].metadata.name}`), "")
 	n.strangers(stranger)
 	contains(t, atoll(t, 1, suite.atoll, "image", "rm", "--vm", "golden:1.0", "-n", n.name, "--data-dir", suite.dataDir), "atoll registry rm "+n.name+"/golden:1.0")
@@ -181,6 +188,20 @@ spec: {source: {name: box}, target: {item: {name: %q}, location: {name: registry
 	n.shown("golden:1.0", "")
 	n.shown("outside", "")
 	equal(t, "the file in the copy without its image", n.exec("copy", "cat", "/data/file"), "mine\n")
+}
+
+// ofRegistry brings the image golden:1.0 in by its name in the registry, for all namespaces, and boots a machine of it.
+func (n *namespace) ofRegistry() {
+	t := n.t
+	t.Helper()
+	name := n.name + "-oci"
+	t.Cleanup(func() { _ = exec.Command(suite.atoll, "image", "rm", "--vm", name, "--data-dir", suite.dataDir).Run() })
+	contains(t, atollOK(t, "image", "import", "oci://"+registryHost+"/"+n.name+"/golden:1.0", "--name", name), "imported "+name)
+	n.vm("create", "everywhere", "--image", name, "--class", "tiny", "--no-bootstrap")
+	equal(t, "kind of its image", n.field("vm/everywhere", ".spec.image.kind"), "ClusterVirtualMachineImage")
+	n.agent("everywhere")
+	equal(t, "the file in it", n.exec("everywhere", "cat", "/data/file"), "mine\n")
+	n.kubectl("delete", "vm", "everywhere", "--wait=false")
 }
 
 // strangers: another namespace has nothing of this one's project.
@@ -221,4 +242,21 @@ spec: {library: registry, source: {upload: {}}, push: {repository: golden, tag: 
 	if err == nil || !strings.Contains(out, "published into the project of that namespace") {
 		n.t.Errorf("publishing into another namespace: %v\n%s", err, out)
 	}
+}
+
+// disksOfTheLibrary: a disk that an administrator pushes to the project library is an image for all namespaces, and gone
+// with its tag. Others cannot.
+func (n *namespace) disksOfTheLibrary(editor *docker) {
+	n.t.Helper()
+	repository := "library/" + n.name
+	if _, code, text := editor.upload(repository, []byte("disk")); code != http.StatusForbidden || !strings.Contains(text, "administrators") {
+		n.t.Errorf("an editor pushes to the library: %d %s", code, text)
+	}
+	administrator := newActor(n.t, n.name+"-administrator", "administrators").docker()
+	administrator.image(repository, "1", containerDisk(n.t, diskImage(n.t)))
+	name := clusterImage(n.t, n.name+":1")
+	run(n.t, "", "wait", "clustervirtualmachineimage/"+name, "--for=condition=Ready", "--timeout="+patience.String())
+	contains(n.t, run(n.t, strings.Replace(machine("shelf", "tiny"), "imageName: tiny", "imageName: "+name, 1), "-n", n.name, "apply", "--dry-run=server", "-f", "-"), "created")
+	administrator.untag(repository, "1")
+	run(n.t, "", "wait", "clustervirtualmachineimage/"+name, "--for=delete", "--timeout="+patience.String())
 }

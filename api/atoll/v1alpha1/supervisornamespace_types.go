@@ -107,7 +107,7 @@ type SupervisorNamespaceSpec struct {
 	PodRuntime NamespacePodRuntime `json:"podRuntime,omitempty"`
 	// +optional
 	Registry NamespaceRegistry `json:"registry,omitempty"`
-	// RestartPriority orders what is started first after a host has failed. Empty is Medium.
+	// RestartPriority is for the order of starts after a host has failed. It is kept; with one host it orders nothing. Empty is Medium.
 	// +optional
 	// +kubebuilder:validation:Enum="";Lowest;Low;Medium;High;Highest
 	RestartPriority string `json:"restartPriority,omitempty"`

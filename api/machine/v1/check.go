@@ -337,6 +337,8 @@ func (m *Machine) operations() error {
 			return wrong(field+".kind", o.Kind, "Reset, Suspend or Snapshot")
 		case o.Kind == Reset && o.Mode != Hard && o.Mode != Soft && o.Mode != TrySoft:
 			return wrong(field+".mode", o.Mode, "Hard, Soft or TrySoft")
+		case o.Kind == Suspend && o.Mode != "" && o.Mode != Hard && o.Mode != Soft && o.Mode != TrySoft:
+			return wrong(field+".mode", o.Mode, "Hard, Soft or TrySoft")
 		case o.Kind == Suspend && o.Memory == nil:
 			return wrong(field+".memory", "", "missing for Suspend")
 		case o.Memory != nil && !volumeText.MatchString(o.Memory.Volume):

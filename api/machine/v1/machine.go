@@ -33,6 +33,8 @@ type Machine struct {
 
 	// Stop says how the machine ends when its pod is deleted.
 	Stop Stop `json:"stop"`
+	// KeepCrashed leaves a guest whose kernel has crashed as it is. Else the machine ends, unless it goes on by itself.
+	KeepCrashed bool `json:"keepCrashed,omitempty"`
 	// Restore is the memory that the machine goes on from, instead of booting.
 	Restore *MemoryState `json:"restore,omitempty"`
 	// Operations are done once each, in order. The controller removes one when State says that it is finished.
@@ -45,7 +47,8 @@ type CPU struct {
 	Max   int `json:"max,omitempty"` // default Count
 	// CoresPerSocket, default Count in one socket.
 	CoresPerSocket int `json:"coresPerSocket,omitempty"`
-	// Model is one of QEMU's; empty is the host's own under KVM and "max" under TCG.
+	// Model is one of QEMU's, or "host", all that the host has. Empty is a baseline that many hosts have, chosen by the
+	// host at each power-on; under TCG all that QEMU emulates.
 	Model string `json:"model,omitempty"`
 	// Nested makes hardware virtualisation available in the guest.
 	Nested bool `json:"nested,omitempty"`
@@ -191,7 +194,7 @@ const (
 type Operation struct {
 	ID   string        `json:"id"`
 	Kind OperationKind `json:"kind"`
-	Mode StopMode      `json:"mode,omitempty"` // of Reset
+	Mode StopMode      `json:"mode,omitempty"` // of Reset and Suspend; one without is Hard
 	// Memory is the volume for the memory, of Suspend and Snapshot.
 	Memory *MemoryState `json:"memory,omitempty"`
 	// Quiesce has the guest agent freeze the file systems, for at most QuiesceSeconds.

@@ -20,6 +20,7 @@ const (
 	EndShutdown  EndReason = "Shutdown"  // the guest powered itself off
 	EndSuspended EndReason = "Suspended" // its memory is saved
 	EndCrashed   EndReason = "Crashed"   // QEMU failed or was killed
+	EndPanicked  EndReason = "Panicked"  // the kernel of the guest has crashed, and it did not go on by itself
 	EndFailed    EndReason = "Failed"    // it could not be started
 )
 
@@ -34,6 +35,8 @@ type State struct {
 	Reason  string `json:"reason,omitempty"`
 	Message string `json:"message,omitempty"`
 	End     End    `json:"end,omitzero"`
+	// Trouble is what is wrong with a running guest, nil as far as is known.
+	Trouble *Trouble `json:"trouble,omitempty"`
 	// Started is when the guest was started or restarted last; Resets counts restarts of the guest.
 	Started string `json:"started,omitempty"`
 	Resets  int64  `json:"resets,omitempty"`
@@ -57,6 +60,23 @@ type End struct {
 	Reason  EndReason `json:"reason,omitempty"`
 	Message string    `json:"message,omitempty"`
 	At      string    `json:"at,omitempty"`
+}
+
+// TroubleReason is what is wrong with a guest.
+type TroubleReason string
+
+// The reasons, the worst first.
+const (
+	GuestPanicked TroubleReason = "GuestPanicked" // its kernel has crashed
+	DatastoreFull TroubleReason = "DatastoreFull" // it stands still until there is room for Disk
+	DiskError     TroubleReason = "DiskError"     // a request to Disk has failed, of which the guest was told
+)
+
+// Trouble is something wrong with a guest, since At.
+type Trouble struct {
+	Reason TroubleReason `json:"reason"`
+	Disk   string        `json:"disk,omitempty"` // by name
+	At     string        `json:"at"`
 }
 
 // DiskState is how a disk is. A disk that is being taken away stays in the list until it is gone.

@@ -10,10 +10,9 @@
 # anything is installed. A recipe with a file `base` adds to the recipe it names.
 #
 # The result is cached in ${ATOLL_CACHE:-$HOME/.cache/atoll}/disks, by the hash of
-# the recipe, of this script and of the packages that apt chooses. Times, UUIDs and
-# ids are fixed, there are no host keys and no machine id. The order of files in
-# the file system is the host's, so the bytes are not reproducible, only what the
-# guest sees is.
+# the recipe, of this script and of the packages that apt chooses. Times, UUIDs, ids
+# and the order of files are fixed, there are no host keys and no machine id, so
+# the same packages give the same bytes.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -121,17 +120,42 @@ mkdir "$system"
 cp "$work/root/usr/lib/grub/i386-pc/boot.img" "$work/root/boot/grub/core.img" "$system"
 cp "$work/root/usr/lib/shim/shimx64.efi.signed" "$system/shimx64.efi"
 cp "$work/root/usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed" "$system/grubx64.efi"
-rm "$work/root/boot/grub/core.img"
+rm -f "$work/root/boot/grub/core.img" "$work"/root/var/cache/apt/*.bin
 cat >"$system/grub.cfg" <<END
 search.fs_uuid $fs_uuid root
 set prefix=(\$root)/boot/grub
 configfile \$prefix/grub.cfg
 END
+find "$work/root" -newermt "@$SOURCE_DATE_EPOCH" -print0 | xargs -0r touch --no-dereference --date="@$SOURCE_DATE_EPOCH"
 used=$(du -sm --apparent-size "$work/root" | cut -f 1)
 truncate -s $((used * 13 / 10 + 300))M "$system/root.ext4"
-E2FSPROGS_FAKE_TIME=$SOURCE_DATE_EPOCH mkfs.ext4 -q -F -L root -U $fs_uuid -m 1 \
-	-E hash_seed=$fs_uuid,lazy_itable_init=0,lazy_journal_init=0 -d "$work/root" "$system/root.ext4"
-rm -rf --one-file-system "$work/root"
+# mkfs takes files in the order in which the kernel lists them, which in a tmpfs is
+# that of their making, and their times of access and change, which are written over
+# afterwards.
+export E2FSPROGS_FAKE_TIME=$SOURCE_DATE_EPOCH
+unshare -m --propagation private bash -euo pipefail -c '
+	mkdir "$1/sorted"
+	mount -t tmpfs -o mode=755,size=75% sorted "$1/sorted"
+	tar -C "$1/root" --sort=name --xattrs --xattrs-include="*" --numeric-owner -c . | tar -C "$1/sorted" --xattrs --xattrs-include="*" --numeric-owner -xp
+	rm -rf --one-file-system "$1/root"
+	mkfs.ext4 -q -F -L root -U "$2" -m 1 -E "hash_seed=$2,lazy_itable_init=0,lazy_journal_init=0" -d "$1/sorted" "$1/system/root.ext4"
+' - "$work" $fs_uuid
+dumpe2fs "$system/root.ext4" 2>/dev/null | awk -v time=$SOURCE_DATE_EPOCH '
+	/^Inode count:/ { count = $3 }
+	/^  Free inodes:/ {
+		sub(/^  Free inodes: */, "")
+		ranges = split($0, range, ", ")
+		for (i = 1; i <= ranges; i++) {
+			ends = split(range[i], end, "-")
+			for (n = end[1]; n <= end[ends]; n++) free[n + 0] = 1
+		}
+	}
+	END { # 2 is the root; others below 11 are no files
+		for (n = 2; n <= count; n = n == 2 ? 11 : n + 1) if (!(n in free)) printf "set_inode_field <%d> atime @%d\nset_inode_field <%d> ctime @%d\n", n, time, n, time
+	}' >"$work/times"
+debugfs -w -f "$work/times" "$system/root.ext4" >/dev/null 2>"$work/errors"
+[ "$(wc -l <"$work/errors")" -le 1 ] || die "writing times: $(sed -n 2p "$work/errors")"
+e2fsck -fn "$system/root.ext4" >"$work/errors" 2>&1 || die "the file system is damaged: $(cat "$work/errors")"
 (cd "$root" && go run ./guestos/cmd/mkdisk -system "$system" -o "$work/disk.qcow2")
 mv "$work/disk.qcow2" "$cached"
 publish

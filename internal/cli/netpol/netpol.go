@@ -132,8 +132,8 @@ func (c *counts) print(w io.Writer) {
 		rows = append(rows, []string{c.Namespace, c.What, c.Direction, cmp.Or(c.Tier, "-"), cmp.Or(c.Policy, "-"), strconv.FormatUint(c.Count, 10)})
 	}
 	text.Table(w, rows)
-	fmt.Fprintf(w, "\nof all namespaces: %d packets with an address that is not the pod's, %d to pods that are not known, %d of connections that were cut\n",
-		c.values[policy.SpoofedCounter], c.values[policy.UnknownCounter], c.values[policy.CutCounter])
+	fmt.Fprintf(w, "\nof all namespaces: %d packets with an address that is not the pod's, %d to link-local addresses, %d to pods that are not known, %d of connections that were cut\n",
+		c.values[policy.SpoofedCounter], c.values[policy.LinkLocalCounter], c.values[policy.UnknownCounter], c.values[policy.CutCounter])
 }
 
 // counters puts names and values together.

@@ -80,6 +80,7 @@ func kinds() []kind {
 		{corev1.SchemeGroupVersion.WithKind("Pod"), "pods", owned},
 		{corev1.SchemeGroupVersion.WithKind("PersistentVolumeClaim"), "volumes", func(metav1.Object) bool { return false }},
 		{corev1.SchemeGroupVersion.WithKind("Service"), "services", owned},
+		{schema.GroupVersionKind{Group: "imageregistry.vmware.com", Version: "v1alpha1", Kind: "ContentLibraryItem"}, "images of virtual machines", func(metav1.Object) bool { return false }},
 	}
 }
 

@@ -60,7 +60,7 @@ func (c *commands) describe(b *atoll.SupervisorNamespace) {
 	c.line("Pods", pods(spec))
 	c.line("Encryption", encrypted(spec))
 	c.line("Network", network(spec))
-	c.line("Restart", cmp.Or(spec.RestartPriority, "Medium")+" priority after a host has failed")
+	c.line("Restart", cmp.Or(spec.RestartPriority, "Medium")+" priority (kept for clusters of several hosts; it orders nothing yet)")
 	c.line("Hosts", strings.Join(spec.Hosts, ", "))
 	c.line("Zones", strings.Join(refs(spec.Zones), ", "))
 	c.line("VM classes", orAll(refs(spec.VMClasses), spec.VMClasses == nil))

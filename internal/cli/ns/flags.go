@@ -257,7 +257,7 @@ func table() []limit {
 		{"registry-quota", "limit of all its images in the registry together: 20Gi", false, quantity(func(s *spec) **resource.Quantity { return &s.Registry.Quota })},
 		{"immutable-tag", "pattern of REPOSITORY:TAG that can be pushed once only; " + nothing + " is none", true, namesOf(func(s *spec) *[]string { return &s.Registry.ImmutableTags }, plain)},
 		{"retention", "how many tags of a pattern are kept, PATTERN=NUMBER: *:dev-*=5; " + nothing + " keeps all", true, namesOf(func(s *spec) *[]atoll.RegistryRetention { return &s.Registry.Retention }, retention)},
-		{"restart-priority", "what is started first after a host has failed: lowest, low, medium, high or highest", false, oneOf(func(s *spec) *string { return &s.RestartPriority }, "Lowest", "Low", "Medium", "High", "Highest")},
+		{"restart-priority", "what is to start first after a host has failed, kept for clusters of several hosts: lowest, low, medium, high or highest", false, oneOf(func(s *spec) *string { return &s.RestartPriority }, "Lowest", "Low", "Medium", "High", "Highest")},
 		{"description", "what it is for", false, word(func(s *spec) *string { return &s.Description })},
 	}
 }

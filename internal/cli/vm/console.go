@@ -276,6 +276,9 @@ func (c *commands) ssh(ctx context.Context, s *session, name string, l login, w 
 		err = c.await(ctx, name, w, func(look context.Context) (bool, string, error) {
 			// The look's context ends when the wait does, the forwarded port's with the command.
 			port, err = s.sshd(ctx, look, name, l.port)
+			if _, final := errors.AsType[refusedError](err); final {
+				return false, "", err
+			}
 			return err == nil, fmt.Sprintf("its sshd does not answer yet at port %d", l.port), nil
 		})
 	}

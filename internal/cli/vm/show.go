@@ -16,6 +16,9 @@ import (
 	"atoll.dev/atoll/internal/cli/text"
 )
 
+// guestHealthy is a condition of the controller of VirtualMachines.
+const guestHealthy = "atoll.dev/GuestHealthy"
+
 func (c *commands) listCommand() *cobra.Command {
 	var output, selector string
 	var all bool
@@ -178,7 +181,7 @@ func problem(vm *vmopv1.VirtualMachine) string {
 	for _, c := range vm.Status.Conditions {
 		named := slices.Contains([]string{
 			vmopv1.VirtualMachineSnapshotRevertSucceeded, vmopv1.VirtualMachineClassConfigurationSynced, vmopv1.GuestBootstrapCondition,
-			vmopv1.VirtualMachineHardwareDeviceConfigVerified, vmopv1.ReadyConditionType,
+			vmopv1.VirtualMachineHardwareDeviceConfigVerified, guestHealthy, vmopv1.ReadyConditionType,
 		}, c.Type)
 		if named && c.Status == metav1.ConditionFalse {
 			return say(&c)

@@ -89,7 +89,11 @@ func (s *session) forward(ctx context.Context, name string, port int, errOut io.
 	if err != nil {
 		return 0, err
 	}
+	var refused error // before anything is sent to failed
 	dialer := portforward.NewFallbackDialerForStreaming(tunnel, old, func(err error) bool {
+		if refused = s.refusal(err); refused != nil {
+			return false
+		}
 		return streamhttp.IsUpgradeFailure(err) || streamhttp.IsHTTPSProxyError(err)
 	})
 	ready := make(chan struct{})
@@ -102,6 +106,9 @@ func (s *session) forward(ctx context.Context, name string, port int, errOut io.
 	select {
 	case <-ready:
 	case err := <-failed:
+		if refused != nil {
+			err = refused
+		}
 		return 0, fmt.Errorf("forwarding port %d of %s: %w", port, name, err)
 	case <-ctx.Done():
 		return 0, ctx.Err()
@@ -111,4 +118,24 @@ func (s *session) forward(ctx context.Context, name string, port int, errOut io.
 		return 0, fmt.Errorf("forwarding port %d of %s: %w", port, name, err)
 	}
 	return int(ports[0].Local), nil
+}
+
+// refusedError is an answer of the API server that stays the same when it is asked again.
+type refusedError struct{ error }
+
+func (e refusedError) Unwrap() error { return e.error }
+
+// refusal is what the API server has against a forwarded port, nil if err is anything else.
+func (s *session) refusal(err error) error {
+	if upgrade, ok := errors.AsType[*streamhttp.UpgradeFailureError](err); ok {
+		err = upgrade.Cause
+	}
+	status, ok := errors.AsType[*apierrors.StatusError](err)
+	switch {
+	case !ok || status.ErrStatus.Code < 400 || status.ErrStatus.Code > 499 || apierrors.IsTooManyRequests(err):
+		return nil
+	case apierrors.IsForbidden(err):
+		err = fmt.Errorf("you may not: it takes the right to use pods/portforward in namespace %s, which the roles Edit and Owner have; an administrator gives them, in spec.accessList of the SupervisorNamespace: %w", s.namespace, err)
+	}
+	return refusedError{err}
 }

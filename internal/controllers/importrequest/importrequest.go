@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -130,7 +131,13 @@ func (r *reconciler) advance(ctx context.Context, request *api.ContentLibraryIte
 			return retryTarget, nil
 		}
 		set(request, api.ImportTargetValid, true, "", "")
-		if err := r.create(ctx, request); err != nil {
+		err = r.create(ctx, request)
+		if apierrors.IsForbidden(err) && !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) { // such as by a quota
+			set(request, api.ImportItemCreated, false, api.ImportTargetItemCreationFailure, err.Error())
+			incomplete(api.ImportTargetItemCreationFailure, err.Error())
+			return retryTarget, nil
+		}
+		if err != nil {
 			return 0, err
 		}
 	}

@@ -1,6 +1,8 @@
 package importrequest
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -10,10 +12,12 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	api "atoll.dev/atoll/api/imageregistry/v1alpha1"
 )
@@ -124,5 +128,31 @@ func TestRefused(t *testing.T) {
 	project.Spec.Registry = &api.RegistryBacking{}
 	if _, got := run(t, newClient(t, request("https://h/a.iso", "default"), project), time.Now()); !strings.Contains(meta.FindStatusCondition(got.Status.Conditions, api.ImportTargetValid).Message, "project of the registry") {
 		t.Errorf("%+v", got.Status)
+	}
+}
+
+// TestBeyondAQuota: an item that may not be made is said, and made when it may be.
+func TestBeyondAQuota(t *testing.T) {
+	refuse := true
+	c := interceptor.NewClient(newClient(t, request("https://h/a.iso", "default"), library()).(client.WithWatch), interceptor.Funcs{
+		Create: func(ctx context.Context, c client.WithWatch, obj client.Object, opts ...client.CreateOption) error {
+			if refuse {
+				return apierrors.NewForbidden(schema.GroupResource{Resource: "contentlibraryitems"}, obj.GetName(), errors.New("exceeded quota"))
+			}
+			return c.Create(ctx, obj, opts...)
+		},
+	})
+	result, got := run(t, c, time.Now())
+	for _, kind := range []string{api.ImportItemCreated, api.ImportComplete} {
+		if c := meta.FindStatusCondition(got.Status.Conditions, kind); c == nil || c.Status != metav1.ConditionFalse || c.Reason != api.ImportTargetItemCreationFailure || !strings.Contains(c.Message, "exceeded quota") {
+			t.Errorf("%s: %+v", kind, c)
+		}
+	}
+	if result.RequeueAfter == 0 {
+		t.Error("it is not tried again")
+	}
+	refuse = false
+	if _, got := run(t, c, time.Now()); !meta.IsStatusConditionTrue(got.Status.Conditions, api.ImportItemCreated) {
+		t.Errorf("%+v", got.Status.Conditions)
 	}
 }

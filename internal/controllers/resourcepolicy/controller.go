@@ -62,3 +62,21 @@ func Status(p *vmopv1.VirtualMachineSetResourcePolicy) vmopv1.VirtualMachineSetR
 	}
 	return s
 }
+
+// WithoutEffect names fields of a policy that are set and change nothing.
+func WithoutEffect(p *vmopv1.VirtualMachineSetResourcePolicy) []string {
+	var out []string
+	say := func(field, why string) {
+		out = append(out, fmt.Sprintf("%s of VirtualMachineSetResourcePolicy %s (%s)", field, p.Name, why))
+	}
+	if p.Spec.Folder != "" {
+		say("spec.folder", "there are no folders")
+	}
+	pool := p.Spec.ResourcePool
+	for name, amounts := range map[string]vmopv1.VirtualMachineResourceSpec{"reservations": pool.Reservations, "limits": pool.Limits} {
+		if !amounts.Cpu.IsZero() || !amounts.Memory.IsZero() {
+			say("spec.resourcePool."+name, "use the namespace's ResourceQuota")
+		}
+	}
+	return out
+}

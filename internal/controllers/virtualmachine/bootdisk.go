@@ -14,6 +14,7 @@ import (
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/controllers/condition"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/claims"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/early"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/placement"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/size"
@@ -86,6 +87,10 @@ func (r *Reconciler) bootDisk(ctx context.Context, v *view) error {
 		v.disks = append(v.disks, disk)
 	}
 	v.volumeState = append(v.volumeState, v.bootState(claim, disk))
+	if left := early.Wait(claim, r.Clock.Now()); left > 0 && !v.created() {
+		v.missing = append(v.missing, "the boot disk is being made")
+		v.soon(left)
+	}
 	if !v.created() && len(v.missing) == 0 {
 		condition.True(&vm.Status.Conditions, vmopv1.VirtualMachineConditionCreated)
 		r.event(vm, normal, "Created", "Create", "boot disk %s is made of %s", claim.Name, v.imageRef)
@@ -111,7 +116,10 @@ func (r *Reconciler) makeBootClaim(ctx context.Context, v *view) (*corev1.Persis
 	if added, err := r.addImageDisks(ctx, v); added || err != nil {
 		return nil, err
 	}
-	err := r.Create(ctx, claim)
+	err := early.Place(ctx, r.Client, claim)
+	if err == nil {
+		err = r.Create(ctx, claim)
+	}
 	switch {
 	case apierrors.IsAlreadyExists(err):
 		v.soon(retryFirst) // not in the cache yet

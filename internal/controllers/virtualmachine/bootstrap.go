@@ -80,8 +80,14 @@ func (r *Reconciler) seedSecret(ctx context.Context, v *view) (string, error) {
 		Immutable: new(true),
 		Data:      v.seed.Files,
 	}
-	if err := r.Create(ctx, secret); err != nil && !apierrors.IsAlreadyExists(err) {
+	switch err := r.Create(ctx, secret); {
+	case err == nil || apierrors.IsAlreadyExists(err):
+	case !apierrors.IsForbidden(err) || apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause):
 		return "", fmt.Errorf("making the seed Secret: %w", err)
+	case r.Live.Get(ctx, client.ObjectKeyFromObject(secret), &corev1.Secret{}) != nil: // a quota refuses also what is there already
+		v.lacks(vmopv1.VirtualMachineConditionBootstrapReady, reasonNotReady, "the Secret of the seed disk cannot be made: %v", err)
+		v.soon(retryMost)
+		return "", nil
 	}
 	for _, note := range v.seed.Notes {
 		r.Events.Eventf(v.vm, nil, corev1.EventTypeWarning, "Bootstrap", "Bootstrap", "%s", note)

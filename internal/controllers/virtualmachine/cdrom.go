@@ -10,7 +10,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
@@ -79,14 +78,13 @@ func (r *Reconciler) disc(ctx context.Context, v *view, c *vmopv1.VirtualMachine
 			return "", "", err
 		case image == nil:
 			v.missing = append(v.missing, ref+" does not exist")
-			return "", ref + " does not exist: name another; kubectl get vmi,cvmi lists them", nil
+			return "", ref + " does not exist: name an image as kubectl get vmi,cvmi does (vmi-...), drives do not know display names", nil
+		case !meta.IsStatusConditionTrue(image.Conditions, "Ready"): // and it has no type yet
+			v.missing = append(v.missing, ref+" is not ready")
+			return "", ref + " is not ready yet", nil
 		case image.Type != "ISO":
 			v.missing = append(v.missing, ref+" is no CD-ROM")
 			return "", ref + " is not an ISO image: name one of type ISO", nil
-		}
-		if ready := meta.FindStatusCondition(image.Conditions, "Ready"); ready == nil || ready.Status != metav1.ConditionTrue {
-			v.missing = append(v.missing, ref+" is not ready")
-			return "", ref + " is not ready yet", nil
 		}
 		size := resource.MustParse("1Gi")
 		if len(image.Disks) > 0 && image.Disks[0].Limit != nil {

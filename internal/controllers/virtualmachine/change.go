@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/health"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/pod"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/running"
@@ -39,6 +40,12 @@ func (r *Reconciler) change(ctx context.Context, v *view) error {
 		return nil
 	}
 	wanted := v.build(nil)
+	known := v.boot != nil || v.vm.Spec.Image == nil
+	if known {
+		if anew, err := r.renew(ctx, v, wanted); anew || err != nil {
+			return err
+		}
+	}
 	ready, err := r.resize(ctx, v)
 	if err != nil {
 		return err
@@ -46,8 +53,8 @@ func (r *Reconciler) change(ctx context.Context, v *view) error {
 	if !ready {
 		wanted.CPU.Count, wanted.Memory.Bytes = v.machine.CPU.Count, v.machine.Memory.Bytes
 	}
-	if v.boot == nil && v.vm.Spec.Image != nil {
-		return nil // not all is known
+	if !known {
+		return nil
 	}
 	merged, pending, changed := machine.Merge(v.machine, wanted)
 	v.pending = append(v.pending, pending...)
@@ -58,6 +65,24 @@ func (r *Reconciler) change(ctx context.Context, v *view) error {
 		v.machine = merged
 	}
 	return r.restart(ctx, v)
+}
+
+// renew deletes a pod that no node has taken yet when its machine is to be another one than it can become: nothing has run,
+// and the next one is made as it is wanted now.
+func (r *Reconciler) renew(ctx context.Context, v *view, wanted machinev1.Machine) (bool, error) {
+	if v.pod.Spec.NodeName != "" || v.machine.Restore != nil {
+		return false, nil
+	}
+	_, pending, _ := machine.Merge(v.machine, wanted)
+	if len(pending) == 0 && wanted.CPU.Count == v.machine.CPU.Count && wanted.Memory.Bytes == v.machine.Memory.Bytes {
+		return false, nil
+	}
+	err := r.Delete(ctx, v.pod, client.Preconditions{UID: &v.pod.UID, ResourceVersion: &v.pod.ResourceVersion})
+	if err != nil { // also when a node has taken it meanwhile
+		return false, client.IgnoreNotFound(fmt.Errorf("deleting a pod that no node has taken: %w", err))
+	}
+	r.event(v.vm, normal, "Renewed", "PowerOn", "pod %s, which no node had taken, is made anew", v.pod.Name)
+	return true, r.deleteSeed(ctx, v.pod)
 }
 
 // label gives the pod the labels of the VirtualMachine.
@@ -140,7 +165,7 @@ func (r *Reconciler) restart(ctx context.Context, v *view) error {
 			// It is forgotten only when the status says so, so that it is not done again.
 			vm.Status.LastRestartTime = &metav1.Time{Time: r.Clock.Now()}
 			if result.Error != "" {
-				r.event(vm, warning, "RestartFailed", "Restart", "%s", clean(result.Error))
+				r.event(vm, warning, "RestartFailed", "Restart", "%s", health.Clean(result.Error))
 			} else {
 				r.event(vm, normal, "Restarted", "Restart", "the guest was restarted (%s)", op.Mode)
 			}

@@ -14,6 +14,7 @@ import (
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/attachment"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/claims"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/health"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/power"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/running"
@@ -80,12 +81,14 @@ func (r *Reconciler) suspend(ctx context.Context, v *view) error {
 	}
 	id := "suspend-" + string(v.pod.UID)
 	if result := running.Result(v.pod, id); result != nil && result.Done && result.Error != "" {
-		v.missing = append(v.missing, "its memory could not be saved: "+clean(result.Error))
-		r.event(vm, warning, "SuspendFailed", "Suspend", "saving the memory: %s", clean(result.Error))
+		v.missing = append(v.missing, "its memory could not be saved: "+health.Clean(result.Error))
+		r.event(vm, warning, "SuspendFailed", "Suspend", "saving the memory: %s", health.Clean(result.Error))
 		v.soon(retryMost)
 		return running.Forget(ctx, r.Client, v.pod, id)
 	}
-	return running.Request(ctx, r.Client, v.pod, machinev1.Operation{ID: id, Kind: machinev1.Suspend, Memory: &machinev1.MemoryState{Volume: handle}})
+	return running.Request(ctx, r.Client, v.pod, machinev1.Operation{
+		ID: id, Kind: machinev1.Suspend, Mode: machine.Mode(vm.Spec.SuspendMode), Memory: &machinev1.MemoryState{Volume: handle},
+	})
 }
 
 // keepMemory remembers that the memory is saved.

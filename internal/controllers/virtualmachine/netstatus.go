@@ -8,6 +8,7 @@ import (
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/health"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 )
 
@@ -55,7 +56,7 @@ func (v *view) networkStatus() {
 	}
 	s := &vmopv1.VirtualMachineNetworkStatus{HostName: machine.Hostname(v.vm)}
 	if g := v.state.Guest; g != nil && g.Hostname != "" && v.alive() {
-		s.HostName = clean(g.Hostname)
+		s.HostName = health.Clean(g.Hostname)
 	}
 	s.Config = &vmopv1.VirtualMachineNetworkConfigStatus{DNS: &vmopv1.VirtualMachineNetworkConfigDNSStatus{HostName: machine.Hostname(v.vm)}}
 	if n := v.vm.Spec.Network; n != nil {

@@ -14,6 +14,7 @@ import (
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/attachment"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/health"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/pod"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/power"
@@ -97,45 +98,13 @@ func (r *Reconciler) situation(ctx context.Context, v *view) (power.Situation, e
 		s.Saved = claim != nil && claim.Annotations[memoryAnnotation] == memorySaved
 	}
 	if s.Pod == power.PodEnded && s.End != machinev1.EndSuspended && s.End != machinev1.EndStopped {
-		if left := r.restarts.Pause(vm.UID, v.pod.UID, v.pod.CreationTimestamp.Time, v.endedAt(r.Clock.Now()), r.Clock.Now()); left > 0 {
+		if left := r.restarts.Pause(vm.UID, v.pod.UID, v.pod.CreationTimestamp.Time, health.EndedAt(v.pod, v.state, r.Clock.Now()), r.Clock.Now()); left > 0 {
 			s.Pausing = true
 			v.soon(left)
-			v.missing = append(v.missing, fmt.Sprintf("it has ended (%s), and is started again at %s", v.whyEnded(), r.Clock.Now().Add(left).UTC().Format(time.TimeOnly)))
+			v.missing = append(v.missing, fmt.Sprintf("it has ended (%s), and is started again at %s", health.WhyEnded(v.pod, v.state), r.Clock.Now().Add(left).UTC().Format(time.TimeOnly)))
 		}
 	}
 	return s, nil
-}
-
-// endedAt is when the machine has ended.
-func (v *view) endedAt(now time.Time) time.Time {
-	if at, err := time.Parse(time.RFC3339, v.state.End.At); err == nil && at.Before(now) {
-		return at
-	}
-	for _, c := range v.pod.Status.ContainerStatuses {
-		if c.State.Terminated != nil && !c.State.Terminated.FinishedAt.IsZero() {
-			return c.State.Terminated.FinishedAt.Time
-		}
-	}
-	return now
-}
-
-// whyEnded says why the machine of the pod has ended.
-func (v *view) whyEnded() string {
-	e := v.state.End
-	switch {
-	case e.Reason != "" && e.Message != "":
-		return string(e.Reason) + ": " + clean(e.Message)
-	case e.Reason != "":
-		return string(e.Reason)
-	case v.pod.Status.Reason != "":
-		return strings.TrimSuffix(v.pod.Status.Reason+": "+v.pod.Status.Message, ": ")
-	}
-	for _, c := range v.pod.Status.ContainerStatuses {
-		if t := c.State.Terminated; t != nil {
-			return strings.TrimSuffix(fmt.Sprintf("%s: %s", t.Reason, clean(t.Message)), ": ")
-		}
-	}
-	return "for a reason that its host did not name"
 }
 
 // build makes the Machine as it should be now.
@@ -158,7 +127,7 @@ func (r *Reconciler) start(ctx context.Context, v *view) error {
 		return err
 	}
 	secret, err := r.seedSecret(ctx, v)
-	if err != nil {
+	if err != nil || len(v.missing) > 0 {
 		return err
 	}
 	in := pod.Inputs{VM: vm, Machine: v.build(restore), Size: v.size, SeedSecret: secret, Reach: append(v.reach, reach...)}
@@ -291,7 +260,7 @@ func (r *Reconciler) remove(ctx context.Context, v *view) error {
 		if v.state.End.Reason != machinev1.EndShutdown && v.state.End.Reason != machinev1.EndStopped {
 			kind = warning
 		}
-		r.event(v.vm, kind, "Ended", "Restart", "the machine has ended (%s) and is started again", v.whyEnded())
+		r.event(v.vm, kind, "Ended", "Restart", "the machine has ended (%s) and is started again", health.WhyEnded(v.pod, v.state))
 	}
 	if err := r.deleteSeed(ctx, v.pod); err != nil {
 		return err

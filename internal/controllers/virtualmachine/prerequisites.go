@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"atoll.dev/atoll/internal/controllers/condition"
+	"atoll.dev/atoll/internal/controllers/resourcepolicy"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/attachment"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/size"
 	"atoll.dev/atoll/internal/controllers/virtualmachineclass"
@@ -113,17 +114,7 @@ func (r *Reconciler) wantedInstance(ctx context.Context, v *view) (*vmopv1.Virtu
 	if current != nil && current.Name == active {
 		return current, nil
 	}
-	// The instance may not have been made yet; the class says the same.
-	instance := virtualmachineclass.NewInstance(class)
-	return instance, r.makeInstance(ctx, instance)
-}
-
-// makeInstance makes a class instance, if its own controller has not.
-func (r *Reconciler) makeInstance(ctx context.Context, i *vmopv1.VirtualMachineClassInstance) error {
-	if err := r.Create(ctx, i.DeepCopy()); err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("making VirtualMachineClassInstance %s: %w", i.Name, err)
-	}
-	return nil
+	return virtualmachineclass.Ensure(ctx, r.Client, class)
 }
 
 // annotate sets an annotation of the VirtualMachine and leaves its status in memory alone.
@@ -163,6 +154,7 @@ func (r *Reconciler) policy(ctx context.Context, v *view) error {
 		return nil
 	}
 	condition.True(&vm.Status.Conditions, vmopv1.VirtualMachineConditionVMSetResourcePolicyReady)
+	v.policyUnused = resourcepolicy.WithoutEffect(p)
 	return nil
 }
 

@@ -3,8 +3,8 @@ package virtualmachine
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
-	"unicode"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	corev1 "k8s.io/api/core/v1"
@@ -15,6 +15,7 @@ import (
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/controllers/condition"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/fields"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/health"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/power"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/size"
@@ -24,14 +25,13 @@ const (
 	// hardwareVersion is VMware's number for hardware of about the age of ours.
 	hardwareVersion = 21
 	// FieldsCondition names fields of the spec that have no effect.
-	FieldsCondition = "atoll.dev/FieldsWithoutEffect"
+	FieldsCondition = fields.Condition
 	// MemoryCondition is False when there may be too little memory to boot.
 	MemoryCondition = "atoll.dev/EnoughMemory"
 	// computeSynced is a type of VM Operator without a constant in its API.
 	computeSynced = "VirtualMachineComputeConfigSynced"
 	// readyCondition follows the readiness probe.
 	readyCondition = "Ready"
-	maxWords       = 1024
 )
 
 // status writes down how the machine is.
@@ -63,6 +63,9 @@ func (r *Reconciler) status(ctx context.Context, v *view) error {
 	v.readiness()
 	v.pendingCondition()
 	v.enoughMemory()
+	if left := health.Set(health.Inputs{VM: v.vm, Pod: v.pod, Machine: v.machine, State: v.state, Now: r.Clock.Now()}); left > 0 {
+		v.soon(left)
+	}
 	v.withoutEffect()
 	condition.True(&s.Conditions, vmopv1.VirtualMachineReconcileReady)
 	return nil
@@ -152,7 +155,7 @@ func (v *view) guestStatus() {
 	if v.vm.Spec.GuestID != "" || g != nil && g.OSName != "" {
 		s.Guest = &vmopv1.VirtualMachineGuestStatus{GuestID: v.vm.Spec.GuestID}
 		if g != nil {
-			s.Guest.GuestFullName = clean(g.OSName)
+			s.Guest.GuestFullName = health.Clean(g.OSName)
 		}
 	}
 	switch {
@@ -172,7 +175,7 @@ func (v *view) guestStatus() {
 	case "done":
 		condition.True(&s.Conditions, vmopv1.GuestBootstrapCondition)
 	case "error":
-		condition.False(&s.Conditions, vmopv1.GuestBootstrapCondition, "CloudInitFailed", "cloud-init has failed in the guest: %s", clean(g.Detail))
+		condition.False(&s.Conditions, vmopv1.GuestBootstrapCondition, "CloudInitFailed", "cloud-init has failed in the guest: %s", health.Clean(g.Detail))
 	default:
 		condition.Unknown(&s.Conditions, vmopv1.GuestBootstrapCondition, "CloudInitRunning", "cloud-init is still at work in the guest")
 	}
@@ -204,7 +207,7 @@ func (v *view) powerCondition() {
 	case v.phase() == power.PodStopping && v.pod.Spec.NodeName != "":
 		why = fmt.Sprintf("node %s is ending the machine (%s); if the guest does not react, set spec.powerOffMode to Hard", v.pod.Spec.NodeName, v.machine.Stop.Mode)
 	case why == "" && v.state.Phase == machinev1.Starting && v.state.Message != "":
-		why = strings.TrimSuffix(clean(v.state.Message)+": "+v.volumeProblem(), ": ")
+		why = strings.TrimSuffix(health.Clean(v.state.Message)+": "+v.volumeProblem(), ": ")
 	case why == "" && v.alive() && v.volumeProblem() != "":
 		why = v.volumeProblem()
 	case why == "" && v.alive():
@@ -281,7 +284,7 @@ func (v *view) pendingCondition() {
 	pending := v.pending
 	if v.alive() {
 		for _, p := range v.state.Pending {
-			pending = append(pending, clean(p))
+			pending = append(pending, health.Clean(p))
 		}
 	}
 	switch {
@@ -308,7 +311,7 @@ func (v *view) enoughMemory() {
 // withoutEffect names fields that are set and change nothing.
 func (v *view) withoutEffect() {
 	list := &v.vm.Status.Conditions
-	set := append(fields.WithoutEffect(v.vm), v.size.Unused...)
+	set := slices.Concat(fields.WithoutEffect(v.vm), v.size.Unused, v.policyUnused)
 	for i, n := range v.nics {
 		if s := v.vm.Spec.Network; n.Pod && s != nil && i < len(s.Interfaces) {
 			for name, is := range map[string]bool{"addresses": len(s.Interfaces[i].Addresses) > 0, "gateway4": s.Interfaces[i].Gateway4 != "", "gateway6": s.Interfaces[i].Gateway6 != ""} {
@@ -322,24 +325,10 @@ func (v *view) withoutEffect() {
 		condition.Remove(list, FieldsCondition)
 		return
 	}
-	condition.False(list, FieldsCondition, "FieldsIgnored", "%s", strings.Join(sorted(set), ", "))
+	condition.False(list, FieldsCondition, fields.Reason, "%s", strings.Join(sorted(set), ", "))
 	for i := range *list {
 		if c := &(*list)[i]; c.Type == FieldsCondition {
 			c.Status = "True"
 		}
 	}
-}
-
-// clean makes words of a guest or a host fit for a status: bounded, and without control characters.
-func clean(text string) string {
-	text = strings.ToValidUTF8(text, "?")
-	if len(text) > maxWords {
-		text = strings.ToValidUTF8(text[:maxWords], "") + "…"
-	}
-	return strings.Map(func(c rune) rune {
-		if unicode.IsControl(c) || c == '\u2028' || c == '\u2029' {
-			return ' '
-		}
-		return c
-	}, text)
 }

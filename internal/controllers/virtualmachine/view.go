@@ -27,23 +27,25 @@ type view struct {
 	machine machinev1.Machine // what the pod's machine was told last
 	state   machinev1.State   // how it is
 
-	size        size.Size
-	sized       bool
-	class       string // the class instance in use
-	resized     string // why another is not, for a condition
-	image       *vmopv1.VirtualMachineImageStatus
-	imageRef    string // annotation of claims: Kind/NAME
-	seed        *Seed
-	nics        []machinev1.NIC
-	networks    map[string]string // network of each interface by name, for NetworkInterfaces
-	boot        *corev1.PersistentVolumeClaim
-	slot        placement.Slot
-	disks       []machinev1.Disk
-	claims      []*corev1.PersistentVolumeClaim // all that the machine has, of spec.volumes and drives
-	awaiting    []string
-	reach       []*corev1.NodeSelector
-	volumeState []vmopv1.VirtualMachineVolumeStatus
-	reverting   Revert
+	size size.Size
+	// policyUnused names fields of the resource policy that change nothing.
+	policyUnused []string
+	sized        bool
+	class        string // the class instance in use
+	resized      string // why another is not, for a condition
+	image        *vmopv1.VirtualMachineImageStatus
+	imageRef     string // annotation of claims: Kind/NAME
+	seed         *Seed
+	nics         []machinev1.NIC
+	networks     map[string]string // network of each interface by name, for NetworkInterfaces
+	boot         *corev1.PersistentVolumeClaim
+	slot         placement.Slot
+	disks        []machinev1.Disk
+	claims       []*corev1.PersistentVolumeClaim // all that the machine has, of spec.volumes and drives
+	awaiting     []string
+	reach        []*corev1.NodeSelector
+	volumeState  []vmopv1.VirtualMachineVolumeStatus
+	reverting    Revert
 
 	// missing are why the machine cannot be started.
 	missing []string

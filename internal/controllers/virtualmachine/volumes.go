@@ -19,6 +19,7 @@ import (
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/attachment"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/claims"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/health"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/placement"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/power"
@@ -114,9 +115,11 @@ func (r *Reconciler) volume(ctx context.Context, v *view, vol *vmopv1.VirtualMac
 		v.await(disk)
 		return err
 	}
-	if handle != "" {
-		v.disks = append(v.disks, machine.Volume(vol, handle, state.DiskUUID))
+	if handle == "" {
+		v.await(disk)
+		return nil
 	}
+	v.disks = append(v.disks, machine.Volume(vol, handle, state.DiskUUID))
 	return nil
 }
 
@@ -192,7 +195,7 @@ func (v *view) attached(s *vmopv1.VirtualMachineVolumeStatus, disk string) {
 		}
 		s.Attached = d.Attached
 		if d.Error != "" {
-			s.Error = clean(d.Error)
+			s.Error = health.Clean(d.Error)
 		}
 		if d.Bytes > 0 {
 			s.Limit = resource.NewQuantity(d.Bytes, resource.BinarySI)

@@ -128,9 +128,8 @@ func (i *Instances) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resul
 	case err != nil:
 		return ctrl.Result{}, err
 	case class.DeletionTimestamp == nil:
-		instance := NewInstance(class)
-		current = instance.Name
-		if err := i.activate(ctx, instance); err != nil {
+		current = InstanceName(class)
+		if err := i.activate(ctx, class); err != nil {
 			return ctrl.Result{}, err
 		}
 	}
@@ -157,14 +156,27 @@ func (i *Instances) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resul
 	return ctrl.Result{}, nil
 }
 
-// activate makes an instance, or marks it.
-func (i *Instances) activate(ctx context.Context, instance *vmopv1.VirtualMachineClassInstance) error {
+// Ensure returns the instance of a class as it is now. It makes it if the controller of instances has not yet.
+func Ensure(ctx context.Context, c client.Client, class *vmopv1.VirtualMachineClass) (*vmopv1.VirtualMachineClassInstance, error) {
 	have := &vmopv1.VirtualMachineClassInstance{}
-	err := i.Get(ctx, client.ObjectKeyFromObject(instance), have)
-	if apierrors.IsNotFound(err) {
-		if err := i.Create(ctx, instance); err != nil && !apierrors.IsAlreadyExists(err) && !apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
-			return fmt.Errorf("making VirtualMachineClassInstance %s: %w", instance.Name, err)
-		}
+	err := c.Get(ctx, client.ObjectKey{Namespace: class.Namespace, Name: InstanceName(class)}, have)
+	switch {
+	case err == nil:
+		return have, nil
+	case !apierrors.IsNotFound(err):
+		return nil, fmt.Errorf("reading VirtualMachineClassInstance %s: %w", InstanceName(class), err)
+	}
+	instance := NewInstance(class)
+	if err := c.Create(ctx, instance.DeepCopy()); err != nil && !apierrors.IsAlreadyExists(err) {
+		return nil, fmt.Errorf("making VirtualMachineClassInstance %s: %w", instance.Name, err)
+	}
+	return instance, nil
+}
+
+// activate makes the instance of a class, or marks it.
+func (i *Instances) activate(ctx context.Context, class *vmopv1.VirtualMachineClass) error {
+	have, err := Ensure(ctx, i.Client, class)
+	if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) {
 		return nil
 	}
 	if err != nil || have.Labels[vmopv1.VMClassInstanceActiveLabelKey] == active {

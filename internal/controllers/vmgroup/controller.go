@@ -38,8 +38,8 @@ const (
 const (
 	kindMachine = "VirtualMachine"
 	kindGroup   = "VirtualMachineGroup"
-	// maxDepth is how deep groups may be in groups.
-	maxDepth = 32
+	// MaxDepth is how deep groups may be in groups.
+	MaxDepth = 32
 )
 
 // Reconciler keeps groups.
@@ -64,16 +64,21 @@ func Setup(mgr ctrl.Manager) error {
 	return nil
 }
 
-// object is a member: a VirtualMachine or a VirtualMachineGroup.
-type object interface {
+// Member is a VirtualMachine or a VirtualMachineGroup.
+type Member interface {
 	client.Object
 	GetMemberKind() string
 	GetGroupName() string
 }
 
+// Lists tells whether a machine or group is in the boot order of a group.
+func Lists(g *vmopv1.VirtualMachineGroup, o Member) bool {
+	return slices.ContainsFunc(members(g), func(x member) bool { return x.kind == o.GetMemberKind() && x.name == o.GetName() })
+}
+
 // groupsOf names the groups that an object is, was or wants to be in.
 func (r *Reconciler) groupsOf(ctx context.Context, o client.Object) []reconcile.Request {
-	m, ok := o.(object)
+	m, ok := o.(Member)
 	if !ok {
 		return nil
 	}
@@ -84,7 +89,7 @@ func (r *Reconciler) groupsOf(ctx context.Context, o client.Object) []reconcile.
 	var out []reconcile.Request
 	for i := range list.Items {
 		g := &list.Items[i]
-		if owns(g, o) || slices.ContainsFunc(members(g), func(x member) bool { return x.kind == m.GetMemberKind() && x.name == o.GetName() }) {
+		if owns(g, o) || Lists(g, m) {
 			out = append(out, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(g)})
 		}
 	}
@@ -101,7 +106,7 @@ type member struct {
 	// delay is after which time it is powered on.
 	delay time.Duration
 
-	object object // nil when it does not exist
+	object Member // nil when it does not exist
 	linked bool
 	status *vmopv1.VirtualMachineGroupMemberStatus
 }
@@ -182,7 +187,7 @@ func (r *Reconciler) link(ctx context.Context, g *vmopv1.VirtualMachineGroup, m 
 		m.status.Conditions = nil // nothing else is known then
 		condition.False(&m.status.Conditions, vmopv1.VirtualMachineGroupMemberConditionGroupLinked, reason, format, args...)
 	}
-	var o object = &vmopv1.VirtualMachine{}
+	var o Member = &vmopv1.VirtualMachine{}
 	if m.kind == kindGroup {
 		o = &vmopv1.VirtualMachineGroup{}
 	}
@@ -229,7 +234,7 @@ func (r *Reconciler) link(ctx context.Context, g *vmopv1.VirtualMachineGroup, m 
 // above tells whether a group is above another one.
 func (r *Reconciler) above(ctx context.Context, g *vmopv1.VirtualMachineGroup, name string) (bool, error) {
 	up := g
-	for range maxDepth {
+	for range MaxDepth {
 		if up.Name == name {
 			return true, nil
 		}
@@ -256,7 +261,7 @@ func (r *Reconciler) release(ctx context.Context, g *vmopv1.VirtualMachineGroup,
 	if err := errors.Join(r.List(ctx, &machines, client.InNamespace(g.Namespace)), r.List(ctx, &groups, client.InNamespace(g.Namespace))); err != nil {
 		return fmt.Errorf("listing former members: %w", err)
 	}
-	var all []object
+	var all []Member
 	for i := range machines.Items {
 		all = append(all, &machines.Items[i])
 	}

@@ -7,7 +7,8 @@
 // The power state is handed over once for each change of the group's spec.powerState or
 // spec.nextForcePowerStateSyncTime, and once to each member that is linked later. In between a member's own power
 // state may be changed without the group changing it back. What was handed over to whom is in an annotation of the
-// group, powerAnnotation. Delays are for powering on only and add up from one boot order to the next.
+// group, powerAnnotation. A machine that is made without a power state is made powered off if a group lists it that has
+// one, so that it waits for its turn (the webhook of VirtualMachines). Delays are for powering on only and add up from one boot order to the next.
 //
 // Placement is the scheduler's, for each machine when it is powered on; the status shows the node it has chosen.
 //

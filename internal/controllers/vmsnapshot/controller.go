@@ -127,13 +127,14 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	base := snap.DeepCopy()
 	again, err := r.advance(ctx, snap)
 	if _, never := errors.AsType[impossibleError](err); never {
-		r.fail(ctx, snap, err.Error())
-		again, err = 0, nil
+		r.fail(snap, err.Error())
+		again, err = lookEvery, nil
 	}
 	if !equality.Semantic.DeepEqual(base.Status, snap.Status) {
 		changed := base.DeepCopy()
 		changed.ResourceVersion = snap.ResourceVersion
-		if writeErr := r.Status().Patch(ctx, snap, client.MergeFrom(changed)); client.IgnoreNotFound(writeErr) != nil {
+		// What was read may be older than what was written last.
+		if writeErr := r.Status().Patch(ctx, snap, client.MergeFromWithOptions(changed, client.MergeFromWithOptimisticLock{})); client.IgnoreNotFound(writeErr) != nil {
 			err = errors.Join(err, fmt.Errorf("writing the status: %w", writeErr))
 		}
 	}
@@ -161,7 +162,11 @@ func (r *Reconciler) advance(ctx context.Context, snap *vmopv1.VirtualMachineSna
 		waiting(snap, "there is no virtual machine %q in this namespace", snap.Spec.VMName)
 		return 0, nil
 	}
-	if !taken(snap) {
+	if taken(snap) {
+		if err := r.forget(ctx, snap, vm); err != nil {
+			return 0, err
+		}
+	} else {
 		if again, err := r.take(ctx, snap, vm, p); err != nil || !taken(snap) {
 			return again, err
 		}
@@ -187,15 +192,13 @@ func progressing(snap *vmopv1.VirtualMachineSnapshot, format string, args ...any
 	condition.False(&snap.Status.Conditions, vmopv1.VirtualMachineSnapshotReadyCondition, vmopv1.VirtualMachineSnapshotWaitingForCreationReason, format, args...)
 }
 
-// fail ends a snapshot that cannot be taken. What was made for it goes with it.
-func (r *Reconciler) fail(ctx context.Context, snap *vmopv1.VirtualMachineSnapshot, why string) {
+// fail ends a snapshot that cannot be taken. What was made for it goes with it. The host keeps why, and the machine is
+// held, until advance has read back that it has failed.
+func (r *Reconciler) fail(snap *vmopv1.VirtualMachineSnapshot, why string) {
 	why += "; delete this snapshot, and take another"
 	condition.False(&snap.Status.Conditions, vmopv1.VirtualMachineSnapshotCreatedCondition, vmopv1.VirtualMachineSnapshotCreationFailedReason, "%s", why)
 	condition.False(&snap.Status.Conditions, vmopv1.VirtualMachineSnapshotReadyCondition, vmopv1.VirtualMachineSnapshotWaitingForCreationReason, "%s", why)
 	r.Events.Eventf(snap, nil, corev1.EventTypeWarning, "SnapshotFailed", "Take", "%s", why)
-	if err := r.release(ctx, snap); err != nil {
-		r.Events.Eventf(snap, nil, corev1.EventTypeWarning, "SnapshotFailed", "Release", "letting go of the virtual machine: %s", err)
-	}
 }
 
 // claim makes the snapshot part of its machine: it goes with it, and is found by its label.

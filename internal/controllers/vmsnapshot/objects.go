@@ -125,12 +125,19 @@ func (r *Reconciler) release(ctx context.Context, snap *vmopv1.VirtualMachineSna
 	if err := r.hold(ctx, vm, snap, false); err != nil {
 		return err
 	}
-	if pod, err := running.Pod(ctx, r.Client, vm); err == nil && pod != nil && !running.Ended(pod) {
-		if err := running.Forget(ctx, r.Client, pod, operation(snap)); err != nil {
-			return client.IgnoreNotFound(err)
-		}
+	if err := r.forget(ctx, snap, vm); err != nil {
+		return err
 	}
 	return r.detach(ctx, snap, vm)
+}
+
+// forget has the host forget the operation.
+func (r *Reconciler) forget(ctx context.Context, snap *vmopv1.VirtualMachineSnapshot, vm *vmopv1.VirtualMachine) error {
+	pod, err := running.Pod(ctx, r.Client, vm)
+	if err != nil || pod == nil || running.Ended(pod) {
+		return nil //nolint:nilerr // a pod that is not the machine's has no operation of it
+	}
+	return client.IgnoreNotFound(running.Forget(ctx, r.Client, pod, operation(snap)))
 }
 
 // clean makes one line without control characters of what a host says, which may hold words of a guest.

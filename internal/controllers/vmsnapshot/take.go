@@ -134,9 +134,7 @@ func (r *Reconciler) takeRunning(ctx context.Context, snap *vmopv1.VirtualMachin
 	if err := r.publish(ctx, snap, p); err != nil {
 		return 0, err
 	}
-	if err := running.Forget(ctx, r.Client, pod, operation(snap)); err != nil {
-		return 0, err
-	}
+	// The host keeps the result until advance has read back that the snapshot is taken.
 	if result.Error != "" {
 		return 0, impossible("the host could not take it: %s", clean(result.Error))
 	}

@@ -1,6 +1,7 @@
 package vmsnapshot
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -10,6 +11,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 )
@@ -52,7 +56,10 @@ func TestRunningWithMemory(t *testing.T) {
 	if r := s.Status.Storage.Requested; len(r) != 1 || r[0].StorageClass != "atoll" || r[0].Total.Value() != 6<<30+2<<30+memoryExtra {
 		t.Errorf("%+v", r)
 	}
-	if len(w.operations()) != 0 {
+	if len(w.operations()) != 1 {
+		t.Error("the operation is forgotten before it is known to be noted")
+	}
+	if w.run("one"); len(w.operations()) != 0 {
 		t.Error("the operation is not forgotten")
 	}
 	var attachments storagev1.VolumeAttachmentList
@@ -73,6 +80,50 @@ func TestRunningWithMemory(t *testing.T) {
 	w.storage()
 	if s, _ = w.run("one"); reason(s, ready) != "True" || w.family() != "one @one" {
 		t.Errorf("%+v, %s", s.Status, w.family())
+	}
+}
+
+// TestStale: a snapshot that was read before the last change of its status undoes nothing, and the host is not asked again,
+// which does nothing twice.
+func TestStale(t *testing.T) {
+	for name, c := range map[string]struct {
+		result machinev1.OperationState
+		want   string
+	}{
+		"taken":  {machinev1.OperationState{Done: true}, "True"},
+		"failed": {machinev1.OperationState{Done: true, Error: "no room"}, "CreationFailed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, on)
+			w.make("one", false)
+			w.run("one")
+			w.host(c.result)
+			stale := w.snap("one")
+			if s, _ := w.run("one"); reason(s, created) != c.want {
+				t.Fatalf("%+v", s.Status)
+			}
+			w.host(c.result) // of what it is still told
+			read := func(ctx context.Context, c client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+				if s, ok := o.(*vmopv1.VirtualMachineSnapshot); ok {
+					stale.DeepCopyInto(s)
+					return nil
+				}
+				return c.Get(ctx, key, o, opts...)
+			}
+			r := &Reconciler{Client: interceptor.NewClient(w.Client.(client.WithWatch), interceptor.Funcs{Get: read}), Events: w.r.Events}
+			if result, err := r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(stale)}); err != nil || result.RequeueAfter == 0 {
+				t.Errorf("%+v, %v", result, err)
+			}
+			if s := w.snap("one"); reason(s, created) != c.want || len(w.operations()) != 1 {
+				t.Errorf("%+v, %+v", s.Status, w.operations())
+			}
+			if c.want == "True" {
+				w.storage()
+			}
+			if s, _ := w.run("one"); reason(s, created) != c.want || reason(s, ready) == "True" != (c.want == "True") || len(w.operations()) != 0 {
+				t.Errorf("%+v, %+v", s.Status, w.operations())
+			}
+		})
 	}
 }
 
@@ -135,7 +186,10 @@ func TestFailures(t *testing.T) {
 		w.run("one")
 		w.host(machinev1.OperationState{Done: true, Error: "no\x1broom"})
 		s, _ := w.run("one")
-		if reason(s, created) != "CreationFailed" || !strings.Contains(message(s), "no room") || len(w.operations()) != 0 {
+		if reason(s, created) != "CreationFailed" || !strings.Contains(message(s), "no room") || len(w.operations()) != 1 {
+			t.Errorf("the host has forgotten before it is known: %+v, %+v", s.Status, w.operations())
+		}
+		if s, _ = w.run("one"); reason(s, created) != "CreationFailed" || len(w.operations()) != 0 {
 			t.Errorf("%+v, %+v", s.Status, w.operations())
 		}
 		w.ok(w.Delete(t.Context(), s))
@@ -162,6 +216,7 @@ func TestFailures(t *testing.T) {
 		w.make("one", false)
 		w.run("one")
 		w.ok(w.Create(t.Context(), podOf(w.vm())))
+		w.run("one")
 		s, _ := w.run("one")
 		if _, held := w.vm().Annotations[checkAnnotation]; held || reason(s, created) != "CreationFailed" {
 			t.Errorf("%+v", s.Status)

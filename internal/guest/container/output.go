@@ -12,9 +12,10 @@ import (
 
 const (
 	copyBuffer = 16 << 10
-	// graceEOF is how long output of processes that outlive the one that was started is still
-	// passed on after it has ended.
-	graceEOF = 300 * time.Millisecond
+	// graceEOF is for how many looks, pollDrain apart, output of processes that outlive the one that was
+	// started is still passed on after it has ended. Looks and not time: a guest whose processors stood
+	// still has not had the time that its clock says.
+	graceEOF = 30
 	// graceAttach is how long the output of an ended process is kept for a stream that was
 	// announced and has not come.
 	graceAttach = 5 * time.Second
@@ -58,7 +59,7 @@ func (o *output) run() {
 	if err != nil {
 		return
 	}
-	buf := make([]byte, copyBuffer)
+	buf, closed := make([]byte, copyBuffer), false
 	for {
 		n, err := 0, error(nil)
 		rerr := raw.Read(func(fd uintptr) bool {
@@ -74,10 +75,17 @@ func (o *output) run() {
 			o.busy = n > 0
 			return !errors.Is(err, unix.EAGAIN)
 		})
-		if rerr != nil || err != nil || n <= 0 {
-			return // end of file; EIO on a terminal without slaves
+		switch {
+		case rerr == nil && n > 0:
+			o.pass(buf[:n])
+			closed = false
+		case rerr == nil && errors.Is(err, unix.EIO) && !closed:
+			// A terminal without slaves. What was written between the kernel's look for input and its
+			// look for slaves is found by the next read.
+			closed = true
+		default:
+			return // end of file
 		}
-		o.pass(buf[:n])
 	}
 }
 
@@ -124,8 +132,8 @@ func (o *output) finish() {
 // hold the pipe have graceEOF after their last output; then the stream ends, and their output is
 // read and dropped so that they do not die of it.
 func (o *output) drain() {
-	idleSince, start := time.Time{}, time.Now()
-	gaveUp := false
+	start, gaveUp := time.Now(), false
+	idle := 0 // looks
 	tick := time.NewTicker(pollDrain)
 	defer tick.Stop()
 	for {
@@ -133,27 +141,27 @@ func (o *output) drain() {
 		case <-o.sent:
 			return
 		case now := <-tick.C:
-			attached, idle := o.state()
+			attached, passed := o.state()
 			switch {
 			case !attached:
 				if !gaveUp && now.Sub(start) > graceAttach {
 					gaveUp = true
 					close(o.giveUp)
 				}
-			case !idle:
-				idleSince = time.Time{}
-			case idleSince.IsZero():
-				idleSince = now
-			case now.Sub(idleSince) > graceEOF:
-				o.finish()
-				return
+			case !passed:
+				idle = 0
+			default:
+				if idle++; idle > graceEOF {
+					o.finish()
+					return
+				}
 			}
 		}
 	}
 }
 
 // state reports whether the copier runs and whether all that was written so far is passed on.
-func (o *output) state() (attached, idle bool) {
+func (o *output) state() (attached, passed bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.attached || o.busy {
@@ -163,9 +171,12 @@ func (o *output) state() (attached, idle bool) {
 	if err != nil {
 		return true, false
 	}
-	unread := 0
-	if cerr := raw.Control(func(fd uintptr) { unread, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }); cerr != nil {
+	n := 0
+	if cerr := raw.Control(func(fd uintptr) {
+		// Unlike a count of what can be read, this has a terminal take in what its slave has written.
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	}); cerr != nil {
 		return true, false
 	}
-	return true, err == nil && unread == 0
+	return true, err == nil && n == 0
 }

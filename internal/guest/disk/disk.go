@@ -82,7 +82,7 @@ func (d *Disks) serial(name string) string {
 
 // appears bounds how long a disk that was just added takes to appear: a moment, or seconds on a host that has far
 // too much to do.
-const appears = 20 * time.Second
+const appears = time.Minute
 
 // Find returns the path of the device with that serial. It waits for one that was just added until ctx ends.
 func (d *Disks) Find(ctx context.Context, serial string) (string, error) {

@@ -104,8 +104,15 @@ func TestNames(t *testing.T) {
 			t.Errorf("%s: %v, %v", in, got, err)
 		}
 	}
-	if got, err := eval(groups, "claims", map[string]any{}, []string{}); err != nil || fmt.Sprint(got) != "[]" {
-		t.Errorf("without groups: %v, %v", got, err)
+	for want, claims := range map[string][]map[string]any{
+		"[]":                     {{}, {"groups": nil}, {"groups": []any{}}, {"groups": 7}, {"groups": map[string]any{"dev": true}}, {"groups": "system:masters"}},
+		"[sso:dev@corp.example]": {{"groups": "dev"}},
+	} {
+		for _, c := range claims {
+			if got, err := eval(groups, "claims", c, []string{}); err != nil || fmt.Sprint(got) != want {
+				t.Errorf("%v: %v, %v", c, got, err)
+			}
+		}
 	}
 }
 

@@ -29,6 +29,7 @@ func authenticator(p *api.IdentityProvider) apiserverv1.JWTAuthenticator {
 	suffix := "@" + p.Spec.Domain
 	name := "string(claims." + orDefault(p.Spec.UsernameClaim, "preferred_username") + ")"
 	groups := "dyn(claims.?" + strings.ReplaceAll(orDefault(p.Spec.GroupsClaim, "groups"), ".", ".?") + ".orValue([]))"
+	groups = fmt.Sprintf("(type(%[1]s) == list ? %[1]s : [%[1]s])", groups) // some issuers write one group, or null for none
 	out := apiserverv1.JWTAuthenticator{
 		Issuer: apiserverv1.Issuer{
 			URL: p.Spec.IssuerURL, Audiences: []string{p.Spec.ClientID}, CertificateAuthority: p.Spec.CertificateAuthority,

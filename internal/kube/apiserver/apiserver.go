@@ -157,6 +157,7 @@ func (s *APIServer) build(opts options.CompletedOptions) (preparedServer, error)
 	}
 	imagecontent.LongRunning(config.KubeAPIs.ControlPlane.Generic)
 	imagecontent.LongRunning(&config.Aggregator.GenericConfig.Config)
+	config.ApiExtensions.ExtraConfig.CRDRESTOptionsGetter = withoutWatchCache{config.ApiExtensions.ExtraConfig.CRDRESTOptionsGetter}
 	completed, err := config.Complete()
 	if err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/kube/containerd/images"
 	"atoll.dev/atoll/internal/storage/layers"
@@ -109,6 +111,7 @@ func TestDaemon(t *testing.T) {
 			t.Errorf("got %+v, %v; want a pinned image", i, err)
 		}
 	})
+	t.Run("image of virtual machines", func(t *testing.T) { b.owned(t, machinev1.Image, true) })
 	t.Run("load", b.testLoad)
 	t.Run("bad archives", b.testBadArchives)
 	t.Run("pull", b.testPull)
@@ -186,6 +189,8 @@ func (b *daemonBench) testLoad(t *testing.T) {
 			t.Errorf("image by name %s: %v", n, err)
 		}
 	}
+	b.owned(t, "example.com/team/app:v1", true)
+	b.owned(t, names[1], true)
 	list, err := b.images.List(t.Context())
 	if err != nil || len(list) != 3 { // two come with Atoll
 		t.Fatalf("got %v, %v; want three images", list, err)
@@ -195,6 +200,23 @@ func (b *daemonBench) testLoad(t *testing.T) {
 	}
 	if _, err := b.images.Status(t.Context(), names[0]); err == nil {
 		t.Error("the image is there after its removal")
+	}
+}
+
+// owned checks whose image a name is, the administrator's or not.
+func (b *daemonBench) owned(t *testing.T, name string, want bool) {
+	t.Helper()
+	i, err := b.images.Status(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := b.images.Owned(t.Context(), name, i.ID)
+	if err != nil || want != (ref != "") || want && !slices.Contains(i.Names, ref) {
+		t.Errorf("the administrator's name for %s, which has the names %q, is %q, %v; want one: %v", name, i.Names, ref, err, want)
+	}
+	ids, err := b.images.OwnedIDs(t.Context())
+	if err != nil || want && !ids[i.ID] {
+		t.Errorf("the administrator's images are %v, %v, without %s, %s", ids, err, name, i.ID)
 	}
 }
 

@@ -16,11 +16,15 @@ import (
 	"atoll.dev/atoll/internal/kube/containerd/images"
 )
 
-// importMachine makes the image of the pods of virtual machines, if it is missing. There is nothing in it: what runs is
-// on the disks.
+// importMachine makes the image of the pods of virtual machines, if it is missing or not known as the administrator's.
+// There is nothing in it: what runs is on the disks.
 func (d *Daemon) importMachine(ctx context.Context, client *images.Client) error {
-	_, err := client.Status(ctx, machinev1.Image)
-	if !errors.Is(err, images.ErrNotFound) {
+	i, err := client.Status(ctx, machinev1.Image)
+	if err == nil {
+		if ref, err := client.Owned(ctx, machinev1.Image, i.ID); err != nil || ref != "" {
+			return err
+		}
+	} else if !errors.Is(err, images.ErrNotFound) {
 		return err
 	}
 	archive, err := machineImage()

@@ -17,6 +17,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"atoll.dev/atoll/internal/kube/containerd/images"
 )
@@ -59,6 +61,29 @@ func (b *daemonBench) testPull(t *testing.T) {
 			t.Errorf("pulled %s: got names %v", ref, i.Names)
 		}
 	}
+	b.owned(t, alias+"/team/app:1", true)
+	b.owned(t, alias+"/team/app@"+digest, true)
+	kubelet := func(name string) {
+		t.Helper()
+		_, err := cri.NewImageServiceClient(b.client.Conn().(*grpc.ClientConn)).PullImage(t.Context(), &cri.PullImageRequest{
+			Image: &cri.ImageSpec{Image: alias + "/team/" + name}, Auth: &cri.AuthConfig{Username: user, Password: password},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The same bytes under another name are the kubelet's, which changes nothing for the administrator's name, and nor does
+	// pulling that again.
+	push(t, server.URL, "team/own", "1", user, password, b.base)
+	kubelet("own:1")
+	b.owned(t, alias+"/team/own:1", false)
+	kubelet("app:1")
+	b.owned(t, alias+"/team/app:1", true)
+	// Other bytes under the administrator's name are not the administrator's.
+	push(t, server.URL, "team/app", "1", user, password, layerTar(t, map[string]string{"file": "other"}, nil))
+	kubelet("app:1")
+	b.owned(t, alias+"/team/app:1", false)
+	b.owned(t, alias+"/team/app@"+digest, true)
 	if _, err := b.images.Pull(t.Context(), alias+"/team/nothing:1", auth); err == nil || !strings.Contains(err.Error(), "not found") {
 		t.Errorf("missing image: got %v", err)
 	}

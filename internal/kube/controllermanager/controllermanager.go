@@ -57,6 +57,9 @@ func (c Config) flags() []string {
 		// Deployments of hundreds of pods must not wait for the client's limit.
 		"--kube-api-qps=200",
 		"--kube-api-burst=400",
+		// A namespace that is being deleted is looked at again after half of the time that its pods may take to end, hours
+		// for a virtual machine that is shut down softly; this is sooner.
+		"--namespace-sync-period=20s",
 		// One node: finished pods are only worth their logs.
 		"--terminated-pod-gc-threshold=1000",
 	}

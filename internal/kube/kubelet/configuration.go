@@ -53,6 +53,7 @@ func configuration(cfg Config, groups cgroups, limits hostLimits) *kubeletv1beta
 	kc := &kubeletv1beta1.KubeletConfiguration{
 		TypeMeta:                 metav1.TypeMeta{APIVersion: kubeletv1beta1.SchemeGroupVersion.String(), Kind: "KubeletConfiguration"},
 		ContainerRuntimeEndpoint: "unix://" + cfg.Socket,
+		ImageServiceEndpoint:     "unix://" + cfg.ImageSocket,
 		PodLogsDir:               cfg.PodLogsDir,
 		// An event when a pod stands still since the datastore of its volume is full.
 		FeatureGates: map[string]bool{"CSIVolumeHealth": true},

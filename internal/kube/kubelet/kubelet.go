@@ -12,6 +12,7 @@ package kubelet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -29,6 +30,7 @@ import (
 
 	"atoll.dev/atoll/internal/datadir/atomicfile"
 	"atoll.dev/atoll/internal/datadir/pki"
+	"atoll.dev/atoll/internal/kube/kubelet/imageservice"
 )
 
 // Config of a kubelet.
@@ -39,8 +41,10 @@ type Config struct {
 	Dir        string
 	PodLogsDir string
 	StateDir   string
-	// Socket is containerd's CRI socket.
-	Socket string
+	// Socket is containerd's CRI socket, ImageSocket the one to be made for the image service between.
+	Socket      string
+	ImageSocket string
+	OwnedImages imageservice.Owned
 
 	NodeName   string
 	NodeIP     netip.Addr
@@ -93,7 +97,24 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := measureEmptyDirs(deps.VolumePlugins); err != nil {
 		return fmt.Errorf("configuring kubelet: %w", err)
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	service := imageservice.Config{Socket: cfg.ImageSocket, Containerd: cfg.Socket, Owned: cfg.OwnedImages}
+	listener, err := imageservice.Listen(ctx, service)
+	if err != nil {
+		return fmt.Errorf("running kubelet: %w", err)
+	}
+	serving := make(chan error, 1)
+	go func() {
+		defer cancel()
+		serving <- imageservice.Serve(ctx, service, listener)
+	}()
 	if err := app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate); err != nil {
+		cancel()
+		return fmt.Errorf("running kubelet: %w", errors.Join(err, <-serving))
+	}
+	cancel()
+	if err := <-serving; err != nil {
 		return fmt.Errorf("running kubelet: %w", err)
 	}
 	return nil

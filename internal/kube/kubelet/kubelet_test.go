@@ -19,6 +19,7 @@ func testConfig() Config {
 		PodLogsDir:   "/data/logs/pods",
 		StateDir:     "/data/agent",
 		Socket:       "/run/atoll/containerd.sock",
+		ImageSocket:  "/run/atoll/images.sock",
 		NodeName:     "host-1",
 		NodeIP:       netip.MustParseAddr("192.0.2.7"),
 		NodeLabels:   map[string]string{"atoll.dev/accelerator": "kvm"},

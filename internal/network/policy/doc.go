@@ -13,7 +13,8 @@
 // kubelet must get through. Every combination of direction and tier is a base chain of its own at the hook: accepting
 // a packet in one of them ends that chain only, so that all of them must agree.
 //
-//	guard                   prerouting: only known (interface, MAC, address) get in from a pod; no IPv6
+//	guard                   prerouting: only known (interface, MAC, address) get in from a pod; no IPv6, and nothing to link-local
+//	                        addresses but DNS
 //	known                   forward: nothing goes to an address of the pod network that is no known pod's
 //	egress-administrator    forward and input; address of the pod -> chain of its group
 //	egress-owner

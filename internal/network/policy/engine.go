@@ -348,6 +348,7 @@ func elements(tx *knftables.Transaction, name string, have, want, known *set) (n
 // base writes the chains at the hooks.
 func (e *Engine) base(tx *knftables.Transaction) {
 	tx.Add(&knftables.Counter{Name: SpoofedCounter, Comment: comment("from pods with an address that is not theirs")})
+	tx.Add(&knftables.Counter{Name: LinkLocalCounter, Comment: comment("to link-local addresses, such as a cloud's metadata server")})
 	tx.Add(&knftables.Counter{Name: UnknownCounter, Comment: comment("to addresses of no pod, or of one without rules yet")})
 	for _, c := range e.baseChains() {
 		c.add(tx)
@@ -356,9 +357,10 @@ func (e *Engine) base(tx *knftables.Transaction) {
 
 // Counters that are always there.
 const (
-	SpoofedCounter = "denied-spoofed"
-	UnknownCounter = "denied-unknown"
-	CutCounter     = "denied-cut"
+	SpoofedCounter   = "denied-spoofed"
+	LinkLocalCounter = "denied-link-local"
+	UnknownCounter   = "denied-unknown"
+	CutCounter       = "denied-cut"
 )
 
 type baseChain struct {
@@ -394,6 +396,8 @@ func (e *Engine) baseChains() []baseChain {
 		{"guard", knftables.PreroutingHook, knftables.RawPriority, []string{
 			`iifname != "` + wirePrefix + `*" accept`,
 			"meta nfproto ipv6 counter name " + SpoofedCounter + " drop",
+			// Nobody routes these (RFC 3927, 7); at one of them a cloud gives its host's credentials. Some have DNS there.
+			"ip daddr 169.254.0.0/16 th dport != 53 counter name " + LinkLocalCounter + " drop",
 			"iifname . ether saddr . ip saddr @" + wiresSet + " accept",
 			"ip saddr " + subnet + " counter name " + SpoofedCounter + " drop",
 		}},

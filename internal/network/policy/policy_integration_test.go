@@ -278,6 +278,17 @@ func TestPodsCannotForge(t *testing.T) {
 			t.Error("a packet with the pod's own MAC does not arrive")
 		}
 	})
+	t.Run("link-local", func(t *testing.T) {
+		const metadata = "169.254.169.254"
+		networktest.Do(t, h.Host, func() error { return networktest.Run("ip", "addr", "add", metadata+"/32", "dev", "lo") })
+		networktest.ServeWho(t, h.Host, 53)
+		networktest.ServeWho(t, h.Host, 80)
+		can(t, "the host's own way", h.Host, "tcp4", metadata+":80")
+		can(t, "a cloud's DNS", a.netns, "tcp4", metadata+":53")
+		if err := ask(a.netns, "tcp4", metadata+":80", time.Second); err == nil || !strings.Contains(err.Error(), "timeout") {
+			t.Errorf("a cloud's metadata can be reached: %v", err)
+		}
+	})
 	t.Run("IPv6", func(t *testing.T) {
 		if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
 			t.Log("this kernel has no IPv6: nothing to get past")

@@ -42,6 +42,8 @@ const (
 	// written.
 	releaseTimeout = 80 * time.Second
 	stalledTimeout = 20 * time.Second
+	// statTimeout bounds how long the guest may take to say what a volume holds.
+	statTimeout = 20 * time.Second
 )
 
 // ErrUnpublished is wrapped when there is no record of a volume: it is not one of ours.

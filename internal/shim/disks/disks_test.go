@@ -23,6 +23,7 @@ type fake struct {
 	fail    map[string]error // by call
 	blank   bool
 	stalled bool
+	stalls  bool          // while it is asked what a volume holds
 	hold    chan struct{} // CreateVolume waits for it
 	writing chan struct{} // ReleaseVolumes waits for it
 }
@@ -72,6 +73,10 @@ func (f *fake) GrowVolume(context.Context, *guestv1.GrowVolumeRequest) (*guestv1
 
 func (f *fake) StatVolume(context.Context, *guestv1.StatVolumeRequest) (*guestv1.VolumeUsage, error) {
 	const absurd = 1 << 63
+	if f.stalls {
+		f.stalled = true
+		return nil, context.DeadlineExceeded
+	}
 	return &guestv1.VolumeUsage{UsedBytes: absurd, CapacityBytes: 100, AvailableBytes: 90, Inodes: 5}, f.call("stat")
 }
 
@@ -269,6 +274,10 @@ func TestBusy(t *testing.T) {
 	var st attach.Stats
 	if err := attach.Call(t.Context(), s.cfg.Socket, attach.MethodStats, attach.VolumeRequest{Volume: "store/v"}, &st); err != nil || st.Capacity != 100 || st.Bytes > 1<<50 {
 		t.Errorf("%+v, %v", st, err)
+	}
+	f.stalls = true
+	if err := attach.Call(t.Context(), s.cfg.Socket, attach.MethodStats, attach.VolumeRequest{Volume: "store/v"}, &st); err != nil || !st.Stalled {
+		t.Errorf("of a machine that stalls meanwhile: %+v, %v", st, err)
 	}
 }
 

@@ -94,9 +94,13 @@ func (s *Set) stats(ctx context.Context, r attach.VolumeRequest) (attach.Stats, 
 	if d.volume.Block != nil || st.Stalled { // the guest of a machine that stands still does not answer
 		return st, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
+	ctx, cancel := context.WithTimeout(ctx, statTimeout)
 	defer cancel()
 	u, err := s.guest.StatVolume(ctx, &guestv1.StatVolumeRequest{Id: d.id})
+	if err != nil && s.machine.Stalled() { // by now
+		st.Stalled = true
+		return st, nil
+	}
 	if err != nil {
 		return attach.Stats{}, fmt.Errorf("measuring volume in the guest: %w", err)
 	}

@@ -26,8 +26,8 @@ import (
 	"atoll.dev/atoll/internal/vm"
 )
 
-// callTimeout bounds each call to the guest.
-const callTimeout = 30 * time.Second
+// callTimeout bounds each call to the guest, which may starve among emulated ones.
+const callTimeout = 90 * time.Second
 
 // Machine is the part of a virtual machine that images need.
 type Machine interface {

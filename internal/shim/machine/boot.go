@@ -14,6 +14,7 @@ import (
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/datadir/attach"
 	"atoll.dev/atoll/internal/shim/disks"
+	"atoll.dev/atoll/internal/shim/machine/board"
 	"atoll.dev/atoll/internal/shim/machine/seed"
 	"atoll.dev/atoll/internal/shim/machine/usage"
 	"atoll.dev/atoll/internal/vm"
@@ -106,7 +107,7 @@ func (l *life) complete(ctx context.Context) (*machinev1.Machine, error) {
 			return &own, nil
 		}
 		l.s.board.Update(func(st *machinev1.State) {
-			st.Applied, st.Reason, st.Message = m.Revision, "AwaitingDisks", cut("waiting for disks: "+strings.Join(m.Awaiting, ", "))
+			st.Applied, st.Reason, st.Message = m.Revision, "AwaitingDisks", board.Cut("waiting for disks: "+strings.Join(m.Awaiting, ", "))
 		})
 		select {
 		case <-l.wake:

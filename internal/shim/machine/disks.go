@@ -14,6 +14,7 @@ import (
 	"atoll.dev/atoll/internal/datadir/attach"
 	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/shim/disks"
+	"atoll.dev/atoll/internal/shim/machine/guest"
 	"atoll.dev/atoll/internal/vm"
 )
 
@@ -174,8 +175,8 @@ func (s *Service) snapshotVolume(ctx context.Context, r attach.SnapshotRequest) 
 	})
 }
 
-// freeze has the guest write everything out and hold still, if its agent answers, until the function it returns is
-// called.
+// freeze has the guest write everything out and hold still, if its agent answers and nobody else has it do so, until the
+// function it returns is called.
 func (l *life) freeze(ctx context.Context) (thaw func()) {
 	l.mu.Lock()
 	busy, hw := l.busy, l.hw
@@ -183,21 +184,24 @@ func (l *life) freeze(ctx context.Context) (thaw func()) {
 	if st := l.s.board.Get(); busy || st.Guest == nil || !st.Guest.Agent || st.Phase != machinev1.Running {
 		return func() {}
 	}
-	if err := l.freezeFor(ctx, hw, freezeTimeout); err != nil {
+	if !l.frozen.TryLock() { // who waited would keep the disk from an operation that has frozen them all
+		return func() {}
+	}
+	if err := guest.Freeze(ctx, hw.Agent(), freezeTimeout); err != nil {
 		slog.Warn("freezing the file systems of a guest for a snapshot", "sandbox", l.s.ID(), "error", err)
 	}
 	return func() { l.thaw(hw) }
 }
 
+// freezeFor waits until nobody else has the guest frozen, and freezes it. A thaw must follow, also after an error.
 func (l *life) freezeFor(ctx context.Context, hw Hardware, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	_, err := hw.Agent().Freeze(ctx)
-	return err
+	l.frozen.Lock()
+	return guest.Freeze(ctx, hw.Agent(), limit)
 }
 
 // thaw lets the guest write again, whatever else has happened.
 func (l *life) thaw(hw Hardware) {
+	defer l.frozen.Unlock()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(l.ctx), freezeTimeout)
 	defer cancel()
 	if _, err := hw.Agent().Thaw(ctx); err != nil && !errors.Is(err, vm.ErrExited) {

@@ -87,7 +87,7 @@ func (s *Service) exec(ctx context.Context, r *api.ExecProcessRequest) error {
 func (l *life) command(ctx context.Context, hw Hardware, args []string, terminal bool) (func(ends) uint32, error) {
 	switch args[0] {
 	case machinev1.CommandHeartbeat:
-		return func(e ends) uint32 { return result(e, l.heartbeat(hw)) }, nil
+		return func(e ends) uint32 { return result(e, guest.Heartbeat(l.ctx, hw.Agent())) }, nil
 	case machinev1.CommandGuestInfo:
 		return func(e ends) uint32 { return result(e, guest.Info(l.ctx, hw.Agent(), args[1:])) }, nil
 	case machinev1.CommandStream:
@@ -103,15 +103,15 @@ func (l *life) command(ctx context.Context, hw Hardware, args []string, terminal
 	if terminal {
 		return nil, fmt.Errorf("the guest agent gives no terminal to a command: leave out -t, or use the serial console (kubectl attach -it): %w", errdefs.ErrInvalidArgument)
 	}
-	limit := askTimeout
-	if l.s.board.Get().Guest != nil {
-		limit = busyTimeout // there is one
+	limit, silent := askTimeout, guest.ErrNoAgent
+	if hw.Agent().Answered() {
+		limit, silent = busyTimeout, guest.ErrSilent
 	}
 	asking, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if err := hw.Agent().Ping(asking); err != nil {
 		// Only the message: containerd would add the word for the class, more than once.
-		return nil, errdefs.ErrUnavailable.WithMessage(guest.ErrNoAgent.Error())
+		return nil, errdefs.ErrUnavailable.WithMessage(silent.Error())
 	}
 	return func(e ends) uint32 { return l.guestExec(e, hw, args) }, nil
 }
@@ -123,15 +123,6 @@ func result(e ends, err error) uint32 {
 	}
 	_, _ = fmt.Fprintln(e.err, err)
 	return 1
-}
-
-func (l *life) heartbeat(hw Hardware) error {
-	ctx, cancel := context.WithTimeout(l.ctx, guest.Timeout)
-	defer cancel()
-	if err := hw.Agent().Ping(ctx); err != nil {
-		return guest.ErrNoAgent
-	}
-	return nil
 }
 
 // guestExec runs a command in the guest. Its input is complete before it starts, and its output comes at its end:

@@ -4,10 +4,10 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,7 +15,9 @@ import (
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/network"
+	"atoll.dev/atoll/internal/shim/machine/board"
 	"atoll.dev/atoll/internal/shim/machine/guest"
+	"atoll.dev/atoll/internal/shim/machine/health"
 	"atoll.dev/atoll/internal/vm"
 	"atoll.dev/atoll/internal/vm/guestagent"
 	"atoll.dev/atoll/internal/vm/hardware"
@@ -29,7 +31,7 @@ const (
 	// askTimeout bounds how long the guest agent may take to hear that it is to shut down.
 	askTimeout = 3 * time.Second
 	// busyTimeout bounds how long an agent that has answered before may take, in a guest or on a host that is busy.
-	busyTimeout = 15 * time.Second
+	busyTimeout = time.Minute
 	// askAgain is the pause before a guest that has not shut down is asked again.
 	askAgain = 15 * time.Second
 	// defaultStop is how long a guest may take to shut down where nobody says.
@@ -50,6 +52,9 @@ type life struct {
 	reset  chan struct{} // buffered: the guest was restarted
 
 	askAgain time.Duration
+	health   *health.Health
+
+	frozen sync.Mutex // held from freezing the file systems of the guest until they are thawed
 
 	mu        sync.Mutex // guards the fields below, not held over calls
 	hw        Hardware   // nil until it runs
@@ -60,6 +65,7 @@ type life struct {
 	nics      map[string]*nic
 	dropped   []string          // handles of volumes that the agent must be told are closed
 	asked     bool              // the end was asked for
+	crash     string            // why it was ended without being asked for
 	cut       bool              // by force
 	suspended bool              // the memory is saved
 	done      map[string]string // operations that were begun, by id
@@ -73,6 +79,7 @@ func (s *Service) begin(p *process, e ends) {
 		s: s, process: p, wake: make(chan struct{}, 1), gone: make(chan struct{}), ended: make(chan struct{}), reset: make(chan struct{}, 1),
 		askAgain: askAgain, disks: map[string]*disk{}, nics: map[string]*nic{}, done: map[string]string{},
 	}
+	l.health = health.New(health.Config{Board: s.board, Keep: l.keepCrashed, End: l.crashed})
 	l.ctx, l.cancel = context.WithCancel(s.background)
 	var starting context.Context
 	starting, l.giveUp = context.WithCancel(l.ctx)
@@ -102,7 +109,7 @@ func (l *life) run(e ends) {
 	hw := l.hardware()
 	l.s.cfg.Started(hw.PID())
 	l.s.board.Update(func(st *machinev1.State) {
-		st.Phase, st.Reason, st.Message, st.Started = machinev1.Running, "", "", now()
+		st.Phase, st.Reason, st.Message, st.Started = machinev1.Running, "", "", board.Now()
 		st.Accelerator = string(hw.Accelerator())
 	})
 	var background sync.WaitGroup
@@ -111,6 +118,7 @@ func (l *life) run(e ends) {
 	background.Go(l.watchGuest)
 	l.serveNetwork(&background)
 	<-hw.Done()
+	l.health.Stop()
 	close(l.gone)
 	l.cancel()
 	e.close()
@@ -146,9 +154,9 @@ func (l *life) finish(e ends, failure error) {
 		}
 	}
 	l.s.board.Update(func(st *machinev1.State) {
-		st.Phase, st.End, st.Reason, st.Message = machinev1.Ended, end, "", ""
+		st.Phase, st.End, st.Reason, st.Message, st.Trouble = machinev1.Ended, end, "", "", nil
+		st.Disks = slices.Clone(st.Disks)
 		for i := range st.Disks {
-			st.Disks = cloneDisks(st.Disks)
 			st.Disks[i].Attached = false
 		}
 	})
@@ -162,15 +170,15 @@ func (l *life) finish(e ends, failure error) {
 // outcome says how the machine has ended and what the container exits with.
 func (l *life) outcome(failure error) (machinev1.End, uint32) {
 	l.mu.Lock()
-	hw, asked, suspended := l.hw, l.asked, l.suspended
+	hw, asked, suspended, crash := l.hw, l.asked, l.suspended, l.crash
 	l.mu.Unlock()
-	end := machinev1.End{At: now()}
+	end := machinev1.End{At: board.Now()}
 	switch {
 	case failure != nil && asked:
 		end.Reason = machinev1.EndStopped
 		return end, 0
 	case failure != nil:
-		end.Reason, end.Message = machinev1.EndFailed, cut(failure.Error())
+		end.Reason, end.Message = machinev1.EndFailed, board.Cut(failure.Error())
 		return end, statusFailed
 	}
 	exit := hw.Exit()
@@ -178,17 +186,19 @@ func (l *life) outcome(failure error) (machinev1.End, uint32) {
 	switch {
 	case suspended:
 		end.Reason = machinev1.EndSuspended
+	case crash != "":
+		end.Reason, end.Message = machinev1.EndPanicked, crash
 	case asked:
 		end.Reason = machinev1.EndStopped
 	case crashed && l.s.cfg.Cgroups.OOMKilled():
 		end.Reason = machinev1.EndCrashed
 		end.Message = "the kernel of the host has killed the machine since memory ran out: of the host, or of the pod's limit"
 	case crashed:
-		end.Reason, end.Message = machinev1.EndCrashed, cut("the machine was not shut down, qemu has ended: "+exit.String())
+		end.Reason, end.Message = machinev1.EndCrashed, board.Cut("the machine was not shut down, qemu has ended: "+exit.String())
 	default:
 		end.Reason = machinev1.EndShutdown
 	}
-	if end.Reason == machinev1.EndCrashed {
+	if end.Message != "" {
 		return end, statusKilled
 	}
 	return end, 0
@@ -295,31 +305,29 @@ func (l *life) powerOff() {
 	}
 }
 
+// keepCrashed tells whether a guest that has crashed is left as it is.
+func (l *life) keepCrashed() bool {
+	l.s.mu.Lock()
+	defer l.s.mu.Unlock()
+	return l.s.machine.KeepCrashed
+}
+
+// crashed ends a machine whose guest has crashed, unless its end was asked for.
+func (l *life) crashed(message string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.asked {
+		l.crash = message
+		l.s.running.Go(l.powerOff)
+	}
+}
+
 // event hears what happens to the machine. It must not block.
 func (l *life) event(e hardware.Event) {
+	l.health.Event(e)
 	switch e.Kind {
 	case hardware.EventReset:
-		l.s.board.Update(func(st *machinev1.State) {
-			st.Resets++
-			st.Started = now()
-		})
 		poke(l.reset)
-	case hardware.EventPanic:
-		l.s.board.Update(func(st *machinev1.State) {
-			st.Reason, st.Message = "GuestPanicked", "the kernel of the guest has crashed"
-		})
-	case hardware.EventStopped:
-		l.s.board.Update(func(st *machinev1.State) { st.Phase = machinev1.Paused })
-	case hardware.EventResumed:
-		l.s.board.Update(func(st *machinev1.State) {
-			if st.Phase == machinev1.Paused {
-				st.Phase, st.Reason, st.Message = machinev1.Running, "", ""
-			}
-		})
-	case hardware.EventIOError:
-		l.s.board.Update(func(st *machinev1.State) {
-			st.Reason, st.Message = "DiskError", fmt.Sprintf("disk %s: a request has failed, or its datastore is full", cut(e.Device))
-		})
 	case hardware.EventShutdown, hardware.EventTray, hardware.EventSuspend, hardware.EventWakeup, hardware.EventUnplug, hardware.EventRefused:
 		poke(l.wake)
 	}
@@ -331,8 +339,4 @@ func poke(c chan struct{}) {
 	case c <- struct{}{}:
 	default:
 	}
-}
-
-func cloneDisks(in []machinev1.DiskState) []machinev1.DiskState {
-	return append([]machinev1.DiskState(nil), in...)
 }

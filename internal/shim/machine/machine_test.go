@@ -83,6 +83,22 @@ func TestEnds(t *testing.T) {
 	}{
 		"the guest powers off": {func(p *machinePod) { p.end(vm.ExitShutdown) }, 0, machinev1.EndShutdown, ""},
 		"QEMU fails":           {func(p *machinePod) { p.end(vm.ExitFailed) }, 137, machinev1.EndCrashed, "qemu has ended"},
+		"the guest crashes thrice": {func(p *machinePod) {
+			for range 3 {
+				p.s.life.event(hardware.Event{Kind: hardware.EventPanic})
+			}
+		}, 137, machinev1.EndPanicked, "kernel of the guest"},
+		"the guest crashes thrice, and is kept no longer": {func(p *machinePod) {
+			kept := sample()
+			kept.Revision, kept.KeepCrashed = 100, true
+			_, _ = p.s.Apply(context.Background(), *kept)
+			for range 3 {
+				p.s.life.event(hardware.Event{Kind: hardware.EventPanic})
+			}
+			time.Sleep(100 * time.Millisecond) // the crash is noticed; if it is not yet, the machine ends all the same
+			kept.Revision, kept.KeepCrashed = 101, false
+			_, _ = p.s.Apply(context.Background(), *kept)
+		}, 137, machinev1.EndPanicked, "kernel of the guest"},
 		"memory runs out": {func(p *machinePod) {
 			p.mu.Lock()
 			p.oom = true
@@ -109,6 +125,39 @@ func TestEnds(t *testing.T) {
 				t.Errorf("termination message %q", words)
 			}
 		})
+	}
+}
+
+// TestCutOff: a guest that does not hear is asked again and again, and powered off when its time is over.
+func TestCutOff(t *testing.T) {
+	w := newWorld(t)
+	m := sample()
+	m.Stop = machinev1.Stop{Mode: machinev1.TrySoft, TimeoutSeconds: 1}
+	p := w.start(m)
+	p.running()
+	p.s.life.askAgain = time.Millisecond
+	if _, err := p.tasks.Kill(t.Context(), &api.KillRequest{ID: "vm", Signal: uint32(unix.SIGTERM)}); err != nil {
+		t.Fatal(err)
+	}
+	if status := p.wait(); status != 0 || p.s.board.Get().End.Reason != machinev1.EndStopped {
+		t.Errorf("exit status %d, %+v", status, p.s.board.Get().End)
+	}
+	if w.called("powerdown") < 2 || w.called("poweroff") != 1 {
+		t.Errorf("calls %s", w.calls)
+	}
+}
+
+// TestHostOutOfMemory: a machine that is far larger than what is free is not started.
+func TestHostOutOfMemory(t *testing.T) {
+	w := newWorld(t)
+	m := sample()
+	m.Memory.Bytes, m.Memory.Max = 8<<40, 8<<40
+	p := w.start(m)
+	if status := p.wait(); status != statusFailed {
+		t.Errorf("exit status %d", status)
+	}
+	if end := p.s.board.Get().End; end.Reason != machinev1.EndFailed || !strings.Contains(end.Message, "the host is out of memory") || w.called("start") != 0 {
+		t.Errorf("%+v, %s", end, w.calls)
 	}
 }
 

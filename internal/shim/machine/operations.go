@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"time"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/datadir/attach"
+	"atoll.dev/atoll/internal/shim/machine/board"
 	"atoll.dev/atoll/internal/shim/machine/guest"
 	"atoll.dev/atoll/internal/vm"
 	"atoll.dev/atoll/internal/vm/guestagent"
@@ -36,6 +38,8 @@ func (l *life) operate(m *machinev1.Machine) {
 			st.Operations = nil
 		}
 	})
+	// Memory that could not be saved may be saved another time, by the same name: had it been, the machine had ended.
+	maps.DeleteFunc(l.done, func(id, kind string) bool { return kind == string(machinev1.Suspend) && !named(id) })
 	for _, o := range m.Operations {
 		if l.done[o.ID] != "" || l.ctx.Err() != nil {
 			continue
@@ -45,7 +49,7 @@ func (l *life) operate(m *machinev1.Machine) {
 		state, err := l.do(o)
 		state.ID, state.Done = o.ID, true
 		if err != nil {
-			state.Error = cut(err.Error())
+			state.Error = board.Cut(err.Error())
 			l.warn(fmt.Sprintf("operation %s %s of a virtual machine", o.Kind, o.ID), err)
 		}
 		l.note(state)
@@ -122,7 +126,13 @@ func (l *life) suspend(ctx context.Context, o machinev1.Operation) (state machin
 	if err != nil {
 		return state, fmt.Errorf("opening the volume for memory: %w", err)
 	}
-	saved, err := l.hw.SaveMemory(ctx, f, hardware.SaveOptions{End: true, Progress: l.progress(o)})
+	var saved hardware.Saved
+	l.frozen.Lock() // the guest is not thawed under a snapshot of a disk
+	err = guest.Flush(ctx, l.hw.Agent(), o.Mode)
+	l.frozen.Unlock()
+	if err == nil {
+		saved, err = l.hw.SaveMemory(ctx, f, hardware.SaveOptions{End: true, Progress: l.progress(o)})
+	}
 	if err == nil {
 		err = f.Sync()
 	}

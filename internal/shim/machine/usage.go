@@ -5,7 +5,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"time"
 
 	"github.com/containerd/cgroups/v3/cgroup2/stats"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -57,16 +56,4 @@ func (s *Service) setScore(pid, value int) {
 	case err != nil:
 		slog.Warn("protecting the machine from the kernel's choice when memory runs out", "error", err)
 	}
-}
-
-// now is the time as State has it.
-func now() string { return time.Now().UTC().Format(time.RFC3339) }
-
-// cut bounds a message for people.
-func cut(s string) string {
-	const limit = 1000
-	if len(s) <= limit {
-		return s
-	}
-	return s[:limit] + "..."
 }

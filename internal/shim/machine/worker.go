@@ -13,6 +13,7 @@ import (
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/shim/disks"
+	"atoll.dev/atoll/internal/shim/machine/board"
 	"atoll.dev/atoll/internal/vm"
 	"atoll.dev/atoll/internal/vm/hardware"
 )
@@ -76,12 +77,13 @@ func (l *life) worker() {
 func (l *life) converge(m *machinev1.Machine) (failed bool) {
 	ctx, cancel := context.WithTimeout(l.ctx, changeTimeout)
 	defer cancel()
+	l.health.KeepChanged()
 	var pending []string
 	note := func(err error, what string) {
 		switch {
 		case err == nil:
 		case errors.Is(err, hardware.ErrHotPlug), errors.Is(err, vm.ErrLimit):
-			pending = append(pending, cut(what+": "+err.Error()))
+			pending = append(pending, board.Cut(what+": "+err.Error()))
 		default:
 			failed = true
 			slog.Warn("changing a virtual machine", "sandbox", l.s.ID(), "change", what, "error", err)
@@ -198,9 +200,9 @@ func (l *life) addDisk(ctx context.Context, want machinev1.Disk) error {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if l.disks[want.Name] == nil {
-			l.disks[want.Name] = &disk{spec: machinev1.Disk{Name: want.Name, Bus: want.Bus}, failed: cut(err.Error())}
+			l.disks[want.Name] = &disk{spec: machinev1.Disk{Name: want.Name, Bus: want.Bus}, failed: board.Cut(err.Error())}
 		} else {
-			l.disks[want.Name].failed = cut(err.Error())
+			l.disks[want.Name].failed = board.Cut(err.Error())
 		}
 	}
 	return err
@@ -232,7 +234,7 @@ func (l *life) plug(ctx context.Context, d *disk, v vm.Volume) error {
 		return nil
 	}
 	if gone := l.hw.RemoveDisk(ctx, d.spec.Name); gone != nil && !errors.Is(gone, vm.ErrNoVolume) && !errors.Is(gone, vm.ErrExited) {
-		d.failed = cut(err.Error())
+		d.failed = board.Cut(err.Error())
 		l.put(d) // QEMU may have it open still: it is removed before the next attempt
 		return errors.Join(err, gone)
 	}
@@ -254,7 +256,7 @@ func (l *life) removeDisk(ctx context.Context, d *disk) error {
 		d.mu.Unlock()
 		if err != nil && !errors.Is(err, vm.ErrNoVolume) {
 			l.mu.Lock()
-			d.failed = cut(err.Error())
+			d.failed = board.Cut(err.Error())
 			l.mu.Unlock()
 			return err
 		}
@@ -272,7 +274,7 @@ func (l *life) changeDisc(ctx context.Context, d *disk, want machinev1.Disk) err
 	if err != nil {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		d.failed = cut(err.Error())
+		d.failed = board.Cut(err.Error())
 		return err
 	}
 	l.put(next)
@@ -321,7 +323,7 @@ func (l *life) changeNICs(ctx context.Context, m *machinev1.Machine, note func(e
 		if err == nil {
 			delete(l.nics, name)
 		} else {
-			n.failed = cut(err.Error())
+			n.failed = board.Cut(err.Error())
 		}
 		l.mu.Unlock()
 		note(err, "removing network interface "+name)
@@ -347,7 +349,7 @@ func (l *life) addNIC(ctx context.Context, want machinev1.NIC) error {
 	if err != nil {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.nics[want.Name] = &nic{spec: want, missing: true, failed: cut(err.Error())}
+		l.nics[want.Name] = &nic{spec: want, missing: true, failed: board.Cut(err.Error())}
 	}
 	return err
 }

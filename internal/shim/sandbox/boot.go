@@ -31,11 +31,14 @@ import (
 const (
 	// bootTimeout bounds the start from Create to a pod that runs, waiting for a clone included.
 	bootTimeout = 100 * time.Second
-	// setupTimeout bounds each call to the guest.
-	setupTimeout = 30 * time.Second
+	// setupTimeout bounds each call to the guest, which may starve among emulated ones.
+	setupTimeout = 90 * time.Second
+	// statsTimeout bounds how long the guest may take to say what it uses.
+	statsTimeout = 30 * time.Second
 	// plugTimeout bounds the wait for the guest to find plugged memory and CPUs.
-	plugTimeout = 3 * time.Second
-	plugPoll    = 10 * time.Millisecond
+	plugTimeout  = time.Minute
+	plugPoll     = 10 * time.Millisecond
+	plugPollMost = 500 * time.Millisecond
 	// guestReserve is what the guest's kernel and init need besides the containers.
 	guestReserve = 64 << 20
 )
@@ -467,7 +470,8 @@ func (s *Service) online(ctx context.Context, m *VM) error {
 	s.room.Lock()
 	memory, cpus := s.room.memory, s.room.cpus
 	s.room.Unlock()
-	for deadline := time.Now().Add(plugTimeout); ; {
+	deadline := time.Now().Add(plugTimeout)
+	for wait := plugPoll; ; wait = min(2*wait, plugPollMost) {
 		// A block of memory that is just being added cannot be brought into use yet.
 		got, err := m.Session.OnlineResources(ctx, &guestv1.Empty{})
 		late := time.Now().After(deadline)
@@ -482,7 +486,7 @@ func (s *Service) online(ctx context.Context, m *VM) error {
 			return nil
 		}
 		select {
-		case <-time.After(plugPoll):
+		case <-time.After(wait):
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -104,7 +104,7 @@ func (s *Service) metrics(ctx context.Context, id string) (*types.Metric, error)
 	if pod == nil || ended {
 		return nil, fmt.Errorf("sandbox is not running: %w", errdefs.ErrFailedPrecondition)
 	}
-	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
+	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
 	defer cancel()
 	if err := pod.Ready(ctx); err != nil {
 		return nil, err

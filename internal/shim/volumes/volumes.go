@@ -44,8 +44,8 @@ const PodVolume = "pod"
 // maxTerminationLog bounds what is copied back; the kubelet reads the last 4 KiB.
 const maxTerminationLog = 12 << 10
 
-// callTimeout bounds each call to the guest.
-const callTimeout = 30 * time.Second
+// callTimeout bounds each call to the guest, which may starve among emulated ones.
+const callTimeout = 90 * time.Second
 
 // Guest is the part of the guest protocol that volumes need.
 type Guest interface {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 )
 
@@ -25,10 +26,12 @@ var (
 type Client struct {
 	conn net.Conn
 	turn chan struct{} // held by whom the rest belongs to
+	ever atomic.Bool   // somebody has answered
 
 	in     *bufio.Reader
-	id     int64     // of the last synchronisation
-	synced time.Time // when it was sent; zero when it was answered
+	id     int64         // of the last synchronisation
+	synced time.Time     // when it was sent; zero when it was answered
+	resync time.Duration // how long its answer may take
 }
 
 // New is a client on a connection to the port of the guest agent, which it takes over. Its end is made known to the
@@ -44,6 +47,9 @@ func (c *Client) Close() error {
 	}
 	return nil
 }
+
+// Answered tells whether an agent has ever answered.
+func (c *Client) Answered() bool { return c.ever.Load() }
 
 // Ping returns nil when the agent answers.
 func (c *Client) Ping(ctx context.Context) error { return c.call(ctx, "guest-ping", nil, nil) }
@@ -174,7 +180,7 @@ func (c *Client) tell(ctx context.Context, name string, args any) error {
 	defer c.unlock()
 	stop := c.bind(ctx)
 	defer stop()
-	if err := c.ask(name, args); err != nil {
+	if err := c.ask(ctx, name, args); err != nil {
 		return c.failure(ctx, name, err)
 	}
 	stop()

@@ -12,6 +12,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -21,6 +22,9 @@ type agent struct {
 	answers map[string]string // by command; what is missing is not answered
 	said    chan string       // every command but synchronisations
 	deaf    bool              // answers no synchronisation
+	lost    int               // of the first synchronisations
+	late    time.Duration     // how long it takes over each
+	slow    time.Duration     // how long it takes over everything else
 	noise   string            // before every answer
 }
 
@@ -41,12 +45,14 @@ func (a *agent) run() {
 			continue
 		}
 		if c.Execute == "guest-sync-delimited" {
-			if !a.deaf {
+			if a.lost--; !a.deaf && a.lost < 0 {
+				time.Sleep(a.late)
 				fmt.Fprintf(a.conn, "%s\xff{\"return\": %d}\n", a.noise, c.Arguments.ID)
 			}
 			continue
 		}
 		a.said <- c.Execute
+		time.Sleep(a.slow)
 		if answer, ok := a.answers[c.Execute]; ok {
 			fmt.Fprintln(a.conn, answer)
 		}
@@ -135,6 +141,9 @@ func TestNoAgent(t *testing.T) {
 	if err := New(ours).Ping(short(t)); !errors.Is(err, ErrNoAgent) {
 		t.Errorf("%v", err)
 	}
+	if c.Answered() {
+		t.Error("it says that it was answered")
+	}
 }
 
 // TestLateAnswer: an answer that came too late is not taken for the next one's.
@@ -148,6 +157,72 @@ func TestLateAnswer(t *testing.T) {
 	if name, err := c.Hostname(t.Context()); err != nil || name != "a" {
 		t.Errorf("%q, %v", name, err)
 	}
+	if !c.Answered() {
+		t.Error("it does not say that it was answered")
+	}
+}
+
+// TestLostSynchronisation: what a guest that was reset has not read is sent again while somebody waits.
+func TestLostSynchronisation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := serve(t, &agent{lost: 2, answers: map[string]string{"guest-ping": `{"return": {}}`}}).Ping(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// lazyConn takes its time over a deadline that has passed, as a busy host does.
+type lazyConn struct{ net.Conn }
+
+func (c lazyConn) SetDeadline(t time.Time) error {
+	if !t.IsZero() && t.Before(time.Now()) {
+		time.Sleep(30 * time.Second)
+	}
+	return c.Conn.SetDeadline(t)
+}
+
+// TestEndOfAnother: who has given up does not end the exchange of who comes next.
+func TestEndOfAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := serve(t, &agent{lost: 1, slow: 40 * time.Second, answers: map[string]string{"guest-ping": `{"return": {}}`}})
+		c.conn = lazyConn{c.conn}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := c.Ping(ctx); !errors.Is(err, ErrNoAgent) {
+			t.Errorf("%v", err)
+		}
+		if err := c.Ping(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestSlowAgent: one that takes longer over each answer than anybody waits is heard all the same, sooner or later.
+func TestSlowAgent(t *testing.T) {
+	for _, late := range []time.Duration{8 * time.Second, 33 * time.Second} {
+		t.Run(late.String(), func(t *testing.T) { slowAgent(t, late) })
+	}
+}
+
+func slowAgent(t *testing.T, late time.Duration) {
+	synctest.Test(t, func(t *testing.T) {
+		c := serve(t, &agent{late: late, answers: map[string]string{"guest-ping": `{"return": {}}`}})
+		for range 10 {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			err := c.Ping(ctx)
+			cancel()
+			if err == nil {
+				return
+			}
+			if !errors.Is(err, ErrNoAgent) {
+				t.Fatal(err)
+			}
+			time.Sleep(5 * time.Second)
+		}
+		t.Error("it was never heard")
+	})
 }
 
 func TestHostileAnswers(t *testing.T) {
@@ -183,6 +258,22 @@ func TestExec(t *testing.T) {
 	forever := serve(t, &agent{answers: map[string]string{"guest-exec": `{"return": {"pid": 7}}`, "guest-exec-status": `{"return": {"exited": false}}`}})
 	if _, err := forever.Exec(short(t), Command{Path: "/bin/sleep"}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestExecOfSilentAgent: an agent that ends while a command runs does not hold who waits for it.
+func TestExecOfSilentAgent(t *testing.T) {
+	for name, answers := range map[string]map[string]string{
+		"at the start": {},
+		"later":        {"guest-exec": `{"return": {"pid": 7}}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				if _, err := serve(t, &agent{answers: answers}).Exec(t.Context(), Command{Path: "/bin/sleep"}); !errors.Is(err, ErrNoAgent) {
+					t.Errorf("%v", err)
+				}
+			})
+		})
 	}
 }
 

@@ -35,8 +35,12 @@ const (
 	lastPoll  = 500 * time.Millisecond
 )
 
-// Exec runs a command in the guest and waits for its end. It goes on in the guest when ctx ends. The output
-// is the guest's word, not cleaned. Other commands may be given meanwhile.
+// silence is how long an agent may take to say whether a command has ended. An emulated guest may starve for a while.
+const silence = 2 * time.Minute
+
+// Exec runs a command in the guest and waits for its end. It goes on in the guest when ctx ends, or when the agent
+// has fallen silent, which is ErrNoAgent. The output is the guest's word, not cleaned. Other commands may be given
+// meanwhile.
 func (c *Client) Exec(ctx context.Context, cmd Command) (Result, error) {
 	if len(cmd.Stdin) > MaxStdin {
 		return Result{}, fmt.Errorf("guest agent: running %s: %d bytes of input; at most %d are possible", cmd.Path, len(cmd.Stdin), MaxStdin)
@@ -54,7 +58,7 @@ func (c *Client) Exec(ctx context.Context, cmd Command) (Result, error) {
 	var started struct {
 		PID int64 `json:"pid"`
 	}
-	if err := c.call(ctx, "guest-exec", args, &started); err != nil {
+	if err := answered(ctx, func(ctx context.Context) error { return c.call(ctx, "guest-exec", args, &started) }); err != nil {
 		return Result{}, err
 	}
 	for wait := firstPoll; ; wait = min(wait*3/2, lastPoll) {
@@ -64,11 +68,20 @@ func (c *Client) Exec(ctx context.Context, cmd Command) (Result, error) {
 			return Result{}, fmt.Errorf("guest agent: waiting for %s: %w", cmd.Path, ctx.Err())
 		}
 		var s execStatus
-		err := c.exchange(ctx, "guest-exec-status", map[string]any{"pid": started.PID}, &s, maxStatus)
+		err := answered(ctx, func(ctx context.Context) error {
+			return c.exchange(ctx, "guest-exec-status", map[string]any{"pid": started.PID}, &s, maxStatus)
+		})
 		if err != nil || s.Exited {
 			return s.result(), err
 		}
 	}
+}
+
+// answered bounds how long one answer may take.
+func answered(ctx context.Context, ask func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, silence)
+	defer cancel()
+	return ask(ctx)
 }
 
 // execStatus is the answer to guest-exec-status.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -26,9 +27,14 @@ const (
 // delimiter begins a synchronised exchange: a byte that JSON cannot have, so that both sides know where they are.
 const delimiter = 0xff
 
-// resync is how long the answer to a synchronisation may take before another one is sent. Before an agent runs they
-// only pile up.
-const resync = 5 * time.Second
+// How long the answer to a synchronisation may take before another one is sent: at first, and at most. Before an agent
+// runs they only pile up. It grows, since an agent that always takes longer would always be asked something newer.
+const (
+	resyncFirst = 5 * time.Second
+	resyncMost  = 20 * time.Second
+	// lookFor is long enough to read what has come.
+	lookFor = 10 * time.Millisecond
+)
 
 // Error is the agent's refusal.
 type Error struct {
@@ -51,7 +57,7 @@ func (c *Client) exchange(ctx context.Context, name string, args, result any, li
 	defer c.unlock()
 	stop := c.bind(ctx)
 	defer stop()
-	if err := c.ask(name, args); err != nil {
+	if err := c.ask(ctx, name, args); err != nil {
 		return c.failure(ctx, name, err)
 	}
 	line, err := c.line(limit)
@@ -73,11 +79,19 @@ func (c *Client) lock(ctx context.Context) error {
 
 func (c *Client) unlock() { <-c.turn }
 
-// bind makes reading and writing end with the context.
+// bind makes reading and writing end with the context. Once stop has returned, that context ends nobody else's.
 func (c *Client) bind(ctx context.Context) (stop func()) {
 	_ = c.conn.SetDeadline(time.Time{})
-	end := context.AfterFunc(ctx, func() { _ = c.conn.SetDeadline(time.Unix(1, 0)) })
-	return func() { end() }
+	ended := make(chan struct{})
+	end := context.AfterFunc(ctx, func() {
+		_ = c.conn.SetDeadline(time.Unix(1, 0))
+		close(ended)
+	})
+	return sync.OnceFunc(func() {
+		if !end() {
+			<-ended
+		}
+	})
 }
 
 // failure says what a failed exchange means.
@@ -106,16 +120,63 @@ func (c *Client) send(name string, args any) error {
 }
 
 // sync finds out that an agent runs, and passes over what is left of earlier exchanges. Nothing else is sent before:
-// what no agent reads now, one that is started later would carry out.
-func (c *Client) sync() error {
-	if c.synced.IsZero() || time.Since(c.synced) > resync {
-		c.id++
-		c.synced = time.Now()
-		message := fmt.Appendf([]byte{delimiter}, `{"execute":"guest-sync-delimited","arguments":{"id":%d}}`+"\n", c.id)
-		if _, err := c.conn.Write(message); err != nil {
+// what no agent reads now, one that is started later would carry out. What a guest that was reset has never read is sent
+// again.
+func (c *Client) sync(ctx context.Context) error {
+	for {
+		if c.heard() {
+			return nil
+		}
+		if err := c.hello(); err != nil {
+			return err
+		}
+		_ = c.conn.SetReadDeadline(c.synced.Add(c.resync))
+		err := ctx.Err() // its end may have come before the line above
+		if err == nil {
+			err = c.answered()
+		}
+		if ctx.Err() != nil {
+			return os.ErrDeadlineExceeded
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			_ = c.conn.SetReadDeadline(time.Time{})
+			if err == nil && ctx.Err() != nil {
+				return os.ErrDeadlineExceeded
+			}
 			return err
 		}
 	}
+}
+
+// heard tells whether the answer to a synchronisation that is overdue has come while nobody listened.
+func (c *Client) heard() bool {
+	if c.synced.IsZero() || time.Since(c.synced) < c.resync {
+		return false
+	}
+	_ = c.conn.SetReadDeadline(time.Now().Add(lookFor))
+	return c.answered() == nil
+}
+
+// hello sends a synchronisation unless one is underway that may still be answered.
+func (c *Client) hello() error {
+	next := resyncFirst
+	if !c.synced.IsZero() {
+		if time.Since(c.synced) < c.resync {
+			return nil
+		}
+		next = min(2*c.resync, resyncMost)
+	}
+	now := time.Now()
+	message := fmt.Appendf([]byte{delimiter}, `{"execute":"guest-sync-delimited","arguments":{"id":%d}}`+"\n", c.id+1)
+	if _, err := c.conn.Write(message); err != nil {
+		return err
+	}
+	c.id, c.synced, c.resync = c.id+1, now, next
+	return nil
+}
+
+// answered waits for the answer to the last synchronisation.
+func (c *Client) answered() error {
 	for skipped := 0; skipped < maxSkip; {
 		line, err := c.line(maxStatus)
 		if err != nil && !errors.Is(err, ErrAnswer) {
@@ -128,6 +189,7 @@ func (c *Client) sync() error {
 		}
 		if at >= 0 && json.Unmarshal(line[at+1:], &answer) == nil && answer.Return == c.id {
 			c.synced = time.Time{}
+			c.ever.Store(true)
 			return nil
 		}
 	}
@@ -227,8 +289,8 @@ func text(s string) string {
 }
 
 // ask sends a command once the guest agent is in step. The lock is held.
-func (c *Client) ask(name string, args any) error {
-	if err := c.sync(); err != nil {
+func (c *Client) ask(ctx context.Context, name string, args any) error {
+	if err := c.sync(ctx); err != nil {
 		return err
 	}
 	return c.send(name, args)

@@ -104,7 +104,7 @@ func build(t testing.TB, c Config) (*command, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.newShape()
+	s, err := c.newShape("")
 	if err != nil {
 		return nil, err
 	}

@@ -71,13 +71,18 @@ const (
 	EventPanic    EventKind = "panic"    // the guest's kernel crashed; it may go on, to dump or to restart
 	EventStopped  EventKind = "stopped"  // stands still
 	EventResumed  EventKind = "resumed"
-	EventIOError  EventKind = "ioerror" // a request of a disk failed; see Stalled if the machine stopped for it
+	EventIOError  EventKind = "ioerror" // a request of a disk failed, and the guest was told
+	EventFull     EventKind = "full"    // the machine stands still until a disk can be written to; see Stalled
+	EventGoneOn   EventKind = "goneon"  // it has stood still for a disk, and goes on
 	EventTray     EventKind = "tray"    // the guest opened or closed a CD-ROM drive
 	EventSuspend  EventKind = "suspend" // the guest sleeps (ACPI S3)
 	EventWakeup   EventKind = "wakeup"  // the guest woke up
 	EventUnplug   EventKind = "unplug"  // a device is gone
 	EventRefused  EventKind = "refused" // the guest refused to release a device
 )
+
+// ReasonDump is the Reason of an EventPanic whose guest goes on to dump its memory. There may be another event when it has.
+const ReasonDump = "dump"
 
 // Event is something that happened to a machine.
 type Event struct {

@@ -196,4 +196,4 @@ func accelArgs(a vm.Accel) []string {
 
 // translated is how many MiB of translated code an emulating QEMU keeps. An idle machine holds all of it, with half as
 // much again for its bookkeeping. Debian came as far in the same processor time with 16 as with 32.
-const translated = 20
+const translated = 16

@@ -34,7 +34,7 @@ func TestBootOrder(t *testing.T) {
 
 func TestPorts(t *testing.T) {
 	c := small(t)
-	s, err := c.newShape()
+	s, err := c.newShape("")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -62,7 +62,7 @@ func saved(t testing.TB, c Config) *os.File {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := c.newShape()
+	s, err := c.newShape("")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,6 +170,13 @@ func TestEvents(t *testing.T) {
 			Event{Kind: EventIOError, Device: "data", Reason: "No space left on device, report"},
 			false,
 		},
+		"stopped": {
+			qmp.Event{Name: "BLOCK_IO_ERROR", Data: []byte(`{"node-name": "v3.1", "nospace": true, "reason": "No space left on device", "action": "stop"}`)},
+			Event{Kind: EventFull, Device: "data", Reason: "No space left on device, stop"},
+			false,
+		},
+		"panic":   {qmp.Event{Name: "GUEST_PANICKED", Data: []byte(`{"action": "run"}`)}, Event{Kind: EventPanic, Guest: true}, false},
+		"dump":    {qmp.Event{Name: "GUEST_CRASHLOADED", Data: []byte(`{"action": "run"}`)}, Event{Kind: EventPanic, Guest: true, Reason: ReasonDump}, false},
 		"unplug":  {qmp.Event{Name: "DEVICE_DELETED", Data: []byte(`{"device": "nic-eth0", "path": "/x"}`)}, Event{Kind: EventUnplug, Device: "eth0"}, false},
 		"inner":   {qmp.Event{Name: "DEVICE_DELETED", Data: []byte(`{"path": "/x"}`)}, Event{}, true},
 		"tray":    {qmp.Event{Name: "DEVICE_TRAY_MOVED", Data: []byte(`{"device": "", "id": "disk-cd", "tray-open": true}`)}, Event{Kind: EventTray, Device: "cd"}, false},

@@ -93,16 +93,16 @@ func (h *header) fits(c *Config) error {
 	if err := s.check(*m); err != nil {
 		return err
 	}
-	want := cpuArg(m.CPU, c.Accel)
+	want := cpuArg(s.cpu(m.CPU), c.Accel)
 	switch {
 	case h.Machine.UID != m.UID:
 		return fmt.Errorf("%w: it is of the machine with uid %s", ErrMemoryImage, h.Machine.UID)
 	case s.Accel != string(c.Accel):
 		return fmt.Errorf("%w: it was saved with the accelerator %s, this host has %s", ErrMemoryImage, s.Accel, c.Accel)
 	case s.CPU != want:
-		return fmt.Errorf("%w: it was saved with the processor %q, the machine has %q", ErrMemoryImage, s.CPU, want)
+		return fmt.Errorf("%w: it was saved with the processor %q, the machine has %q: its class has another cpu.model (spec.configSpec.extraConfig[atoll.dev/cpu-model]) or nestedHVEnabled than then; give the machine its former class, or set its spec.powerState to PoweredOff, which discards the memory", ErrMemoryImage, s.CPU, want)
 	case s.hostCPU(m.CPU) && s.Host != hostProcessor():
-		return fmt.Errorf("%w: it was saved on a host with another processor, %s; give the machine a named cpu model to avoid that", ErrMemoryImage, s.Host)
+		return fmt.Errorf("%w: it was saved on a host with another processor, %s; a machine whose class names no processor model, or one of QEMU's, is not bound to one", ErrMemoryImage, s.Host)
 	case topology(h.Machine.CPU, s.CPUs) != topology(m.CPU, s.CPUs):
 		return fmt.Errorf("%w: the topology of processors has changed", ErrMemoryImage)
 	case h.Machine.Memory.Max != m.Memory.Max || h.Machine.Memory.HugePageBytes != m.Memory.HugePageBytes:

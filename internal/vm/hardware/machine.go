@@ -223,6 +223,7 @@ func (m *Machine) translate(e qmp.Event) (Event, bool) {
 		Action string `json:"action"`
 		Node   string `json:"node-name"`
 		Open   bool   `json:"tray-open"`
+		Full   bool   `json:"nospace"`
 	}
 	_ = json.Unmarshal(e.Data, &data) // what cannot be read is empty
 	out := Event{Guest: data.Guest, Reason: qemu.LastLines(data.Reason, 1), Device: nameOf(monitor.DeviceOf(e))}
@@ -234,14 +235,19 @@ func (m *Machine) translate(e qmp.Event) (Event, bool) {
 		m.mu.Lock()
 		m.guest = data.Guest
 		m.mu.Unlock()
-	case "GUEST_PANICKED", "GUEST_CRASHLOADED":
+	case "GUEST_PANICKED":
 		out.Kind, out.Guest = EventPanic, true
+	case "GUEST_CRASHLOADED":
+		out.Kind, out.Guest, out.Reason = EventPanic, true, ReasonDump
 	case "STOP":
 		out.Kind = EventStopped
 	case "RESUME":
 		out.Kind = EventResumed
 	case "BLOCK_IO_ERROR":
 		out.Kind, out.Device, out.Reason = EventIOError, m.diskOf(data.Node), ioReason(data.Reason, data.Action)
+		if data.Full && data.Action == "stop" {
+			out.Kind = EventFull
+		}
 	case "DEVICE_TRAY_MOVED":
 		out.Kind = EventTray
 	case "SUSPEND":

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
+	"atoll.dev/atoll/internal/vm/hardware/cpumodel"
 )
 
 // Places on the root bus. Slots 0 and 31 are the chipset's.
@@ -36,8 +37,9 @@ type shape struct {
 	QEMU    string `json:"qemu"`           // version of QEMU that it was saved by
 	Type    string `json:"type,omitempty"` // QEMU's name of the machine type, with its version
 	Accel   string `json:"accel"`
-	CPU     string `json:"cpu"`            // argument of -cpu
-	Host    string `json:"host,omitempty"` // processor of the host, if CPU depends on it
+	CPU     string `json:"cpu"`             // argument of -cpu
+	Model   string `json:"model,omitempty"` // of processor with features, if it was chosen for a machine that names none
+	Host    string `json:"host,omitempty"`  // processor of the host, if CPU depends on it
 
 	CPUs  int     `json:"cpus"`
 	Boot  int64   `json:"boot"`            // bytes of memory at boot
@@ -50,13 +52,14 @@ type shape struct {
 	Seed machinev1.Bus `json:"seed,omitempty"`
 }
 
-// newShape lays out a machine that boots.
-func (c *Config) newShape() (*shape, error) {
+// newShape lays out a machine that boots. The model is what was chosen for one that names none.
+func (c *Config) newShape(model string) (*shape, error) {
 	m := &c.Machine
 	s := &shape{
-		Version: shapeVersion, Accel: string(c.Accel), CPU: cpuArg(m.CPU, c.Accel),
+		Version: shapeVersion, Accel: string(c.Accel), Model: model,
 		CPUs: m.CPU.Count, Boot: m.Memory.Bytes, Ports: map[string]int{},
 	}
+	s.CPU = cpuArg(s.cpu(m.CPU), c.Accel)
 	if c.Seed != nil {
 		s.Seed = machinev1.SCSI
 		if isWindows(m.GuestID) {
@@ -141,6 +144,9 @@ func (s *shape) check(m machinev1.Machine) error {
 	}
 	if s.Seed != "" && s.Seed != machinev1.SCSI && s.Seed != machinev1.IDE {
 		return fmt.Errorf("%w: a seed on %q", ErrMemoryImage, s.Seed)
+	}
+	if s.Model != "" && !cpumodel.Baseline(s.Model) {
+		return fmt.Errorf("%w: processor model %q", ErrMemoryImage, s.Model)
 	}
 	if s.Type != "" && !modelForm.MatchString(s.Type) {
 		return fmt.Errorf("%w: machine type %q", ErrMemoryImage, s.Type)

@@ -34,7 +34,7 @@ func start(ctx context.Context, cfg Config) (*Machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	shape, err := cfg.findShape()
+	shape, err := cfg.findShape(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -56,9 +56,9 @@ func start(ctx context.Context, cfg Config) (*Machine, error) {
 }
 
 // findShape is the shape of the saved memory, or that of a machine that boots.
-func (c *Config) findShape() (*shape, error) {
+func (c *Config) findShape(ctx context.Context) (*shape, error) {
 	if c.Incoming == nil {
-		return c.newShape()
+		return c.newShape(c.chooseModel(ctx))
 	}
 	h, err := readHeader(c.Incoming)
 	if err != nil {
@@ -77,7 +77,10 @@ func launch(cfg *Config, s *shape) (_ *Machine, c *command, err error) {
 		disks: map[string]*disk{}, chains: map[string]string{}, hostCPUs: cfg.HostCPUs,
 	}
 	m.graph = block.New(m.do, block.Patience)
-	m.stall = block.NewStall(m.done, m.goOn)
+	m.stall = block.NewStall(m.done, m.goOn, m.held)
+	if cfg.OnEvent != nil {
+		m.stall.OnGoingOn(func() { cfg.OnEvent(Event{Kind: EventGoneOn}) })
+	}
 	var ends endpoints
 	var ours connections
 	defer func() {
@@ -218,6 +221,8 @@ func (m *Machine) blame(err error) error {
 	case text == "":
 	case block.IsLockMessage(text):
 		return fmt.Errorf("%w: qemu: %s", vm.ErrLocked, text)
+	case strings.Contains(text, "support requested feature"):
+		return fmt.Errorf("%w: cpu.model: the processor of this host is not enough for the machine's: qemu: %s", ErrConfig, text)
 	case strings.Contains(text, "Cannot allocate memory"):
 		return fmt.Errorf("%w: the host does not have that much memory: qemu: %s", vm.ErrLimit, text)
 	case strings.Contains(text, "Image is corrupt"), strings.Contains(text, "not in qcow2 format"), strings.Contains(text, "Invalid password"):

@@ -55,8 +55,9 @@ type Webhook struct {
 // Setup adds the webhooks to a manager. Own is the cluster of the controller's identity.
 func Setup(mgr ctrl.Manager, own cluster.Cluster, cfg Config) error {
 	w := &Webhook{Cached: own.GetClient(), Live: own.GetAPIReader(), Config: cfg, Granted: selfservice.NewGrants(), Admin: administrator(own.GetClient())}
+	w.defaults(mgr)
 	return errors.Join(
-		ctrl.NewWebhookManagedBy(mgr, &atoll.SupervisorNamespace{}).WithDefaulter(w).WithValidator(w).Complete(),
+		ctrl.NewWebhookManagedBy(mgr, &atoll.SupervisorNamespace{}).WithValidator(w).Complete(),
 		ctrl.NewWebhookManagedBy(mgr, &atoll.SupervisorNamespaceTemplate{}).WithValidator(&templates{w}).Complete(),
 		ctrl.NewWebhookManagedBy(mgr, &corev1.Namespace{}).WithDefaulter(&namespaces{w}).WithValidator(&namespaces{w}).Complete(),
 	)

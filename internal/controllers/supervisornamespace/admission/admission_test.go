@@ -282,3 +282,25 @@ func TestNamespaceDeletion(t *testing.T) {
 	w = &namespaces{newWebhook(t, owned("first"))}
 	wantError(t, remove(root), "")
 }
+
+// TestWhatCannotBeRead is left to the schema by the defaults, which is asked next, and refused by the validation, which is
+// asked last.
+func TestWhatCannotBeRead(t *testing.T) {
+	scheme, err := manager.NewScheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWebhook(t)
+	defaults := readable{next: admission.WithDefaulter(scheme, w).Handler, decoder: admission.NewDecoder(scheme)}
+	validation := admission.WithValidator(scheme, w).Handler
+	for spec, readable := range map[string]bool{`{"resources":{"memoryLimit":"1Gi"}}`: true, `{"resources":{"memoryLimit":"lots"}}`: false, `{"resources":{"counts":{"podCount":"many"}}}`: false} {
+		req := admission.Request{AdmissionRequest: admissionv1.AdmissionRequest{Operation: admissionv1.Create, UserInfo: authenticationv1.UserInfo{Username: root}}}
+		req.Object.Raw = []byte(`{"apiVersion":"atoll.dev/v1alpha1","kind":"SupervisorNamespace","metadata":{"name":"shop"},"spec":` + spec + `}`)
+		if got := defaults.Handle(t.Context(), req); !got.Allowed || (len(got.Patches) > 0) != readable {
+			t.Errorf("defaults of %s: %+v", spec, got)
+		}
+		if got := validation.Handle(t.Context(), req); got.Allowed != readable {
+			t.Errorf("validation of %s: %+v", spec, got)
+		}
+	}
+}

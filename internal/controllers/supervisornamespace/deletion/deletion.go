@@ -38,6 +38,7 @@ func Kinds() []schema.GroupVersionKind {
 		kind("vmoperator.vmware.com", "v1alpha5", "VirtualMachineReplicaSet"),
 		kind("vmoperator.vmware.com", "v1alpha5", "VirtualMachineSnapshot"),
 		kind("snapshot.storage.k8s.io", "v1", "VolumeSnapshot"),
+		kind("imageregistry.vmware.com", "v1alpha1", "ContentLibraryItem"),
 	}
 }
 

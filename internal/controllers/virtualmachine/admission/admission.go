@@ -20,12 +20,15 @@ import (
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	admissionv1 "k8s.io/api/admission/v1"
 
+	"atoll.dev/atoll/internal/controllers/virtualmachine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/placement"
 	"atoll.dev/atoll/internal/controllers/virtualmachineclass"
+	"atoll.dev/atoll/internal/controllers/vmgroup"
 )
 
 // Index of VirtualMachines by what must be unique: UUIDs and MAC addresses.
@@ -81,8 +84,13 @@ func (w *Webhook) Default(ctx context.Context, vm *vmopv1.VirtualMachine) error 
 	if before != nil {
 		keep(vm, before)
 	}
-	if vm.Spec.PowerState == "" && before == nil {
-		vm.Spec.PowerState = vmopv1.VirtualMachinePowerStateOn
+	if before == nil {
+		controllerutil.AddFinalizer(vm, virtualmachine.Finalizer) // else it is the controller's first write
+		if vm.Spec.PowerState == "" {
+			if vm.Spec.PowerState, err = w.firstState(ctx, vm); err != nil {
+				return err
+			}
+		}
 	}
 	if vm.Spec.BiosUUID == "" {
 		vm.Spec.BiosUUID = uuid.NewString()
@@ -109,6 +117,34 @@ func (w *Webhook) Default(ctx context.Context, vm *vmopv1.VirtualMachine) error 
 		return err
 	}
 	return refuse(vm, errs)
+}
+
+// firstState is the power state of a new machine that has none: on. One whose group, or a group above that, has a power
+// state and an order in which its members get it, waits for its turn; the groups' controller gives it that state then.
+func (w *Webhook) firstState(ctx context.Context, vm *vmopv1.VirtualMachine) (vmopv1.VirtualMachinePowerState, error) {
+	const on, off = vmopv1.VirtualMachinePowerStateOn, vmopv1.VirtualMachinePowerStateOff
+	var member vmgroup.Member = vm
+	for range vmgroup.MaxDepth {
+		name := member.GetGroupName()
+		if name == "" {
+			break
+		}
+		g := &vmopv1.VirtualMachineGroup{}
+		err := w.Live.Get(ctx, client.ObjectKey{Namespace: vm.Namespace, Name: name}, g)
+		if err != nil && !apierrors.IsNotFound(err) {
+			return "", fmt.Errorf("reading the group of the machine: %w", err)
+		}
+		if err != nil || g.DeletionTimestamp != nil || !vmgroup.Lists(g, member) {
+			break
+		}
+		if state := g.Spec.PowerState; state == on || state == off {
+			return off, nil
+		} else if state != "" { // a machine that is off cannot become suspended
+			break
+		}
+		member = g
+	}
+	return on, nil
 }
 
 // refuse is the answer of the API server to errors.

@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"atoll.dev/atoll/internal/controllers/manager"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/datadir/pki"
 )
 
@@ -68,6 +69,52 @@ func volume(name string) vmopv1.VirtualMachineVolume {
 	return vmopv1.VirtualMachineVolume{Name: name, VirtualMachineVolumeSource: vmopv1.VirtualMachineVolumeSource{
 		PersistentVolumeClaim: &vmopv1.PersistentVolumeClaimVolumeSource{PersistentVolumeClaimVolumeSource: corev1.PersistentVolumeClaimVolumeSource{ClaimName: name}},
 	}}
+}
+
+// TestFirstStateInAGroup: a machine without a power state waits for its turn where a group will give it one.
+func TestFirstStateInAGroup(t *testing.T) {
+	const on, off = vmopv1.VirtualMachinePowerStateOn, vmopv1.VirtualMachinePowerStateOff
+	group := func(name string, state vmopv1.VirtualMachinePowerState, members ...string) *vmopv1.VirtualMachineGroup {
+		g := &vmopv1.VirtualMachineGroup{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name}, Spec: vmopv1.VirtualMachineGroupSpec{PowerState: state}}
+		order := vmopv1.VirtualMachineGroupBootOrderGroup{}
+		for _, m := range members {
+			order.Members = append(order.Members, vmopv1.GroupMember{Name: m})
+		}
+		g.Spec.BootOrder = append(g.Spec.BootOrder, order)
+		return g
+	}
+	going := group("going", on, "web")
+	going.DeletionTimestamp, going.Finalizers = new(metav1.Now()), []string{"x"}
+	above := group("above", on)
+	above.Spec.BootOrder[0].Members = []vmopv1.GroupMember{{Kind: "VirtualMachineGroup", Name: "below"}}
+	below := group("below", "", "web")
+	below.Spec.GroupName = "above"
+	circle := group("circle", "", "web")
+	circle.Spec.GroupName, circle.Spec.BootOrder[0].Members = "circle", append(circle.Spec.BootOrder[0].Members, vmopv1.GroupMember{Kind: "VirtualMachineGroup", Name: "circle"})
+	w := newWebhook(t, image(), group("ordered", on, "web"), group("off", off, "web"), group("undecided", "", "web"), group("others", on, "db"),
+		group("suspended", vmopv1.VirtualMachinePowerStateSuspended, "web"), going, above, below, circle)
+	for _, c := range []struct {
+		group       string
+		given, want vmopv1.VirtualMachinePowerState
+	}{
+		{"", "", on},
+		{"ordered", "", off},
+		{"off", "", off},
+		{"ordered", on, on},
+		{"undecided", "", on},
+		{"others", "", on},
+		{"missing", "", on},
+		{"suspended", "", on},
+		{"going", "", on},
+		{"below", "", off},
+		{"circle", "", on},
+	} {
+		got := vm()
+		got.Spec.GroupName, got.Spec.PowerState = c.group, c.given
+		if err := w.Default(as(t, "u", nil), got); err != nil || got.Spec.PowerState != c.want {
+			t.Errorf("in group %q, given %q: %q, %v", c.group, c.given, got.Spec.PowerState, err)
+		}
+	}
 }
 
 func TestDefaultsOfANewMachine(t *testing.T) {
@@ -188,6 +235,19 @@ func TestRefusedChanges(t *testing.T) {
 				t.Errorf("our own controllers cannot either: %v", err)
 			}
 		})
+	}
+}
+
+func TestGuestCrashAnnotation(t *testing.T) {
+	w := newWebhook(t, image())
+	before := made(t, w)
+	for value, want := range map[string]string{"Keep": "", "Restart": "", "keep": `metadata.annotations[atoll.dev/guest-crash]: Unsupported value: "keep": supported values: "Restart", "Keep"`} {
+		after := before.DeepCopy()
+		after.Annotations = map[string]string{machine.CrashAnnotation: value}
+		_, err := w.ValidateUpdate(as(t, "u", before), before, after)
+		if err == nil && want != "" || err != nil && (want == "" || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: error %v", value, err)
+		}
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
+	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/placement"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/pod"
 	"atoll.dev/atoll/internal/datadir/pki"
@@ -72,7 +73,8 @@ func (w *Webhook) ValidateDelete(context.Context, *vmopv1.VirtualMachine) (admis
 
 // ValidateUpdate implements admission.Validator.
 func (w *Webhook) ValidateUpdate(ctx context.Context, before, vm *vmopv1.VirtualMachine) (admission.Warnings, error) {
-	if vm.DeletionTimestamp != nil || equality.Semantic.DeepEqual(before.Spec, vm.Spec) {
+	if vm.DeletionTimestamp != nil || equality.Semantic.DeepEqual(before.Spec, vm.Spec) &&
+		before.Annotations[machine.CrashAnnotation] == vm.Annotations[machine.CrashAnnotation] {
 		return nil, nil
 	}
 	var errs field.ErrorList
@@ -91,6 +93,9 @@ func (w *Webhook) ValidateUpdate(ctx context.Context, before, vm *vmopv1.Virtual
 func (w *Webhook) common(ctx context.Context, vm *vmopv1.VirtualMachine) field.ErrorList {
 	spec := field.NewPath("spec")
 	var errs field.ErrorList
+	if crash := []string{machine.CrashRestart, machine.CrashKeep}; vm.Annotations[machine.CrashAnnotation] != "" && !slices.Contains(crash, vm.Annotations[machine.CrashAnnotation]) {
+		errs = append(errs, field.NotSupported(field.NewPath("metadata", "annotations").Key(machine.CrashAnnotation), vm.Annotations[machine.CrashAnnotation], crash))
+	}
 	if ref := vm.Spec.Image; ref != nil {
 		errs = append(errs, imageRef(spec.Child("image"), *ref)...)
 	}

@@ -14,7 +14,7 @@ What each field of a specification does in Atoll, as of v1alpha5, the version th
 
 - **honoured**: as VMware documents it.
 - **mapped**: to something that serves the same end.
-- **accepted without effect**: kept, and named in the condition ` + "`" + `atoll.dev/FieldsWithoutEffect` + "`" + ` of a VirtualMachine that sets it.
+- **accepted without effect**: kept, and named in the condition ` + "`" + `atoll.dev/FieldsWithoutEffect` + "`" + ` of a VirtualMachine, a Network or a NetworkInterface that sets it.
 `)
 	for _, k := range Kinds() {
 		fmt.Fprintf(&out, "\n## %s\n\n| field | effect | |\n|---|---|---|\n", k.Name)

@@ -82,7 +82,7 @@ func identity() []Field {
 		{Path: "spec.guestID", Effect: Mapped, Note: "a hint of the guest's system"},
 		{Path: "spec.minHardwareVersion", Effect: Mapped, Note: "reported, and never lowered; the hardware is the same for all versions"},
 		{Path: "spec.reserved.resourcePolicyName", Effect: Honoured, Note: "the policy must exist"},
-		{Path: "spec.groupName", Effect: Honoured, Note: "see VirtualMachineGroup"},
+		{Path: "spec.groupName", Effect: Honoured, Note: "see VirtualMachineGroup; a new machine without a powerState waits, powered off, for its turn in a group that has one"},
 		{Path: "spec.policies", Effect: None, Note: "there are no compute policies", set: func(s *vmopv1.VirtualMachineSpec) bool { return len(s.Policies) > 0 }},
 	}
 }
@@ -91,7 +91,7 @@ func power() []Field {
 	return []Field{
 		{Path: "spec.powerState", Effect: Honoured, Note: "a machine that is powered on is a pod of its name"},
 		{Path: "spec.powerOffMode", Effect: Honoured, Note: "TrySoft waits five minutes, or the seconds in annotation atoll.dev/soft-power-off-seconds"},
-		{Path: "spec.suspendMode", Effect: Mapped, Note: "the memory is saved to a volume in all modes; the guest is not asked"},
+		{Path: "spec.suspendMode", Effect: Mapped, Note: "the memory is saved to a volume in all modes; before that, Soft and TrySoft have the guest agent write out the file systems, and without an answer Soft fails"},
 		{Path: "spec.nextRestartTime", Effect: Honoured, Note: "only now"},
 		{Path: "spec.restartMode", Effect: Honoured},
 		{Path: "spec.currentSnapshotName", Effect: Honoured, Note: "goes back to the snapshot"},
@@ -161,7 +161,7 @@ func hardware() []Field {
 	}
 	return []Field{
 		{Path: "spec.hardware.cdrom[].name", Effect: Honoured},
-		{Path: "spec.hardware.cdrom[].image", Effect: Honoured, Note: "an image of type ISO; another is put in while the machine runs"},
+		{Path: "spec.hardware.cdrom[].image", Effect: Honoured, Note: "an image of type ISO, by the name of its object; another is put in while the machine runs"},
 		{Path: "spec.hardware.cdrom[].controllerBusNumber", Effect: Honoured},
 		{Path: "spec.hardware.cdrom[].controllerType", Effect: Honoured, Note: "SATA when empty"},
 		{Path: "spec.hardware.cdrom[].unitNumber", Effect: Honoured},
@@ -227,7 +227,7 @@ func VirtualMachineClass() []Field {
 		{Path: "spec.policies.resources.requests.memory", Effect: Mapped, Note: "reported; the pod always requests all memory of the machine"},
 		{Path: "spec.policies.resources.limits.cpu", Effect: Mapped, Note: "the CPU limit of the pod, read like the request"},
 		{Path: "spec.policies.resources.limits.memory", Effect: None, Note: "the limit is the memory of the machine"},
-		{Path: "spec.configSpec", Effect: Mapped, Note: "numCPUs, memoryMB, numCoresPerSocket, firmware, nestedHVEnabled, cpuHotAddEnabled, memoryHotAddEnabled, latencySensitivity, cpuAllocation, memoryAllocation, VirtualTPM, and 1 GiB pages"},
+		{Path: "spec.configSpec", Effect: Mapped, Note: "numCPUs, memoryMB, numCoresPerSocket, firmware, nestedHVEnabled, cpuHotAddEnabled, memoryHotAddEnabled, latencySensitivity, cpuAllocation, memoryAllocation, VirtualTPM, 1 GiB pages, and in extraConfig the key atoll.dev/cpu-model: host, or a model of QEMU's; without it a baseline that machines can be moved with"},
 		{Path: "spec.reservedProfileID", Effect: None, Note: "there are no reservation profiles"},
 		{Path: "spec.reservedSlots", Effect: None, Note: "there are no reservation profiles"},
 	}

@@ -2,6 +2,7 @@ package fields
 
 import (
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -70,7 +71,8 @@ func TestTableIsComplete(t *testing.T) {
 		{registry.ContentLibrarySpec{}, table(t, "ContentLibrary, ClusterContentLibrary (imageregistry.vmware.com)")},
 		{registry.ContentLibraryItemSpec{}, table(t, "ContentLibraryItem, ClusterContentLibraryItem (imageregistry.vmware.com)")},
 		{registry.ContentLibraryItemImportRequestSpec{}, table(t, "ContentLibraryItemImportRequest (imageregistry.vmware.com)")},
-		{netop.NetworkSpec{}, table(t, "Network (netoperator.vmware.com)")},
+		{netop.NetworkSpec{}, Network()},
+		{netop.NetworkInterfaceSpec{}, NetworkInterface()},
 	} {
 		paths := map[string]bool{}
 		for _, f := range c.table {
@@ -100,5 +102,29 @@ func TestWithoutEffect(t *testing.T) {
 	vm.Spec.Advanced = &vmopv1.VirtualMachineAdvancedSpec{ChangeBlockTracking: new(true)}
 	if got := WithoutEffect(vm); len(got) != 1 || !strings.HasPrefix(got[0], "spec.advanced.changeBlockTracking (") {
 		t.Fatal(got)
+	}
+}
+
+func TestWithoutEffectOfNetworks(t *testing.T) {
+	network := netop.NetworkSpec{Type: netop.NetworkTypeBridge, Bridge: &netop.Bridge{Name: "br0"}, DNS: []string{"192.0.2.1"}}
+	if got := OfNetwork(&network); len(got) != 0 {
+		t.Errorf("of what has an effect: %v", got)
+	}
+	network.NTP, network.ProviderRef, network.IPPools = []string{"192.0.2.1"}, &netop.NetworkProviderReference{}, []netop.IPPoolReference{{Name: "a"}}
+	nic := netop.NetworkInterfaceSpec{NetworkName: "a", ExternalID: "x"}
+	// All that the tables say have no effect.
+	for name, c := range map[string]struct {
+		got   []string
+		table []Field
+	}{"Network": {OfNetwork(&network), Network()}, "NetworkInterface": {OfNetworkInterface(&nic), NetworkInterface()}} {
+		var want []string
+		for _, f := range c.table {
+			if f.Effect == None {
+				want = append(want, f.Path+" ("+f.Note+")")
+			}
+		}
+		if !slices.Equal(c.got, want) {
+			t.Errorf("%s: %q, want %q", name, c.got, want)
+		}
 	}
 }

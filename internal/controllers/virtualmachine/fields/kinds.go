@@ -59,16 +59,8 @@ func others() []Kind {
 			{Path: "spec.target.library", Effect: Honoured},
 			{Path: "spec.ttlSecondsAfterFinished", Effect: Honoured},
 		}},
-		{Name: "Network (netoperator.vmware.com)", Fields: []Field{
-			{Path: "spec.type", Effect: Honoured, Note: "pod, bridge, or vsphere-distributed, which is bridge with spec.bridge and else pod"},
-			{Path: "spec.bridge.name", Effect: Honoured, Note: "our own field: a bridge that the host's administrator makes"},
-			{Path: "spec.bridge.vlan", Effect: Honoured, Note: "our own field"},
-			{Path: "spec.dns", Effect: Honoured, Note: "of interfaces that name no servers"},
-			{Path: "spec.dnsSearchDomains", Effect: Honoured, Note: "likewise"},
-			{Path: "spec.ntp", Effect: None, Note: "kept"},
-			{Path: "spec.providerRef", Effect: None, Note: "kept"},
-			{Path: "spec.ipPools", Effect: None, Note: "kept; addresses are those of the pod network, of spec.network.interfaces or of DHCP"},
-		}},
+		{Name: "Network (netoperator.vmware.com)", Fields: Network()},
+		{Name: "NetworkInterface (netoperator.vmware.com)", Fields: NetworkInterface()},
 	}
 }
 

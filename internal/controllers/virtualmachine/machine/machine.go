@@ -29,6 +29,14 @@ import (
 // power. The default is VM Operator's five minutes.
 const SoftSecondsAnnotation = "atoll.dev/soft-power-off-seconds"
 
+// CrashAnnotation of a VirtualMachine says what becomes of a guest whose kernel has crashed and that does not restart
+// itself: CrashRestart, the default, or CrashKeep, for those who want to look at it.
+const (
+	CrashAnnotation = "atoll.dev/guest-crash"
+	CrashRestart    = "Restart"
+	CrashKeep       = "Keep"
+)
+
 const (
 	defaultSoftSeconds = 300
 	maxSoftSeconds     = 24 * 3600
@@ -60,7 +68,7 @@ func Build(in Inputs) machinev1.Machine {
 	m := machinev1.Machine{
 		Name: vm.Name, Namespace: vm.Namespace, UID: string(vm.UID),
 		BIOSUUID: strings.ToLower(vm.Spec.BiosUUID), InstanceUUID: strings.ToLower(vm.Spec.InstanceUUID), GuestID: vm.Spec.GuestID,
-		CPU:      machinev1.CPU{Count: in.Size.CPUs, Max: in.Size.MaxCPUs, CoresPerSocket: in.Size.CoresPerSocket, Nested: in.Size.Nested, Pinned: in.Size.Pinned},
+		CPU:      machinev1.CPU{Count: in.Size.CPUs, Max: in.Size.MaxCPUs, CoresPerSocket: in.Size.CoresPerSocket, Model: in.Size.CPUModel, Nested: in.Size.Nested, Pinned: in.Size.Pinned},
 		Memory:   machinev1.Memory{Bytes: in.Size.Memory, Max: in.Size.MaxMemory, HugePageBytes: in.Size.HugePageBytes},
 		Firmware: firmware(in),
 		Disks:    slices.Clone(in.Disks),
@@ -69,6 +77,8 @@ func Build(in Inputs) machinev1.Machine {
 		Hostname: Hostname(vm),
 		Stop:     Stop(vm),
 		Restore:  in.Restore,
+
+		KeepCrashed: vm.Annotations[CrashAnnotation] == CrashKeep,
 	}
 	if m.Disks == nil {
 		m.Disks = []machinev1.Disk{}
@@ -278,7 +288,8 @@ func Merge(running, wanted machinev1.Machine) (merged machinev1.Machine, pending
 	if keep("other firmware options", wanted.Firmware == running.Firmware) {
 		merged.Firmware = running.Firmware
 	}
-	if keep("another order of booting", slices.Equal(wanted.BootOrder, running.BootOrder)) {
+	// One that waits for disks has not booted, and its order is of those that it has.
+	if len(running.Awaiting) == 0 && keep("another order of booting", slices.Equal(wanted.BootOrder, running.BootOrder)) {
 		merged.BootOrder = running.BootOrder
 	}
 	if keep("another UUID", wanted.BIOSUUID == running.BIOSUUID) {

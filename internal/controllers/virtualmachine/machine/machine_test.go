@@ -2,6 +2,7 @@ package machine
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 
@@ -72,6 +73,17 @@ func TestMerge(t *testing.T) {
 				t.Errorf("%+v, changed %v", merged, changed)
 			}
 		})
+	}
+}
+
+// TestMergeWhileDisksAreAwaited: the order of booting is that of the disks when all are there.
+func TestMergeWhileDisksAreAwaited(t *testing.T) {
+	running, wanted := sample(), sample()
+	running.Awaiting = []string{"data"}
+	wanted.Disks, wanted.BootOrder = append(wanted.Disks, machinev1.Disk{Name: "data"}), []string{"data", wanted.Disks[0].Name}
+	merged, pending, changed := Merge(running, wanted)
+	if len(pending) > 0 || !changed || !slices.Equal(merged.BootOrder, wanted.BootOrder) {
+		t.Errorf("%+v, pending %q", merged, pending)
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	netop "atoll.dev/atoll/api/netoperator/v1alpha1"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/fields"
 )
 
 // Labels of NetworkInterfaces, as VM Operator sets them.
@@ -124,6 +125,12 @@ func status(w Wanted, ni *netop.NetworkInterface, now time.Time) netop.NetworkIn
 		ready.LastTransitionTime = metav1.NewTime(now.Truncate(time.Second))
 	}
 	s.Conditions = []netop.NetworkCondition{ready}
+	for _, c := range ni.Status.Conditions {
+		if c.Type == fields.Condition {
+			s.Conditions = append(s.Conditions, c)
+		}
+	}
+	s.Conditions = fields.WithCondition(s.Conditions, fields.OfNetworkInterface(&ni.Spec), now)
 	return s
 }
 

@@ -11,7 +11,8 @@
 //	                                a host cannot take memory back from a guest without killing it
 //	spec.configSpec                 numCPUs, memoryMB, numCoresPerSocket, firmware, nestedHVEnabled, cpuHotAddEnabled,
 //	                                memoryHotAddEnabled, latencySensitivity high (processors pinned), extraConfig
-//	                                sched.mem.lpage.enable1GPage (huge pages), vTPM and reservations
+//	                                sched.mem.lpage.enable1GPage (huge pages) and atoll.dev/cpu-model, vTPM and
+//	                                reservations
 //
 // A machine without a CPU reservation asks for 10m for each processor, so that an idle one takes no room of others.
 // It can grow without a restart to four times its size, unless configSpec forbids it.
@@ -21,6 +22,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
+	"slices"
 	"strings"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
@@ -42,7 +45,12 @@ const (
 	hugePage     = 1 << 30
 	hugePageName = corev1.ResourceHugePagesPrefix + "1Gi"
 	maxConfig    = 1 << 20
+	// ModelOption of a configSpec's extraConfig is the model of processor: "host", or one of QEMU's.
+	ModelOption = "atoll.dev/cpu-model"
 )
+
+// modelText is what the name of a model can be.
+var modelText = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$`)
 
 // Size is what a class says.
 type Size struct {
@@ -51,6 +59,7 @@ type Size struct {
 	Memory, MaxMemory int64
 	HugePageBytes     int64
 	Pinned, Nested    bool
+	CPUModel          string // empty for the baseline of the host
 	Firmware          string // empty when the class has no preference
 	TPM               bool
 	// ReservedMHz and ReservedMemory are for the status.
@@ -110,7 +119,9 @@ func Read(class *vmopv1.VirtualMachineClassSpec) (Size, error) {
 	if err := s.hardware(class, c); err != nil {
 		return Size{}, err
 	}
-	s.extra(c)
+	if err := s.extra(c); err != nil {
+		return Size{}, err
+	}
 	s.resources(class, c)
 	if len(class.Hardware.Devices.VGPUDevices) > 0 {
 		s.Unused = append(s.Unused, "spec.hardware.devices.vgpuDevices")
@@ -118,8 +129,19 @@ func Read(class *vmopv1.VirtualMachineClassSpec) (Size, error) {
 	if len(class.Hardware.Devices.DynamicDirectPathIODevices) > 0 {
 		s.Unused = append(s.Unused, "spec.hardware.devices.dynamicDirectPathIODevices")
 	}
-	if len(class.Hardware.InstanceStorage.Volumes) > 0 {
-		s.Unused = append(s.Unused, "spec.hardware.instanceStorage")
+	for _, f := range []struct {
+		name string
+		set  bool
+	}{
+		{"spec.hardware.instanceStorage", len(class.Hardware.InstanceStorage.Volumes) > 0},
+		{"spec.controllerName", class.ControllerName != ""},
+		{"spec.reservedProfileID", class.ReservedProfileID != ""},
+		{"spec.reservedSlots", class.ReservedSlots != 0},
+		{"spec.policies.resources.limits.memory", !class.Policies.Resources.Limits.Memory.IsZero()},
+	} {
+		if f.set {
+			s.Unused = append(s.Unused, f.name)
+		}
 	}
 	return s, nil
 }
@@ -156,16 +178,26 @@ func (s *Size) hardware(class *vmopv1.VirtualMachineClassSpec, c config) error {
 }
 
 // extra reads the options and devices of a configSpec.
-func (s *Size) extra(c config) {
+func (s *Size) extra(c config) error {
 	for _, o := range c.ExtraConfig {
 		switch {
 		case o.Key == "sched.mem.lpage.enable1GPage" && strings.EqualFold(fmt.Sprint(o.Value), "true"):
 			if s.Memory%hugePage == 0 {
 				s.HugePageBytes, s.MaxMemory = hugePage, s.Memory
 			}
+		case o.Key == ModelOption:
+			s.CPUModel = fmt.Sprint(o.Value)
+			if !modelText.MatchString(s.CPUModel) {
+				return fmt.Errorf("%w: spec.configSpec.extraConfig[%s] is %q, and must be host or one of the models that qemu-system-x86_64 -cpu help lists", ErrInvalid, o.Key, s.CPUModel)
+			}
 		case o.Key != "":
 			s.Unused = append(s.Unused, "spec.configSpec.extraConfig["+o.Key+"]")
 		}
+	}
+	// The host's own processor has virtualisation. Under KVM, QEMU takes svm from models that have it by their definition,
+	// and none has vmx.
+	if s.Nested && !slices.Contains([]string{"", "host", "max"}, s.CPUModel) {
+		return fmt.Errorf("%w: spec.configSpec.nestedHVEnabled is true, and spec.configSpec.extraConfig[%s] is %s, a model without virtualisation of its own; name host or no model, or set nestedHVEnabled to false", ErrInvalid, ModelOption, s.CPUModel)
 	}
 	for _, d := range c.DeviceChange {
 		device, _ := d["device"].(map[string]any)
@@ -175,6 +207,7 @@ func (s *Size) extra(c config) {
 			s.Unused = append(s.Unused, "spec.configSpec.deviceChange["+name+"]")
 		}
 	}
+	return nil
 }
 
 // resources sets what the pod asks for.

@@ -11,6 +11,8 @@
 //	                                              others                    refused
 //	create another pod with anything reserved     the controller            accepted
 //	                                              others                    refused
+//	make or change another pod to have the image  the controller            accepted
+//	    of such pods                              others                    refused
 //	change spec, owners, reserved of such a pod   the controller            accepted
 //	                                              others                    refused
 //	change its status                             anybody who may           accepted
@@ -20,6 +22,9 @@
 //	                                              parts of the control plane
 //	                                              others                    refused, unless nothing owns the pod
 //	evict (pods/eviction), exec, attach, logs     anybody who may           accepted
+//
+// The image is theirs alone since the kubelet does not start a pod with imagePullPolicy Never while it pulls an image of
+// the same name for another.
 //
 // Administrators are no exception: a machine is stopped by its powerState, and the error says how. Who must get
 // around this can impersonate the controller.
@@ -47,6 +52,7 @@ import (
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/datadir/pki"
+	"atoll.dev/atoll/internal/kube/admission/podimages"
 )
 
 // PluginName is the name of the plugin in the admission chain.
@@ -149,7 +155,19 @@ func (p *Plugin) create(pod *core.Pod) error {
 	for name := range reserved(pod) {
 		return fmt.Errorf("metadata: %s is for the pods of virtual machines, which are made by the system; remove it", name)
 	}
-	return nil
+	return noMachineImage(pod)
+}
+
+// noMachineImage refuses the image of the pods of virtual machines, for containers as for volumes.
+func noMachineImage(pod *core.Pod) error {
+	repository, _, _ := strings.Cut(machinev1.Image, ":")
+	var err error
+	podimages.Each(pod, func(image, _ string) {
+		if rest, ok := strings.CutPrefix(image, repository); err == nil && ok && (rest == "" || rest[0] == ':' || rest[0] == '@') {
+			err = fmt.Errorf("image %s is for the pods of virtual machines, which are made by the system; name another image", image)
+		}
+	})
+	return err
 }
 
 func (p *Plugin) update(a admission.Attributes, pod, old *core.Pod) error {
@@ -165,7 +183,10 @@ func (p *Plugin) update(a admission.Attributes, pod, old *core.Pod) error {
 	if !apiequality.Semantic.DeepEqual(was, is) {
 		return fmt.Errorf("metadata of %s: the annotations and labels of atoll.dev are the system's; change the VirtualMachine instead", what(old))
 	}
-	if !machine || isControlPlane(a.GetUserInfo()) {
+	if !machine {
+		return noMachineImage(pod)
+	}
+	if isControlPlane(a.GetUserInfo()) {
 		return nil
 	}
 	switch {

@@ -10,11 +10,13 @@ import (
 	vmopv1alpha4 "github.com/vmware-tanzu/vm-operator/api/v1alpha4"
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/validation/path"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apiserver/pkg/admission"
+	"k8s.io/client-go/dynamic"
 	"sigs.k8s.io/controller-runtime/pkg/conversion"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
@@ -196,10 +198,57 @@ func (p *Plugin) machineImages(ctx context.Context, b *atoll.SupervisorNamespace
 			return err
 		}
 	}
-	if now.image == nil && now.imageName != "" && (old == nil || old.imageName != now.imageName) {
-		return p.machineImage(ctx, b, namespaceImage, now.imageName, "spec.imageName "+now.imageName)
+	if now.image != nil || now.imageName == "" || old != nil && old.imageName == now.imageName {
+		return nil
+	}
+	found, err := p.named(ctx, b.Name, now.imageName)
+	if err != nil {
+		return err
+	}
+	for _, ref := range found {
+		if err := p.machineImage(ctx, b, ref.Kind, ref.Name, "spec.imageName "+now.imageName); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// named are the images that spec.imageName of a template may mean, which nobody resolves before a machine is made of it: an
+// object of the namespace, else one of the cluster, else all that are displayed so. What is not there is of no library.
+func (p *Plugin) named(ctx context.Context, namespace, name string) ([]vmopv1.VirtualMachineImageRef, error) {
+	kinds := []string{namespaceImage, clusterImage}
+	clients := []dynamic.ResourceInterface{
+		p.source.dynamic.Resource(vmopv1.GroupVersion.WithResource("virtualmachineimages")).Namespace(namespace),
+		p.source.dynamic.Resource(vmopv1.GroupVersion.WithResource("clustervirtualmachineimages")),
+	}
+	for i, c := range clients {
+		if len(path.IsValidPathSegmentName(name)) > 0 {
+			break // what is displayed may have slashes
+		}
+		_, err := c.Get(ctx, name, metav1.GetOptions{})
+		if err == nil {
+			return []vmopv1.VirtualMachineImageRef{{Kind: kinds[i], Name: name}}, nil
+		}
+		if !apierrors.IsNotFound(err) {
+			return nil, fmt.Errorf("looking for image %s: %w", name, err)
+		}
+	}
+	var out []vmopv1.VirtualMachineImageRef
+	for i, c := range clients {
+		list, err := c.List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return nil, fmt.Errorf("listing images: %w", err)
+		}
+		for _, image := range list.Items {
+			if display, _, _ := unstructured.NestedString(image.Object, "status", "name"); display == name {
+				out = append(out, vmopv1.VirtualMachineImageRef{Kind: kinds[i], Name: image.GetName()})
+			}
+		}
+	}
+	if len(out) == 0 {
+		out = append(out, vmopv1.VirtualMachineImageRef{Kind: namespaceImage, Name: name})
+	}
+	return out, nil
 }
 
 // refs are all images of a virtual machine.

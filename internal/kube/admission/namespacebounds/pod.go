@@ -9,11 +9,11 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"k8s.io/apiserver/pkg/admission"
 	"k8s.io/kubernetes/pkg/apis/core"
-	podutil "k8s.io/kubernetes/pkg/apis/core/pods"
 	corev1conversion "k8s.io/kubernetes/pkg/apis/core/v1"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	machinev1 "atoll.dev/atoll/api/machine/v1"
+	"atoll.dev/atoll/internal/kube/admission/podimages"
 	"atoll.dev/atoll/internal/kube/admission/podruntime"
 )
 
@@ -46,10 +46,12 @@ func (p *Plugin) pod(a admission.Attributes, b *atoll.SupervisorNamespace, pod, 
 	if p.handler(pod) == machinev1.RuntimeClass { // AtollMachinePods sees to who makes it; its VirtualMachine is held to limits
 		return nil
 	}
-	if create {
+	if create || a.GetSubresource() == "ephemeralcontainers" { // nothing more begins in a pod that has stayed outside of micro-VMs
 		if err := p.runtime(b, pod); err != nil {
 			return err
 		}
+	}
+	if create {
 		if name := pod.Spec.PriorityClassName; strings.HasPrefix(name, systemPriority) {
 			return fmt.Errorf("namespace %q: the priority classes of the system may not be used, since pods of others would have to go; asked: spec.priorityClassName %s; "+
 				"administrators can offer another PriorityClass; %s", b.Name, name, owners(b))
@@ -111,7 +113,7 @@ func (p *Plugin) needsHost(b *atoll.SupervisorNamespace, pod *core.Pod) error {
 // micro-VM can have both, and the host's own services and other people's would be within reach.
 func reachesHost(pod *core.Pod) []string {
 	var out []string
-	visit(pod, func(c *core.Container, path *field.Path) {
+	podimages.Containers(pod, func(c *core.Container, path *field.Path) {
 		for i, p := range c.Ports {
 			if p.HostPort != 0 {
 				out = append(out, path.Child("ports").Index(i).Child("hostPort").String())
@@ -171,10 +173,10 @@ func privileged(b *atoll.SupervisorNamespace, pod, old *core.Pod) error {
 	}
 	known := map[string]bool{}
 	if old != nil { // a container cannot become privileged, but ephemeral ones can come
-		visit(old, func(c *core.Container, _ *field.Path) { known[c.Name] = isPrivileged(c) })
+		podimages.Containers(old, func(c *core.Container, _ *field.Path) { known[c.Name] = isPrivileged(c) })
 	}
 	var asked []string
-	visit(pod, func(c *core.Container, path *field.Path) {
+	podimages.Containers(pod, func(c *core.Container, path *field.Path) {
 		if isPrivileged(c) && !known[c.Name] {
 			asked = append(asked, path.Child("securityContext", "privileged").String())
 		}
@@ -189,14 +191,6 @@ func isPrivileged(c *core.Container) bool {
 	return c.SecurityContext != nil && c.SecurityContext.Privileged != nil && *c.SecurityContext.Privileged
 }
 
-// visit calls f for all containers, ephemeral ones too.
-func visit(pod *core.Pod, f func(*core.Container, *field.Path)) {
-	podutil.VisitContainersWithPath(&pod.Spec, field.NewPath("spec"), func(c *core.Container, path *field.Path) bool {
-		f(c, path)
-		return true
-	})
-}
-
 // images holds container images and image volumes to the patterns.
 func images(b *atoll.SupervisorNamespace, pod, old *core.Pod) error {
 	if b.Spec.Images == nil {
@@ -204,10 +198,10 @@ func images(b *atoll.SupervisorNamespace, pod, old *core.Pod) error {
 	}
 	known := map[string]bool{}
 	if old != nil {
-		each(old, func(image, _ string) { known[image] = true })
+		podimages.Each(old, func(image, _ string) { known[image] = true })
 	}
 	var asked string
-	each(pod, func(image, path string) {
+	podimages.Each(pod, func(image, path string) {
 		if asked == "" && !known[image] && !imageAllowed(b.Spec.Images, image) {
 			asked = path + " " + image
 		}
@@ -216,18 +210,4 @@ func images(b *atoll.SupervisorNamespace, pod, old *core.Pod) error {
 		return nil
 	}
 	return refuse(b, "spec.images", b.Spec.Images, asked)
-}
-
-// each calls f for all images of a pod, with where they are.
-func each(pod *core.Pod, f func(image, path string)) {
-	visit(pod, func(c *core.Container, path *field.Path) {
-		if c.Image != "" { // a container without one is for validation
-			f(c.Image, path.Child("image").String())
-		}
-	})
-	for i, v := range pod.Spec.Volumes {
-		if v.Image != nil && v.Image.Reference != "" {
-			f(v.Image.Reference, field.NewPath("spec", "volumes").Index(i).Child("image", "reference").String())
-		}
-	}
 }

@@ -53,6 +53,7 @@ func anImage(cluster bool, name, library string) []runtime.Object {
 		u := &unstructured.Unstructured{Object: map[string]any{"apiVersion": api, "kind": kind, "spec": spec}}
 		u.SetName(name)
 		u.SetNamespace(ns)
+		_ = unstructured.SetNestedField(u.Object, "called "+name, "status", "name")
 		return u
 	}
 	return []runtime.Object{
@@ -155,8 +156,11 @@ func TestMachines(t *testing.T) {
 		"apiVersion": "vmoperator.vmware.com/v1alpha5", "kind": "VirtualMachineClassInstance",
 		"metadata": m{"name": "huge-1", "namespace": shopNS, "annotations": m{classAnnotation: "huge"}},
 	}}
-	set := vm("v1alpha5", m{"template": m{"spec": m{"className": "huge"}}})
-	set.SetKind("VirtualMachineReplicaSet")
+	setOf := func(spec m) *unstructured.Unstructured {
+		set := vm("v1alpha5", m{"template": m{"spec": spec}})
+		set.SetKind("VirtualMachineReplicaSet")
+		return set
+	}
 	var out strings.Builder
 	for _, c := range []struct {
 		name    string
@@ -168,7 +172,12 @@ func TestMachines(t *testing.T) {
 		{"class not allowed, oldest version", classes, vm("v1alpha2", m{"className": "huge"}), nil},
 		{"instance of a class", classes, vm("v1alpha5", m{"className": "small", "class": ref("VirtualMachineClassInstance", "huge-1")}), nil},
 		{"instance that is not there", classes, vm("v1alpha5", m{"class": ref("VirtualMachineClassInstance", "gone")}), nil},
-		{"a replica set", classes, set, nil},
+		{"a replica set", classes, setOf(m{"className": "huge"}), nil},
+		{"a replica set of an image by name", sources, setOf(m{"imageName": "vmi-blessed"}), nil},
+		{"a replica set of an image by display name", sources, setOf(m{"imageName": "called vmi-own"}), nil},
+		{"a replica set of another image by name", sources, setOf(m{"imageName": "vmi-other"}), nil},
+		{"a replica set of another image by display name", sources, setOf(m{"imageName": "called vmi-other"}), nil},
+		{"a replica set of an image that is not there", sources, setOf(m{"imageName": "called nothing"}), nil},
 		{"resized", classes, vm("v1alpha4", m{"className": "huge"}), vm("v1alpha4", m{"className": "small"})},
 		{"an old one is stopped", classes, vm("v1alpha3", m{"className": "huge", "powerState": "PoweredOff"}), vm("v1alpha3", m{"className": "huge"})},
 		{"storage allowed", storage, vm("v1alpha5", m{"storageClass": "gold"}), nil},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"testing"
 
+	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -62,7 +63,11 @@ func newWorld(t testing.TB, spec atoll.SupervisorNamespaceSpec, objects ...runti
 	client := fake.NewClientset()
 	factory := informers.NewSharedInformerFactory(client, 0)
 	p := New(NewSource())
-	kinds := map[schema.GroupVersionResource]string{atoll.SupervisorNamespaces(): "SupervisorNamespaceList"}
+	kinds := map[schema.GroupVersionResource]string{
+		atoll.SupervisorNamespaces():                                    "SupervisorNamespaceList",
+		vmopv1.GroupVersion.WithResource("virtualmachineimages"):        "VirtualMachineImageList",
+		vmopv1.GroupVersion.WithResource("clustervirtualmachineimages"): "ClusterVirtualMachineImageList",
+	}
 	later := &unstructured.Unstructured{Object: map[string]any{
 		"apiVersion": "atoll.dev/v1alpha1", "kind": "SupervisorNamespace", "metadata": map[string]any{"name": laterNS},
 		"status": map[string]any{"effective": map[string]any{"images": []any{"registry.atoll.local/later/**"}}},

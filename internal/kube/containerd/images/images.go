@@ -142,6 +142,14 @@ func (c *Client) Pull(ctx context.Context, name string, auth Auth) (Image, error
 	if err != nil {
 		return Image{}, fmt.Errorf("pulling %s: %w", full, plain(err))
 	}
+	ctx = withNamespace(ctx)
+	img, err := c.client.ImageService().Get(ctx, full)
+	if err == nil {
+		err = c.own(ctx, img.Target, withDigests([]string{full}, img.Target))
+	}
+	if err != nil {
+		return Image{}, fmt.Errorf("pulling %s: %w", full, err)
+	}
 	return c.Status(ctx, r.GetImageRef())
 }
 

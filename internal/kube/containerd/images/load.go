@@ -130,7 +130,7 @@ func (c *Client) addImage(ctx context.Context, m ocispec.Descriptor, o LoadOptio
 			return nil, fmt.Errorf("naming image %s: %w", name, err)
 		}
 	}
-	return names, nil
+	return names, c.own(ctx, m, names)
 }
 
 // tagNames returns the names an archive gives an image.
@@ -232,24 +232,13 @@ func (c *Client) setName(ctx context.Context, img images.Image) error {
 // waitVisible waits until the CRI plugin, which learns of new names through
 // events, knows name.
 func (c *Client) waitVisible(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
+	return wait(ctx, name, func() (bool, error) {
 		_, err := c.Status(ctx, name)
-		if err == nil {
-			return nil
+		if errors.Is(err, ErrNotFound) {
+			return false, nil
 		}
-		if !errors.Is(err, ErrNotFound) {
-			return fmt.Errorf("looking for %s: %w", name, err)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for containerd's CRI service to see %s: %w", name, ctx.Err())
-		}
-	}
+		return err == nil, err
+	})
 }
 
 // countingReader reports how much of the archive has been read.

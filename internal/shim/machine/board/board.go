@@ -78,3 +78,15 @@ func (b *Board) JSON() string {
 	}
 	return string(data)
 }
+
+// Now is the time as a State has it.
+func Now() string { return time.Now().UTC().Format(time.RFC3339) }
+
+// Cut bounds a message for people.
+func Cut(s string) string {
+	const limit = 1000
+	if len(s) <= limit {
+		return s
+	}
+	return s[:limit] + "..."
+}

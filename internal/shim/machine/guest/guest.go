@@ -24,6 +24,9 @@ const Timeout = 5 * time.Second
 // infoDir is where a guest puts what CommandGuestInfo asks for: one file for each key.
 const infoDir = "/run/atoll/guestinfo/"
 
+// ErrSilent is what a user is told of an agent that has answered before.
+var ErrSilent = errors.New("the guest agent in the machine has answered before and does not now; the guest may be busy or stand still: look at its serial console (kubectl attach), and try again")
+
 // ErrNoAgent is what a user is told.
 var ErrNoAgent = errors.New("no guest agent answers in the machine; install and start qemu-guest-agent in the guest, or use the serial console (kubectl attach)")
 
@@ -70,6 +73,57 @@ func Shutdown(ctx context.Context, agent *guestagent.Client, how guestagent.Shut
 		return err
 	}
 	return agent.Shutdown(ctx, how)
+}
+
+// flushTimeout bounds how long a guest may take to write everything out.
+const flushTimeout = 30 * time.Second
+
+// Flush has a guest whose agent answers write everything to its disks, before its memory is saved: they are whole then
+// whatever comes of the memory. Mode Hard does not ask, and TrySoft takes no for an answer. A guest that is left frozen is
+// an error in each mode.
+func Flush(ctx context.Context, agent *guestagent.Client, mode machinev1.StopMode) error {
+	if mode != machinev1.Soft && mode != machinev1.TrySoft {
+		return nil
+	}
+	asked, err := askAndFreeze(ctx, agent)
+	if asked { // some may be frozen after an error
+		thawing, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+		defer cancel()
+		if _, thaw := agent.Thaw(thawing); err == nil && thaw != nil {
+			return fmt.Errorf("thawing the file systems of the guest: %w", thaw)
+		}
+	}
+	if err != nil && mode == machinev1.Soft {
+		return fmt.Errorf("asking the guest to write out its file systems: %w; suspendMode TrySoft or Hard suspends it all the same", err)
+	}
+	return nil
+}
+
+func askAndFreeze(ctx context.Context, agent *guestagent.Client) (asked bool, err error) {
+	asking, cancel := context.WithTimeout(ctx, Timeout)
+	defer cancel()
+	if err := agent.Ping(asking); err != nil {
+		return false, err
+	}
+	return true, Freeze(ctx, agent, flushTimeout)
+}
+
+// Freeze has the guest write everything out and hold still. Some file systems may be frozen after an error.
+func Freeze(ctx context.Context, agent *guestagent.Client, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	_, err := agent.Freeze(ctx)
+	return err
+}
+
+// Heartbeat returns nil when the agent answers.
+func Heartbeat(ctx context.Context, agent *guestagent.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, Timeout)
+	defer cancel()
+	if err := agent.Ping(ctx); err != nil {
+		return ErrNoAgent
+	}
+	return nil
 }
 
 func interfaces(all []guestagent.Interface) []machinev1.GuestInterface {

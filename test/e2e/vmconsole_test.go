@@ -1,0 +1,233 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/sha512"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	gwebsocket "github.com/gorilla/websocket"
+)
+
+// TestMachineConsoles: serial console and screen through the API server, and a web console with a ticket.
+func TestMachineConsoles(t *testing.T) {
+	t.Parallel()
+	n := machines(t)
+	n.createBox()
+	cmd := exec.CommandContext(t.Context(), suite.atoll, "vm", "--data-dir", suite.dataDir, "--kubeconfig", suite.dataDir+"/admin.kubeconfig", "-n", n.name, "console", "box")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := &heard{more: make(chan struct{}, 1)}
+	cmd.Stdout, cmd.Stderr = said, said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(in, "\r\necho con$((40+2))sole\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	said.wait(t, "con42sole")
+	_ = in.Close()
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+
+	n.screen("box")
+	n.sshClient("box")
+	look := n.ticket("look", "box")
+	look.good(t)
+	look.refused(t)
+	user := "system:serviceaccount:" + n.name + ":default"
+	n.kubectl("create", "rolebinding", "look", "--clusterrole=view", "--serviceaccount="+n.name+":default")
+	if out, err := exec.CommandContext(t.Context(), suite.atoll, "vm", "--kubeconfig", suite.dataDir+"/admin.kubeconfig", "-n", n.name, "--as", user, "console", "box").CombinedOutput(); err == nil ||
+		!strings.Contains(string(out), "forbidden") {
+		t.Errorf("who may only look used the console: %s", out)
+	}
+}
+
+// screen uses the screen the way a person does: through a port of this host.
+func (n *namespace) screen(name string) {
+	t := n.t
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	cmd := exec.CommandContext(ctx, suite.atoll, "vm", "--kubeconfig", suite.dataDir+"/admin.kubeconfig", "-n", n.name, "vnc", name, "--proxy-only")
+	said := &heard{more: make(chan struct{}, 1)}
+	cmd.Stdout, cmd.Stderr = said, said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Wait() }() // killed by cancel
+	defer cancel()
+	said.wait(t, " (VNC)")
+	_, rest, _ := strings.Cut(said.String(), "is at ")
+	address, _, _ := strings.Cut(rest, " ")
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	defer conn.Close()
+	greeting := make([]byte, 7)
+	if _, err := io.ReadFull(conn, greeting); err != nil || string(greeting) != "RFB 003" {
+		t.Errorf("at %s the screen says %q, %v\n%s", address, greeting, err, said)
+	}
+}
+
+// sshClient has `atoll vm ssh` call an ssh client that says how it was called, and what the guest says at the port that it got.
+func (n *namespace) sshClient(name string) {
+	t := n.t
+	t.Helper()
+	n.exec(name, "sh", "-c", "setsid nc -ll -p 22 -e echo SSH-2.0-tiny </dev/null >/dev/null 2>&1 &")
+	bin, home := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte("#!/bin/bash\necho \"$@\"\nhead -n 1 </dev/tcp/127.0.0.1/$2\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), suite.atoll, "vm", "--kubeconfig", suite.dataDir+"/admin.kubeconfig", "-n", n.name, "ssh", name, "--user", "ann", "--", "uname", "-n")
+	cmd.Env = append(os.Environ(), "HOME="+home, "PATH="+bin+":"+os.Getenv("PATH"))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("atoll vm ssh: %v\n%s", err, out)
+	}
+	for _, want := range []string{
+		"-p ", " -l ann ", " HostKeyAlias=atoll-vm-" + n.field("vm/"+name, ".metadata.uid") + " ", " UserKnownHostsFile=" + filepath.Join(home, ".atoll", "known_hosts") + " ",
+		" 127.0.0.1 uname -n\n", "\nSSH-2.0-tiny\n",
+	} {
+		contains(t, string(out), want)
+	}
+}
+
+// ticket is an address of a machine's screen.
+type ticket struct {
+	target  string
+	expires time.Time
+}
+
+// ticket asks for one with a request of a name.
+func (n *namespace) ticket(request, machine string) ticket {
+	t := n.t
+	t.Helper()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	public := strings.ReplaceAll(string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})), "\n", "\n    ")
+	asked := time.Now()
+	n.apply(fmt.Sprintf(`
+apiVersion: vmoperator.vmware.com/v1alpha2
+kind: VirtualMachineWebConsoleRequest
+metadata: {name: %s}
+spec:
+  name: %s
+  publicKey: |
+    %s
+`, request, machine, public))
+	object := "virtualmachinewebconsolerequest/" + request
+	var response string
+	eventually(t, "the ticket", func() error {
+		if response = n.field(object, ".status.response"); response == "" {
+			return fmt.Errorf("no answer yet")
+		}
+		return nil
+	})
+	answered := time.Now()
+	expires, err := time.Parse(time.RFC3339, n.field(object, ".status.expiryTime"))
+	if err != nil || expires.Before(asked.Add(119*time.Second)) || expires.After(answered.Add(120*time.Second)) { // of whole seconds
+		t.Errorf("a ticket that was asked for at %s expires at %s, %v", asked, expires, err)
+	}
+	secret, err := base64.StdEncoding.DecodeString(response)
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, err := rsa.DecryptOAEP(sha512.New(), nil, key, secret, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ticket{target: string(target), expires: expires}
+}
+
+func (k ticket) dial(t *testing.T) (*gwebsocket.Conn, *http.Response, error) {
+	dialer := gwebsocket.Dialer{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, Subprotocols: []string{"binary"}}
+	return dialer.DialContext(t.Context(), k.target, nil)
+}
+
+// good wants to see the screen.
+func (k ticket) good(t *testing.T) {
+	t.Helper()
+	conn, _, err := k.dial(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	_, greeting, err := conn.ReadMessage()
+	if err != nil || !strings.HasPrefix(string(greeting), "RFB 003") {
+		t.Errorf("the screen says %q, %v", greeting, err)
+	}
+}
+
+// refused wants not to.
+func (k ticket) refused(t *testing.T) {
+	t.Helper()
+	if _, resp, err := k.dial(t); err == nil || resp == nil || resp.StatusCode != http.StatusForbidden {
+		t.Errorf("a ticket that expires at %s was good, or good twice: %v", k.expires, err)
+	}
+}
+
+// heard collects what is written and wakes who waits for it.
+type heard struct {
+	more chan struct{}
+
+	mu   sync.Mutex // guards text
+	text bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (h *heard) Write(p []byte) (int, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	select {
+	case h.more <- struct{}{}:
+	default:
+	}
+	return h.text.Write(p)
+}
+
+// String is what was written until now.
+func (h *heard) String() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.text.String()
+}
+
+func (h *heard) wait(t *testing.T, text string) {
+	t.Helper()
+	timeout := time.After(patience)
+	for !strings.Contains(h.String(), text) {
+		select {
+		case <-h.more:
+		case <-timeout:
+			t.Fatalf("%q was not said:\n%s", text, h.String())
+		}
+	}
+}
