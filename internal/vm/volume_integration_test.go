@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"atoll.dev/atoll/internal/datadir/handover"
+	"atoll.dev/atoll/internal/storage/luks/lukstest"
 	"atoll.dev/atoll/internal/vm"
 	"atoll.dev/atoll/internal/vm/vmtest"
 )
@@ -34,11 +35,11 @@ func qemuImg(t testing.TB, args ...string) string {
 func qcow2(t testing.TB, name, backing string, args ...string) string {
 	t.Helper()
 	name = filepath.Join(t.TempDir(), name)
-	args = append([]string{"create", "-q", "-f", "qcow2"}, args...)
+	args = append([]string{"-f", "qcow2"}, args...)
 	if backing != "" {
 		args = append(args, "-b", backing, "-F", "qcow2")
 	}
-	qemuImg(t, append(args, name, "8M")...)
+	must(t, lukstest.Create(append(args, name, "8M")...))
 	return name
 }
 
@@ -218,7 +219,7 @@ func TestVolumeLUKS(t *testing.T) {
 	base := qcow2(t, "base", "", luks...)
 	top := qcow2(t, "top", "", luks...)
 	raw := filepath.Join(t.TempDir(), "raw")
-	qemuImg(t, append(append([]string{"create", "-q", "-f", "luks"}, secret...), "-o", "key-secret=k,iter-time=10", raw, "8M")...)
+	must(t, lukstest.Create(append(append([]string{"-f", "luks"}, secret...), "-o", "key-secret=k,iter-time=10", raw, "8M")...))
 	chain := func(k string) []vm.Layer {
 		l := layers(t, os.O_RDWR, base, top)
 		for i := range l {

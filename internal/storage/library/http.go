@@ -172,7 +172,7 @@ func (l *Library) receive(ctx context.Context, cancel context.CancelCauseFunc, i
 	}
 }
 
-// request asks for the file from an offset on.
+// request asks for the file from an offset on, or for all of it where the server has nothing from there.
 func (t transfer) request(ctx context.Context, at int64, validator string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, t.url, nil)
 	if err != nil {
@@ -195,6 +195,11 @@ func (t transfer) request(ctx context.Context, at int64, validator string) (*htt
 	switch code := answer.StatusCode; {
 	case code == http.StatusOK, code == http.StatusPartialContent && at > 0:
 		return answer, nil
+	case code == http.StatusRequestedRangeNotSatisfiable && at > 0: // shorter than it was, or a server without open ranges
+		if err := answer.Body.Close(); err != nil {
+			return nil, fmt.Errorf("getting %.200s: %w", t.url, err)
+		}
+		return t.request(ctx, 0, "")
 	case code == http.StatusNotFound, code == http.StatusGone, code == http.StatusForbidden, code == http.StatusUnauthorized, code == http.StatusBadRequest:
 		err = fmt.Errorf("%w: %.200s answers %s", ErrSource, t.url, answer.Status)
 	default:

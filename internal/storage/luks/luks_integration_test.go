@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"atoll.dev/atoll/internal/storage/luks/lukstest"
 	"atoll.dev/atoll/internal/storage/qcow2"
 )
 
@@ -110,10 +111,8 @@ func replace(t *testing.T, path string, header []byte) {
 // TestQEMUsHeader: a header that qemu-img made is read, and its slots changed.
 func TestQEMUsHeader(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "image")
-	out, err := exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=k,data=one",
-		"-o", "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10", path, "1G").CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	if err := lukstest.Create("-f", "qcow2", "--object", "secret,id=k,data=one", "-o", "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10", path, "1G"); err != nil {
+		t.Fatal(err)
 	}
 	f, err := os.Open(path)
 	if err != nil {

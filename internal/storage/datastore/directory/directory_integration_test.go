@@ -21,6 +21,7 @@ import (
 	"atoll.dev/atoll/internal/storage/datastore"
 	"atoll.dev/atoll/internal/storage/datastore/chain"
 	"atoll.dev/atoll/internal/storage/datastore/enginetest"
+	"atoll.dev/atoll/internal/storage/luks/lukstest"
 	"atoll.dev/atoll/internal/storage/qcow2"
 )
 
@@ -191,7 +192,7 @@ func TestHostileImages(t *testing.T) {
 		"smaller": {func(path string) error { return qemuImg("create", "-q", "-f", "qcow2", path, "1M") }, datastore.ProblemCorrupt},
 		"raw":     {func(path string) error { return qemuImg("create", "-q", "-f", "raw", path, "1G") }, datastore.ProblemCorrupt},
 		"encrypted": {func(path string) error {
-			return qemuImg("create", "-q", "-f", "qcow2", "--object", "secret,id=k,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10", path, "1G")
+			return lukstest.Create("-f", "qcow2", "--object", "secret,id=k,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=k,encrypt.iter-time=10", path, "1G")
 		}, datastore.ProblemCorrupt},
 		"cut off": {func(path string) error { return os.Truncate(path, 50) }, datastore.ProblemCorrupt},
 		"zeros":   {func(path string) error { return os.WriteFile(path, make([]byte, 1<<20), 0o600) }, datastore.ProblemCorrupt},
