@@ -176,6 +176,10 @@ func (a *app) upForeground(ctx context.Context, t datadir.Tree, s up.Settings) e
 	})
 }
 
+// servicesNice makes the session of the services weigh nine times what one weighs by default: against the pods of
+// a host with two processors five to one.
+const servicesNice = -10
+
 // upBackground is what systemd or the keeper runs: the log goes to standard
 // error, which is a file.
 func (a *app) upBackground(ctx context.Context, t datadir.Tree, s up.Settings) error {
@@ -188,6 +192,10 @@ func (a *app) upBackground(ctx context.Context, t datadir.Tree, s up.Settings) e
 	}
 	if err := requirePreflight(ctx, t, s, note); err != nil {
 		return err
+	}
+	// Guests that take all processors must not keep the services from theirs, which is little.
+	if err := process.SetSessionNice(os.Getpid(), servicesNice); err != nil {
+		logger.Warn("services run with the priority of a guest", "error", err)
 	}
 	return a.runSupervisor(ctx, t, s, a.ErrOut, detach.New(t, logger).Watch, nil)
 }

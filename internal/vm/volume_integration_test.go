@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"atoll.dev/atoll/internal/datadir/handover"
-	"atoll.dev/atoll/internal/storage/luks/lukstest"
+	"atoll.dev/atoll/internal/testkit/lukstest"
 	"atoll.dev/atoll/internal/vm"
 	"atoll.dev/atoll/internal/vm/vmtest"
 )

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"atoll.dev/atoll/internal/storage/luks/lukstest"
+	"atoll.dev/atoll/internal/testkit/lukstest"
 	"atoll.dev/atoll/internal/storage/qcow2"
 )
 

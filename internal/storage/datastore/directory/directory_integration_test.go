@@ -21,7 +21,7 @@ import (
 	"atoll.dev/atoll/internal/storage/datastore"
 	"atoll.dev/atoll/internal/storage/datastore/chain"
 	"atoll.dev/atoll/internal/storage/datastore/enginetest"
-	"atoll.dev/atoll/internal/storage/luks/lukstest"
+	"atoll.dev/atoll/internal/testkit/lukstest"
 	"atoll.dev/atoll/internal/storage/qcow2"
 )
 

@@ -1,4 +1,4 @@
-// Package lukstest has QEMU make encrypted images for tests.
+// Package lukstest has QEMU make encrypted images. It is for tests only.
 package lukstest
 
 import (
