@@ -151,8 +151,9 @@ func (n *namespace) probesPass(ends []string) {
 // deniedIsTold looks for both ends in the log and the counters.
 func (n *namespace) deniedIsTold(from, to string) {
 	n.t.Helper()
+	url := "http://" + n.field("service/"+to, ".spec.clusterIP") + "/"
 	eventually(n.t, "the log of what was denied", func() error {
-		_ = n.reach(from, "http://"+n.field("service/"+to, ".spec.clusterIP")+"/")
+		_ = n.reach(from, url)
 		out := atollOK(n.t, "network", "denied", "-n", n.name)
 		for line := range strings.Lines(out) {
 			if strings.Contains(line, "denied=ingress tier=owner from="+n.name+"/"+from+"(") && strings.Contains(line, " to="+n.name+"/"+to+"(") && strings.Contains(line, "port=80/TCP") {

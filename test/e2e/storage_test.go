@@ -338,9 +338,9 @@ parameters: {bandwidth: %s}
 // volumeCapacity: the scheduler is told how much room there is.
 func volumeCapacity(t *testing.T, n *namespace) {
 	eventually(t, "the room for volumes of class atoll", func() error {
-		out := run(t, "", "get", "csistoragecapacities", "-n", "kube-system", "-o",
+		out, err := kubectl(t.Context(), "", "get", "csistoragecapacities", "-n", "kube-system", "-o",
 			`jsonpath={range .items[?(@.storageClassName=="atoll")]}{.capacity} {.nodeTopology.matchLabels}{"\n"}{end}`)
-		if !strings.Contains(out, "topology.csi.atoll.dev/node") || strings.HasPrefix(out, "0 ") {
+		if err != nil || !strings.Contains(out, "topology.csi.atoll.dev/node") || strings.HasPrefix(out, "0 ") {
 			return fmt.Errorf("got %q", out)
 		}
 		return nil
@@ -355,7 +355,11 @@ func volumeMetrics(t *testing.T, n *namespace) {
 	node := n.field("pod/web-0", ".spec.nodeName")
 	want := regexp.MustCompile(`kubelet_volume_stats_used_bytes\{namespace="` + n.name + `",persistentvolumeclaim="data-web-0"\} ([0-9.e+]+)`)
 	eventually(t, "the used bytes of the volume", func() error {
-		m := want.FindStringSubmatch(run(t, "", "get", "--raw", "/api/v1/nodes/"+node+"/proxy/metrics"))
+		out, err := n.try("get", "--raw", "/api/v1/nodes/"+node+"/proxy/metrics")
+		if err != nil {
+			return err
+		}
+		m := want.FindStringSubmatch(out)
 		if m == nil {
 			return fmt.Errorf("there is no such metric")
 		}

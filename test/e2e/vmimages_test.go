@@ -259,7 +259,10 @@ func TestInterruptedImport(t *testing.T) {
 		return nil
 	})
 	eventually(t, "the status to say how far it is", func() error {
-		progress := run(t, "", "get", "clustercontentlibraryitem", name, "-o", "jsonpath={.status.progress['phase','bytesTotal','percent']}")
+		progress, err := kubectl(t.Context(), "", "get", "clustercontentlibraryitem", name, "-o", "jsonpath={.status.progress['phase','bytesTotal','percent']}")
+		if err != nil {
+			return err
+		}
 		var phase string
 		var total, percent int
 		if _, err := fmt.Sscan(progress, &phase, &total, &percent); err != nil || phase != "Transferring" || total != len(b) || percent < 10 || percent > 99 {
