@@ -95,8 +95,11 @@ func (n *namespace) screen(name string) {
 func (n *namespace) sshClient(name string) {
 	t := n.t
 	t.Helper()
-	const listens = "until grep -q ':0016 .* 0A ' /proc/net/tcp /proc/net/tcp6 2>/dev/null; do usleep 100000; done"
-	n.exec(name, "sh", "-c", "setsid nc -ll -p 22 -e echo SSH-2.0-tiny </dev/null >/dev/null 2>&1 & "+listens)
+	n.exec(name, "sh", "-c", "setsid nc -ll -p 22 -e echo SSH-2.0-tiny </dev/null >/dev/null 2>&1 &")
+	eventually(t, "the guest to listen at port 22", func() error { // 16 in hexadecimal, and 0A is listening
+		_, err := n.tryExec(name, "sh", "-c", "cat /proc/net/tcp* | grep ':0016 .* 0A '")
+		return err
+	})
 	bin, home := t.TempDir(), t.TempDir()
 	if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte("#!/bin/bash\necho \"$@\"\nhead -n 1 </dev/tcp/127.0.0.1/$2\n"), 0o700); err != nil {
 		t.Fatal(err)

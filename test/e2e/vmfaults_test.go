@@ -88,7 +88,8 @@ func TestMachineDeaf(t *testing.T) {
 	n.power("box", "PoweredOff")
 	eventually(t, "it to be back at the snapshot", func() error {
 		if wanted, err := n.tryField("vm/box", ".spec.currentSnapshotName"); err != nil || wanted != "" {
-			return fmt.Errorf("%s is still to be gone back to, %w", wanted, err)
+			why, _ := n.tryField("vm/box", `.status.conditions[?(@.type=="VirtualMachineSnapshotRevertSucceeded")].message`)
+			return fmt.Errorf("%s is still to be gone back to: %s", wanted, why)
 		}
 		return nil
 	})

@@ -95,7 +95,8 @@ spec: {type: LoadBalancer, ports: [{name: apiserver, port: 6443, protocol: TCP, 
 	eventually(t, "the service to answer at port 6443", func() error {
 		address, err := n.tryField("vmservice/control", ".status.loadBalancer.ingress[0].ip")
 		if err != nil || address == "" {
-			return fmt.Errorf("no address: %q, %w", address, err)
+			why, _ := n.tryField("vmservice/control", `.metadata.annotations.atoll\.dev/problem`)
+			return fmt.Errorf("no address: %s", why)
 		}
 		return get(t, "http://"+net.JoinHostPort(address, "6443")+"/", "hello from box")
 	})
