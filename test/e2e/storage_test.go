@@ -310,7 +310,7 @@ parameters: {bandwidth: %s}
 		}
 		return end - begin, nil
 	}
-	const limited = 6.0 // seconds at least, at 512 KiB/s
+	const limited = 6.0         // seconds at least, at 512 KiB/s
 	fast := func(when string) { // a host with much to do stalls now and then
 		eventually(t, "4 MiB to take less than half of that "+when, func() error {
 			took, err := write()
