@@ -310,8 +310,9 @@ parameters: {bandwidth: %s}
 		}
 		return end - begin, nil
 	}
-	const limited = 6.0         // seconds at least, at 512 KiB/s
-	fast := func(when string) { // a host with much to do stalls now and then
+	// Seconds that it takes at least at 512 KiB/s. Without a limit a host with much to do stalls now and then.
+	const limited = 6.0
+	fast := func(when string) {
 		eventually(t, "4 MiB to take less than half of that "+when, func() error {
 			took, err := write()
 			if err == nil && took > limited/2 {
