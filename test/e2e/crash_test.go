@@ -169,21 +169,19 @@ func kill(t *testing.T, n *namespace, victim string) (revived func() error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pids := []int{servicePID(t, victim)}
-	if pattern != "" {
-		pids = pidsOfPod(t, n, "db", pattern)
-	}
-	for _, pid := range pids {
-		if pid == 0 {
-			t.Fatalf("atoll status names no process of %s", victim)
-		}
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-			t.Fatalf("killing %s: %v", victim, err)
+	killed := 0
+	if pattern == "" {
+		killed = killService(t, victim)
+	} else {
+		for _, pid := range pidsOfPod(t, n, "db", pattern) {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+				t.Fatalf("killing %s: %v", victim, err)
+			}
 		}
 	}
 	return func() error {
-		if now := servicePID(t, victim); pattern == "" && (now == 0 || now == pids[0]) {
-			return fmt.Errorf("the pid of %s is %d, was %d", victim, now, pids[0])
+		if now := servicePID(t, victim); pattern == "" && (now == 0 || now == killed) {
+			return fmt.Errorf("the pid of %s is %d, was %d", victim, now, killed)
 		}
 		switch now, err := restarts(); {
 		case err != nil:

@@ -15,8 +15,8 @@ import (
 func (n *namespace) classCondition(class, kind, status, text string) {
 	n.t.Helper()
 	eventually(n.t, fmt.Sprintf("condition %s of %s to be %s", kind, class, status), func() error {
-		got := n.field("encryptionclass/"+class, fmt.Sprintf(".status.conditions[?(@.type=='%s')]['status','message']", kind))
-		if !strings.HasPrefix(got, status+" ") || !strings.Contains(got, text) {
+		got, err := n.tryField("encryptionclass/"+class, fmt.Sprintf(".status.conditions[?(@.type=='%s')]['status','message']", kind))
+		if err != nil || !strings.HasPrefix(got, status+" ") || !strings.Contains(got, text) {
 			return fmt.Errorf("it is %q", got)
 		}
 		return nil
@@ -70,7 +70,7 @@ spec: {keyProvider: %s, keyID: %q}
 	// Another key, by the object.
 	class("gold", provider, "second")
 	eventually(t, "the second key", func() error {
-		if got := n.field("encryptionclass/gold", ".status.keyID"); got != "second" {
+		if got, err := n.tryField("encryptionclass/gold", ".status.keyID"); err != nil || got != "second" {
 			return fmt.Errorf("it is %q", got)
 		}
 		return nil

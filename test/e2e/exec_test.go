@@ -146,7 +146,7 @@ spec:
       imagePullPolicy: IfNotPresent
       command: [sh, -c, "mkdir /w; echo forwarded > /w/index.html; exec httpd -f -p 127.0.0.1:8080 -h /w"]
       # kubectl ends when the first connection is refused.
-      readinessProbe: {exec: {command: [wget, -q, -O-, "http://127.0.0.1:8080/"]}}
+      readinessProbe: {exec: {command: [wget, -q, -O-, "http://127.0.0.1:8080/"]}, periodSeconds: 2, timeoutSeconds: 10}
 `)
 	n.ready("web")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -234,7 +234,7 @@ spec:
 		t.Fatal(err)
 	}
 	eventually(t, "the next start of its container", func() error {
-		return is(n.field("pod/fast", ".status.containerStatuses[0].restartCount"), "1")
+		return n.fieldIs("pod/fast", ".status.containerStatuses[0].restartCount", "1")
 	})
 	n.ready("fast")
 	var want strings.Builder

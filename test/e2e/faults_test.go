@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -22,10 +23,11 @@ type status struct {
 	} `json:"services"`
 }
 
+// servicePID is the process of a service, or 0. The status counts also when it fails because something is not ready.
 func servicePID(t *testing.T, name string) int {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), suite.atoll, "status", "-o", "json", "--data-dir", suite.dataDir).Output()
-	if err != nil {
+	out, _ := exec.CommandContext(t.Context(), suite.atoll, "status", "-o", "json", "--data-dir", suite.dataDir).Output()
+	if len(out) == 0 {
 		return 0
 	}
 	var s status
@@ -38,6 +40,21 @@ func servicePID(t *testing.T, name string) int {
 		}
 	}
 	return 0
+}
+
+// killService kills the process of a service as soon as it has one, and returns which that was.
+func killService(t *testing.T, name string) (pid int) {
+	t.Helper()
+	eventually(t, "a process of "+name, func() error {
+		if pid = servicePID(t, name); pid == 0 {
+			return errors.New("atoll status names none")
+		}
+		return nil
+	})
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatalf("killing %s: %v", name, err)
+	}
+	return pid
 }
 
 // pidsMatching lists the processes whose command line contains a pattern.
@@ -66,13 +83,7 @@ func TestKilledServices(t *testing.T) {
 	boot := n.exec("machine", "cat", "/proc/sys/kernel/random/boot_id")
 	started := n.exec("box", "stat", "-c", "%Y", "/proc/1")
 	for _, service := range []string{"agent", "pool", "containerd", "server"} {
-		pid := servicePID(t, service)
-		if pid == 0 {
-			t.Fatalf("atoll status names no process of %s", service)
-		}
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-			t.Fatal(err)
-		}
+		pid := killService(t, service)
 		eventually(t, service+" to come back", func() error {
 			if now := servicePID(t, service); now == 0 || now == pid {
 				return fmt.Errorf("pid is %d, was %d", now, pid)
@@ -80,14 +91,14 @@ func TestKilledServices(t *testing.T) {
 			return nil
 		})
 		eventually(t, "exec after the death of "+service, func() error {
-			out, err := n.try("exec", "box", "--", "stat", "-c", "%Y", "/proc/1")
+			out, err := n.tryExec("box", "stat", "-c", "%Y", "/proc/1")
 			if err == nil && out != started {
 				t.Fatalf("the pod was restarted when %s died", service)
 			}
 			return err
 		})
 		eventually(t, "exec in the virtual machine after the death of "+service, func() error {
-			out, err := n.try("exec", "machine", "--", "cat", "/proc/sys/kernel/random/boot_id")
+			out, err := n.tryExec("machine", "cat", "/proc/sys/kernel/random/boot_id")
 			if err == nil && out != boot {
 				t.Fatalf("the virtual machine was restarted when %s died", service)
 			}
@@ -99,7 +110,7 @@ func TestKilledServices(t *testing.T) {
 	equal(t, "restarts", n.field("pod/box", ".status.containerStatuses[0].restartCount"), "0")
 	n.kubectl("patch", "vm", "machine", "--type=merge", "-p", `{"spec":{"volumes":[{"name":"data","persistentVolumeClaim":{"claimName":"data"}}]}}`)
 	eventually(t, "the guest to see another disk", func() error {
-		return is(n.exec("machine", "sh", "-c", "cat /sys/block/sdb/size 2>/dev/null || true"), fmt.Sprintln(64<<20/512))
+		return n.execIs("machine", fmt.Sprintln(64<<20/512), "sh", "-c", "cat /sys/block/sdb/size 2>/dev/null || true")
 	})
 	equal(t, "boot", n.exec("machine", "cat", "/proc/sys/kernel/random/boot_id"), boot)
 	n.vm("stop", "machine")

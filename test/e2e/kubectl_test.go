@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os/exec"
@@ -14,8 +15,16 @@ import (
 	"time"
 )
 
-// patience bounds every wait for a condition; emulated hosts are slow.
-const patience = 4 * time.Minute
+// How long is waited at the most, which costs nothing where things go well. Hosts that emulate guests are slow, and starve
+// with several of them at once.
+const (
+	patience      = 8 * time.Minute  // for a condition
+	longPatience  = 10 * time.Minute // for what takes several steps, as deletions do
+	crowdPatience = 12 * time.Minute // for many guests or containers together
+)
+
+// timeout is the flag of kubectl for it.
+func timeout(limit time.Duration) string { return "--timeout=" + limit.String() }
 
 // namespace is a test's own corner of the cluster.
 type namespace struct {
@@ -36,7 +45,7 @@ func newNamespace(t *testing.T, labels ...string) *namespace {
 		if t.Failed() {
 			n.describe()
 		}
-		out, err := kubectl(context.Background(), "", "delete", "namespace", name, "--wait=true", "--timeout=180s")
+		out, err := kubectl(context.Background(), "", "delete", "namespace", name, "--wait=true", timeout(longPatience))
 		if err != nil {
 			t.Errorf("deleting the namespace: %v\n%s", err, out)
 		}
@@ -127,6 +136,41 @@ func (n *namespace) field(object, path string) string {
 	return n.kubectl("get", object, "-o", "jsonpath={"+path+"}")
 }
 
+// tryField is field for a look that is taken again: the object may not be there yet, or the API server away.
+func (n *namespace) tryField(object, path string) (string, error) {
+	return n.try("get", object, "-o", "jsonpath={"+path+"}")
+}
+
+// fieldIs is nil once a field is what is wanted.
+func (n *namespace) fieldIs(object, path, want string) error {
+	got, err := n.tryField(object, path)
+	return errors.Join(err, is(got, want))
+}
+
+// lists is nil once kubectl get prints what is wanted.
+func (n *namespace) lists(want string, args ...string) error {
+	got, err := n.try(append([]string{"get"}, args...)...)
+	return errors.Join(err, is(got, want))
+}
+
+// tryExec is exec for commands that may fail, and without what kubectl itself has to say.
+func (n *namespace) tryExec(pod string, command ...string) (string, error) {
+	var stderr strings.Builder
+	cmd := kubectlCommand(n.t.Context(), append([]string{"-n", n.name, "exec", pod, "--"}, command...)...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("exec in %s: %w: %s", pod, err, stderr.String())
+	}
+	return string(out), err
+}
+
+// execIs is nil once a command in a pod prints what is wanted.
+func (n *namespace) execIs(pod, want string, command ...string) error {
+	got, err := n.tryExec(pod, command...)
+	return errors.Join(err, is(got, want))
+}
+
 // time reads a field that is a time.
 func (n *namespace) time(object, path string) time.Time {
 	n.t.Helper()
@@ -140,7 +184,7 @@ func (n *namespace) time(object, path string) time.Time {
 // ready waits until the pod is Ready.
 func (n *namespace) ready(pod string) {
 	n.t.Helper()
-	n.kubectl("wait", "--for=condition=Ready", "pod/"+pod, fmt.Sprintf("--timeout=%s", patience))
+	n.kubectl("wait", "--for=condition=Ready", "pod/"+pod, timeout(patience))
 }
 
 // ended waits until the pod has succeeded or failed and returns its phase.
@@ -148,11 +192,12 @@ func (n *namespace) ended(pod string) string {
 	n.t.Helper()
 	var phase string
 	eventually(n.t, "end of pod "+pod, func() error {
-		phase = n.field("pod/"+pod, ".status.phase")
-		if phase == "Succeeded" || phase == "Failed" {
-			return nil
+		var err error
+		phase, err = n.tryField("pod/"+pod, ".status.phase")
+		if err == nil && phase != "Succeeded" && phase != "Failed" {
+			err = fmt.Errorf("phase is %s", phase)
 		}
-		return fmt.Errorf("phase is %s", phase)
+		return err
 	})
 	return phase
 }
@@ -163,12 +208,15 @@ func (n *namespace) waiting(pod string, reasons ...string) string {
 	var message string
 	eventually(n.t, strings.Join(reasons, " or ")+" of pod "+pod, func() error {
 		const state = ".status.containerStatuses[0].state.waiting."
-		reason := n.field("pod/"+pod, state+"reason")
-		message = n.field("pod/"+pod, state+"message")
+		reason, err := n.tryField("pod/"+pod, state+"reason")
+		if err != nil {
+			return err
+		}
+		message, err = n.tryField("pod/"+pod, state+"message")
 		if !slices.Contains(reasons, reason) {
 			return fmt.Errorf("the reason is %q, the message %q", reason, message)
 		}
-		return nil
+		return err
 	})
 	return message
 }

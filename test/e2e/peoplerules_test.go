@@ -37,8 +37,8 @@ func TestFirstAdministrator(t *testing.T) {
 	const name = "e2e-first-administrator"
 	t.Cleanup(func() { _, _ = kubectl(context.Background(), "", "delete", "svns", name, "--ignore-not-found") })
 	p.apply("default", fmt.Sprintf(`{"apiVersion": "atoll.dev/v1alpha1", "kind": "SupervisorNamespace", "metadata": {"name": %q}, "spec": {"resources": {"counts": {"podCount": 1}}}}`, name))
-	p.kubectl("wait", "svns/"+name, "--for=condition=Ready", fmt.Sprintf("--timeout=%s", patience))
-	p.kubectl("delete", "svns", name, fmt.Sprintf("--timeout=%s", patience))
+	p.kubectl("wait", "svns/"+name, "--for=condition=Ready", timeout(patience))
+	p.kubectl("delete", "svns", name, timeout(patience))
 }
 
 // changed gives oneself another password, and returns it.

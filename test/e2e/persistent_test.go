@@ -54,7 +54,7 @@ metadata: {name: before}
 spec: {volumeSnapshotClassName: atoll, source: {persistentVolumeClaimName: data}}
 `)
 	eventually(t, "the snapshot", func() error {
-		if ready := n.field("volumesnapshot/before", ".status.readyToUse"); ready != "true" {
+		if ready, err := n.tryField("volumesnapshot/before", ".status.readyToUse"); err != nil || ready != "true" {
 			return fmt.Errorf("ready: %q", ready)
 		}
 		return nil
@@ -77,9 +77,9 @@ spec: {volumeSnapshotClassName: atoll, source: {persistentVolumeClaimName: data}
 
 	n.kubectl("patch", "pvc", "data", "-p", `{"spec":{"resources":{"requests":{"storage":"256Mi"}}}}`)
 	eventually(t, "more room", func() error {
-		blocks := strings.Fields(n.exec("three", "sh", "-c", "df -m /data | tail -1"))[1]
-		if len(blocks) < 3 {
-			return fmt.Errorf("%s MiB", blocks)
+		out, err := n.tryExec("three", "sh", "-c", "df -m /data | tail -1")
+		if f := strings.Fields(out); err != nil || len(f) < 2 || len(f[1]) < 3 {
+			return fmt.Errorf("df says %q, %w", out, err)
 		}
 		return nil
 	})
@@ -94,8 +94,8 @@ func TestVolumeRefused(t *testing.T) {
 	n.apply(shared)
 	n.apply(fmt.Sprintf(writer, "one", "atoll", "shared"))
 	eventually(t, "an event that says why", func() error {
-		out := n.kubectl("describe", "pvc", "shared")
-		if !strings.Contains(out, "ReadWriteMany is not possible") || !strings.Contains(out, "ReadWriteOnce") {
+		out, err := n.try("describe", "pvc", "shared")
+		if err != nil || !strings.Contains(out, "ReadWriteMany is not possible") || !strings.Contains(out, "ReadWriteOnce") {
 			return fmt.Errorf("got %s", out)
 		}
 		return nil
@@ -125,7 +125,7 @@ parameters: {encryption: %[1]s, fsType: xfs}
 	n.apply(strings.Replace(claim("data", class, ""), "64Mi", "512Mi", 1))
 	n.apply(fmt.Sprintf(writer, "one", "atoll", "data"))
 	eventually(t, "an event about the key", func() error {
-		if out := n.kubectl("describe", "pvc", "data"); !strings.Contains(out, class) || !strings.Contains(out, "atoll-keys") {
+		if out, err := n.try("describe", "pvc", "data"); err != nil || !strings.Contains(out, class) || !strings.Contains(out, "atoll-keys") {
 			return fmt.Errorf("got %s", out)
 		}
 		return nil

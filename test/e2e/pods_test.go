@@ -62,8 +62,8 @@ func TestExitCodesAndRestarts(t *testing.T) {
 	equal(t, "exit code", n.field("pod/fails", ".status.containerStatuses[0].state.terminated.exitCode"), "7")
 	n.apply(strings.Replace(script("again", "echo try; exit 1"), "restartPolicy: Never", "restartPolicy: Always", 1))
 	eventually(t, "a restart", func() error {
-		if n.field("pod/again", ".status.containerStatuses[0].restartCount") == "0" {
-			return fmt.Errorf("no restart yet")
+		if count, err := n.tryField("pod/again", ".status.containerStatuses[0].restartCount"); err != nil || count == "" || count == "0" {
+			return fmt.Errorf("no restart yet: %q, %w", count, err)
 		}
 		return nil
 	})
@@ -143,10 +143,10 @@ spec:
 `)
 	n.ready("probed")
 	n.exec("probed", "rm", "/w/ok")
-	n.kubectl("wait", "--for=condition=Ready=false", "pod/probed", "--timeout=60s")
+	n.kubectl("wait", "--for=condition=Ready=false", "pod/probed", timeout(longPatience))
 	n.exec("probed", "rm", "/tmp/alive")
 	eventually(t, "the liveness restart", func() error {
-		if got := n.field("pod/probed", ".status.containerStatuses[0].restartCount"); got == "0" {
+		if got, err := n.tryField("pod/probed", ".status.containerStatuses[0].restartCount"); err != nil || got == "0" {
 			return fmt.Errorf("restart count %s", got)
 		}
 		return nil
@@ -172,7 +172,7 @@ spec:
 `)
 	n.ready("grpc")
 	n.exec("grpc", "touch", "/tmp/down")
-	n.kubectl("wait", "--for=condition=Ready=false", "pod/grpc", fmt.Sprintf("--timeout=%s", patience))
+	n.kubectl("wait", "--for=condition=Ready=false", "pod/grpc", timeout(patience))
 	n.exec("grpc", "rm", "/tmp/down")
 	n.ready("grpc")
 }
@@ -185,7 +185,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: hooks}
 spec:
-  terminationGracePeriodSeconds: 20
+  terminationGracePeriodSeconds: 120
   containers:
     - name: main
       image: busybox
@@ -210,7 +210,7 @@ spec:
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.kubectl("delete", "pod", "hooks", "--timeout=90s")
+	n.kubectl("delete", "pod", "hooks", timeout(longPatience))
 	rest, err := io.ReadAll(log)
 	if err != nil {
 		t.Fatal(err)
@@ -267,8 +267,8 @@ spec:
     - {name: lives, image: busybox, imagePullPolicy: IfNotPresent, command: [sleep, "100000"]}
 `)
 	eventually(t, "OOMKilled", func() error {
-		reason := n.field("pod/greedy", `.status.containerStatuses[?(@.name=="eats")].state.terminated.reason`)
-		if reason != "OOMKilled" {
+		reason, err := n.tryField("pod/greedy", `.status.containerStatuses[?(@.name=="eats")].state.terminated.reason`)
+		if err != nil || reason != "OOMKilled" {
 			return fmt.Errorf("reason is %q", reason)
 		}
 		return nil

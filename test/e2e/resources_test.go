@@ -32,19 +32,18 @@ spec:
 	n.kubectl("patch", "pod", "box", "--subresource", "resize", "--type", "strategic", "-p",
 		`{"spec":{"containers":[{"name":"box","resources":{"requests":{"cpu":"100m","memory":"64Mi"},"limits":{"cpu":"2","memory":"1Gi"}}}]}}`)
 	eventually(t, "the new limits", func() error {
-		if mem, cpu := limit("memory.max"), limit("cpu.max"); mem != strconv.Itoa(1<<30) || cpu != "200000 100000" {
-			return fmt.Errorf("memory.max %s, cpu.max %s", mem, cpu)
-		}
-		return nil
+		return n.execIs("box", fmt.Sprintf("%d\n200000 100000\n", 1<<30), "sh", "-c", "cd /sys/fs/cgroup; cat memory.max cpu.max")
 	})
 	equal(t, "restarts", n.field("pod/box", ".status.containerStatuses[0].restartCount"), "0")
 	// The machine itself must have grown, not only the limit.
 	eventually(t, "memory and CPUs of the micro-VM", func() error {
-		out := n.exec("box", "sh", "-c", "grep MemTotal /proc/meminfo; nproc")
-		fields := strings.Fields(out)
-		kib, err := strconv.Atoi(fields[1])
-		if err != nil || kib < 1<<20 || fields[3] != "2" {
-			return fmt.Errorf("got %q", out)
+		out, err := n.tryExec("box", "sh", "-c", "grep MemTotal /proc/meminfo; nproc")
+		if err != nil {
+			return err
+		}
+		var kib, processors int
+		if _, err := fmt.Sscanf(out, "MemTotal: %d kB\n%d", &kib, &processors); err != nil || kib < 1<<20 || processors != 2 {
+			return fmt.Errorf("got %q, %w", out, err)
 		}
 		return nil
 	})
@@ -61,10 +60,7 @@ func TestSmallCPULimit(t *testing.T) {
 	n.kubectl("patch", "pod", "box", "--subresource", "resize", "--type", "strategic", "-p",
 		`{"spec":{"containers":[{"name":"box","resources":{"limits":{"cpu":"20m"}}}]}}`)
 	eventually(t, "the new limit", func() error {
-		if got := strings.TrimSpace(n.exec("box", "cat", "/sys/fs/cgroup/cpu.max")); got != "2000 100000" {
-			return fmt.Errorf("cpu.max %s", got)
-		}
-		return nil
+		return n.execIs("box", "2000 100000\n", "cat", "/sys/fs/cgroup/cpu.max")
 	})
 	equal(t, "restarts", n.field("pod/box", ".status.containerStatuses[0].restartCount"), "0")
 }
@@ -100,8 +96,8 @@ metadata: {name: missing}
 spec: {containers: [{name: main, image: "registry.invalid/no/such:image"}]}
 `)
 	eventually(t, "the reason", func() error {
-		reason := n.field("pod/missing", ".status.containerStatuses[0].state.waiting.reason")
-		if reason != "ErrImagePull" && reason != "ImagePullBackOff" {
+		reason, err := n.tryField("pod/missing", ".status.containerStatuses[0].state.waiting.reason")
+		if err != nil || reason != "ErrImagePull" && reason != "ImagePullBackOff" {
 			return fmt.Errorf("reason is %q", reason)
 		}
 		return nil
@@ -118,6 +114,6 @@ func TestManyContainers(t *testing.T) {
 	}
 	n.apply("{apiVersion: v1, kind: Pod, metadata: {name: many}, spec: {terminationGracePeriodSeconds: 1, containers: [\n" +
 		strings.ReplaceAll(strings.TrimSuffix(strings.ReplaceAll(containers.String(), "    - ", ""), "\n"), "\n", ",\n") + "]}}")
-	n.ready("many")
+	n.kubectl("wait", "--for=condition=Ready", "pod/many", timeout(crowdPatience))
 	equal(t, "the last one", n.kubectl("exec", "many", "-c", "c63", "--", "echo", "here"), "here")
 }

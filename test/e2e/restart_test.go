@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 )
 
@@ -120,9 +119,7 @@ func TestDamagedGuestFiles(t *testing.T) {
 	})
 	repaired(kernel, 1)
 	damage(kernel)
-	if err := syscall.Kill(servicePID(t, "pool"), syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	killService(t, "pool")
 	repaired(kernel, 2)
 }
 
@@ -169,20 +166,20 @@ func TestDrain(t *testing.T) {
 	n.agent("machine")
 	n.exec("machine", "sh", "-c", "echo kept >/data/file; sync")
 	n.kubectl("create", "deployment", "web", "--image=busybox:1.36", "--", "sleep", "100000")
-	available := func() { n.kubectl("rollout", "status", "deployment/web", fmt.Sprintf("--timeout=%s", patience)) }
+	available := func() { n.kubectl("rollout", "status", "deployment/web", timeout(patience)) }
 	available()
 	before, evicted := n.kubectl("get", "pods", "-l", "app=web", "-o", "name"), n.field("pod/machine", ".metadata.uid")
 	node := strings.TrimSpace(run(t, "", "get", "nodes", "-o", "jsonpath={.items[0].metadata.name}"))
 	t.Cleanup(func() { _, _ = kubectl(context.Background(), "", "uncordon", node) })
-	contains(t, run(t, "", "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--grace-period=1", fmt.Sprintf("--timeout=%s", patience)), "drained")
+	contains(t, run(t, "", "drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--grace-period=1", timeout(patience)), "drained")
 	eventually(t, "a pod without a node", func() error {
-		if out := n.kubectl("get", "pods", "-l", "app=web", "--no-headers"); !strings.Contains(out, "Pending") {
+		if out, err := n.try("get", "pods", "-l", "app=web", "--no-headers"); err != nil || !strings.Contains(out, "Pending") {
 			return fmt.Errorf("kubectl shows %q", out)
 		}
 		return nil
 	})
 	eventually(t, "the virtual machine to wait for a node", func() error {
-		if got := n.field("vm/machine", `.status.conditions[?(@.type=="VirtualMachineConditionPlacementReady")]['status','message']`); !strings.HasPrefix(got, "False") || !strings.Contains(got, "unschedulable") {
+		if got, err := n.tryField("vm/machine", `.status.conditions[?(@.type=="VirtualMachineConditionPlacementReady")]['status','message']`); err != nil || !strings.HasPrefix(got, "False") || !strings.Contains(got, "unschedulable") {
 			return fmt.Errorf("its condition is %q", got)
 		}
 		return nil

@@ -18,7 +18,7 @@ func supervisorNamespace(t *testing.T, name, spec string) *namespace {
 		_, _ = kubectl(ctx, "", "delete", "svns", name, "--ignore-not-found", "--wait=false")
 	})
 	run(t, fmt.Sprintf("apiVersion: atoll.dev/v1alpha1\nkind: SupervisorNamespace\nmetadata: {name: %s}\nspec: %s\n", name, spec), "apply", "-f", "-")
-	run(t, "", "wait", "svns/"+name, "--for=condition=Ready", fmt.Sprintf("--timeout=%s", patience))
+	run(t, "", "wait", "svns/"+name, "--for=condition=Ready", timeout(patience))
 	n := &namespace{t: t, name: name}
 	n.account()
 	return n
@@ -36,7 +36,7 @@ func TestSupervisorNamespaceLife(t *testing.T) {
 	n.apply(script("web", "sleep infinity"))
 	n.ready("web")
 	eventually(t, "the use to be in the status", func() error {
-		if got := n.field("svns/e2e-life", ".status.memory"); got != "576Mi/1Gi" {
+		if got, err := n.tryField("svns/e2e-life", ".status.memory"); err != nil || got != "576Mi/1Gi" {
 			return fmt.Errorf("it is %q", got)
 		}
 		return nil
@@ -51,8 +51,8 @@ func TestSupervisorNamespaceLife(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		level := n.field("namespace/e2e-life", `.metadata.labels.pod-security\.kubernetes\.io/enforce`)
-		if hard != "1Gi" || level != "baseline" {
+		level, err := n.tryField("namespace/e2e-life", `.metadata.labels.pod-security\.kubernetes\.io/enforce`)
+		if err != nil || hard != "1Gi" || level != "baseline" {
 			return fmt.Errorf("%q, %q", hard, level)
 		}
 		return nil
@@ -61,7 +61,7 @@ func TestSupervisorNamespaceLife(t *testing.T) {
 	// Shrinking.
 	n.kubectl("patch", "svns", "e2e-life", "--type=merge", "-p", `{"spec":{"resources":{"memoryLimit":"256Mi"}}}`)
 	eventually(t, "the condition to say what is over its limit", func() error {
-		if got := n.field("svns/e2e-life", `.status.conditions[?(@.type=="WithinLimits")].message`); !strings.Contains(got, "memory: 576Mi used, the limit is 256Mi") {
+		if got, err := n.tryField("svns/e2e-life", `.status.conditions[?(@.type=="WithinLimits")].message`); err != nil || !strings.Contains(got, "memory: 576Mi used, the limit is 256Mi") {
 			return fmt.Errorf("it is %q", got)
 		}
 		return nil
@@ -77,14 +77,14 @@ func TestSupervisorNamespaceLife(t *testing.T) {
 	contains(t, out, "1 Pod (web)")
 	n.kubectl("delete", "svns", "e2e-life", "--wait=false")
 	eventually(t, "the deletion to say what it waits for", func() error {
-		if got := n.field("svns/e2e-life", `.status.conditions[?(@.type=="Deleting")].message`); !strings.Contains(got, "1 Pod (web)") {
+		if got, err := n.tryField("svns/e2e-life", `.status.conditions[?(@.type=="Deleting")].message`); err != nil || !strings.Contains(got, "1 Pod (web)") {
 			return fmt.Errorf("it is %q", got)
 		}
 		return nil
 	})
 	n.exec("web", "true")
 	n.kubectl("annotate", "svns", "e2e-life", "atoll.dev/delete-contents=true")
-	run(t, "", "wait", "svns/e2e-life", "--for=delete", "--timeout=180s")
+	run(t, "", "wait", "svns/e2e-life", "--for=delete", timeout(longPatience))
 	if out, err := kubectl(t.Context(), "", "get", "namespace", "e2e-life"); err == nil {
 		t.Errorf("the Namespace is still there: %s", out)
 	}
@@ -100,7 +100,7 @@ func TestSupervisorNamespaceSelfService(t *testing.T) {
 		ctx := context.Background()
 		for _, name := range []string{"e2e-made", "e2e-quick"} {
 			_, _ = kubectl(ctx, "", "annotate", "svns", name, "atoll.dev/delete-contents=true", "--overwrite")
-			_, _ = kubectl(ctx, "", "delete", "svns", name, "--ignore-not-found", "--timeout="+patience.String())
+			_, _ = kubectl(ctx, "", "delete", "svns", name, "--ignore-not-found", timeout(patience))
 		}
 		_, _ = kubectl(ctx, "", "delete", "svnstemplate", "e2e-team", "--ignore-not-found")
 	})
@@ -134,7 +134,7 @@ spec:
 		t.Fatalf("%v: %s", err, out)
 	}
 	eventually(t, "its owner to see that it is ready", func() error {
-		out, err := as("e2e-otto", "", "wait", "svns/e2e-made", "--for=condition=Ready", fmt.Sprintf("--timeout=%s", patience))
+		out, err := as("e2e-otto", "", "wait", "svns/e2e-made", "--for=condition=Ready", timeout(patience))
 		if err != nil {
 			return fmt.Errorf("%s: %w", out, err)
 		}
@@ -174,5 +174,5 @@ spec:
 	if out, err := as("e2e-otto", "", "delete", "namespace", "e2e-quick", "--wait=false"); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	run(t, "", "wait", "svns/e2e-quick", "--for=delete", "--timeout=180s")
+	run(t, "", "wait", "svns/e2e-quick", "--for=delete", timeout(longPatience))
 }

@@ -73,7 +73,7 @@ func staleObject(t *testing.T, administrator *actor, name string, apply func(bad
 		t.Fatal(err)
 	}
 	// The controller writes as well, so that what the first has read must be the last of it.
-	administrator.kubectl("wait", "svns/"+name, "--for=condition=Ready", fmt.Sprintf("--timeout=%s", patience))
+	administrator.kubectl("wait", "svns/"+name, "--for=condition=Ready", timeout(patience))
 	mine := administrator.kubectl("get", "svns", name, "-o", "yaml")
 	run(t, "", "patch", "svns", name, "--type=merge", "-p", `{"spec":{"resources":{"memoryLimit":"2Gi"}}}`)
 	out, err := administrator.try(strings.Replace(mine, "memoryLimit: 1Gi", "memoryLimit: 3Gi", 1), "replace", "-f", "-")
@@ -179,7 +179,7 @@ func TestNamespaceForItsPeople(t *testing.T) {
 	template, made := n.name+"-template", n.name+"-made"
 	t.Cleanup(func() {
 		ctx := context.Background()
-		_, _ = kubectl(ctx, "", "delete", "svns", made, "--ignore-not-found", "--timeout=120s")
+		_, _ = kubectl(ctx, "", "delete", "svns", made, "--ignore-not-found", timeout(longPatience))
 		_, _ = kubectl(ctx, "", "delete", "svnstemplate", template, "--ignore-not-found")
 	})
 	run(t, fmt.Sprintf("apiVersion: atoll.dev/v1alpha1\nkind: SupervisorNamespaceTemplate\nmetadata: {name: %s}\nspec: {template: {resources: {memoryLimit: 3Gi}}, selfService: {enabled: true, maxPerUser: 1}}\n", template), "apply", "-f", "-")

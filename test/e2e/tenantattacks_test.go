@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -24,7 +25,10 @@ type attack struct {
 func (p *actor) attempt(attacks map[string]attack) {
 	p.t.Helper()
 	// Who asks as somebody else is not even told which kinds there are, if that is not known from before.
-	p.kubectl("api-resources")
+	eventually(p.t, "all kinds to be listed", func() error { // one that is served apart may be away for a moment
+		_, err := p.try("", "api-resources")
+		return err
+	})
 	for what, a := range attacks {
 		out, err := p.try(a.yaml, a.args...)
 		if err == nil {
@@ -63,7 +67,7 @@ func TestAttackObjects(t *testing.T) {
 		"list secrets":            in("get", "secrets"),
 		"list secrets of all":     forbidden("get", "secrets", "-A"),
 		"list pods":               in("get", "pods"),
-		"watch pods of all":       forbidden("get", "pods", "-A", "--watch", "--request-timeout=5s"),
+		"watch pods of all":       forbidden("get", "pods", "-A", "--watch", "--request-timeout=60s"),
 		"write":                   in("create", "configmap", "mine"),
 		"delete":                  in("delete", "pod", "box"),
 		"delete all":              in("delete", "pods", "--all"),
@@ -229,7 +233,7 @@ func TestAttackPods(t *testing.T) {
 		"external address": object(`{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "evil"}, "spec": {"externalIPs": ["`+nodeAddress(t)+`"], "ports": [{"port": 443}]}}`, "externalIPs"),
 	}
 	m.editor.attempt(attacks)
-	m.editor.kubectl("-n", m.name, "wait", "--for=condition=Ready", "pod/box", fmt.Sprintf("--timeout=%s", patience))
+	m.editor.kubectl("-n", m.name, "wait", "--for=condition=Ready", "pod/box", timeout(patience))
 	claimAttacks(m, v, volume)
 	equal(t, "the owner of the volume", run(t, "", "get", "pv", volume, "-o", "jsonpath={.spec.claimRef.namespace}"), v.name)
 	contains(t, v.exec("one", "ls", "-d", "/data"), "/data")
@@ -246,7 +250,7 @@ func TestAttackPods(t *testing.T) {
 func claimAttacks(m, v *tenant, volume string) {
 	t := m.t
 	t.Helper()
-	v.kubectl("wait", "--for=jsonpath={.status.readyToUse}=true", "volumesnapshot/before", fmt.Sprintf("--timeout=%s", patience))
+	v.kubectl("wait", "--for=jsonpath={.status.readyToUse}=true", "volumesnapshot/before", timeout(patience))
 	content := v.field("volumesnapshot/before", ".status.boundVolumeSnapshotContentName")
 	const snapshot = ", %s: {apiGroup: snapshot.storage.k8s.io, kind: VolumeSnapshot, name: %s%s}"
 	m.editor.apply(m.name, `{"apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshot", "metadata": {"name": "stolen"}, "spec": {"volumeSnapshotClassName": "atoll", "source": {"volumeSnapshotContentName": "`+content+`"}}}`)
@@ -340,15 +344,17 @@ func (n *tenant) reachForHost(node string) {
 		}
 	}
 	// What connects says so; the API server is what this pod may connect to.
-	connect := func(prepare, address string, ports ...string) string {
-		t.Helper()
+	connect := func(prepare, address string, ports ...string) (string, error) {
 		out, err := spy("set -e; " + prepare + "; echo prepared; for p in " + strings.Join(ports, " ") + "; do (if busybox nc -w 3 " + address + " $p </dev/null; then echo connected to $p; else echo not to $p; fi) & done; wait; echo all")
 		if err != nil || !strings.Contains(out, "prepared") || strings.Count(out, "not to ")+strings.Count(out, "connected to ") != len(ports) {
-			t.Fatalf("connecting to %s: %v\n%s", address, err, out)
+			return "", fmt.Errorf("connecting to %s: %w\n%s", address, err, out)
 		}
-		return out
+		return out, nil
 	}
-	contains(t, connect("true", node, "6443"), "connected to 6443")
+	eventually(t, "the pod to connect to the API server", func() error {
+		out, err := connect("true", node, "6443")
+		return errors.Join(err, is(fmt.Sprint(strings.Contains(out, "connected to 6443")), "true"))
+	})
 	local := loopbackPorts(t)
 	if !slices.Contains(local, "2379") || !slices.Contains(local, "9443") {
 		t.Fatalf("on the host's loopback listen %v: not etcd and the webhooks", local)
@@ -360,7 +366,9 @@ func (n *tenant) reachForHost(node string) {
 		"loopback of the host":      {routed + "busybox ip route replace 127.0.0.0/8 via $gw dev eth0 onlink", "127.0.0.1"},
 	} {
 		sent := n.sent()
-		if out := connect(c.prepare, c.address, local...); strings.Contains(out, "connected") {
+		if out, err := connect(c.prepare, c.address, local...); err != nil {
+			t.Fatal(err)
+		} else if strings.Contains(out, "connected") {
 			t.Errorf("%s: a pod could connect to what only the host may:\n%s", what, out)
 		}
 		if grown := n.sent() - sent; grown < len(local) {

@@ -94,9 +94,9 @@ func (n *tenant) renewBy(p *actor) {
 	n.t.Helper()
 	acts := n.acts(p)
 	for _, object := range []string{"delete", "drop a claim"} {
-		p.kubectl(append(acts[object].args, "--timeout=180s")...)
+		p.kubectl(append(acts[object].args, timeout(longPatience))...)
 	}
-	eventually(n.t, "nothing to be left of them", func() error { return is(n.kubectl("get", "vm,pvc", "-o", "name"), "") })
+	eventually(n.t, "nothing to be left of them", func() error { return n.lists("", "vm,pvc", "-o", "name") })
 	p.apply(n.name, strings.Replace(machine("server", "tiny"), "spec: {", "spec: {powerState: PoweredOff, ", 1)+"---"+claim("data", "atoll", ""))
 	n.power("server", "PoweredOff")
 }

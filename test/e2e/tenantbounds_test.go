@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -72,14 +73,14 @@ func TestTenantStorage(t *testing.T) {
 	n.says("statefulset/sum", "limited: requests.storage=1300Mi")
 	equal(t, "claims", n.kubectl("get", "pvc", "one", "small", "-o", "name")+n.kubectl("get", "pvc", "-l", "app", "-o", "name"), "persistentvolumeclaim/one\npersistentvolumeclaim/small")
 	eventually(t, "the status", func() error {
-		s := n.status()
+		s, err := n.tryStatus()
 		if got := s.used("storage"); !strings.HasSuffix(got, "/1300Mi") || strings.HasPrefix(got, "0/") {
 			return fmt.Errorf("storage: %q", got)
 		}
 		if got := s.used("storageclass/atoll"); !strings.HasSuffix(got, "/1200Mi") || strings.HasPrefix(got, "0/") {
 			return fmt.Errorf("storageclass/atoll: %q", got)
 		}
-		return nil
+		return err
 	})
 }
 
@@ -132,13 +133,13 @@ func (n *tenant) furtherDisk(class string, wants ...string) {
 	n.editor.kubectl("-n", n.name, "patch", "vm", "box", "--type=merge", "-p",
 		`{"spec":{"volumes":[{"name":"more","persistentVolumeClaim":{"claimName":"more","instanceVolumeClaim":{"storageClass":"`+class+`","size":"16Mi"}}}]}}`)
 	eventually(n.t, "the machine to say why it has no further disk", func() error {
-		said := n.field("vm/box", `.status.volumes[?(@.name=="more")].error`)
+		said, err := n.tryField("vm/box", `.status.volumes[?(@.name=="more")].error`)
 		for _, want := range append(wants, "PersistentVolumeClaim more cannot be made") {
 			if !strings.Contains(said, want) {
 				return fmt.Errorf("it says %q, want %q", said, want)
 			}
 		}
-		return nil
+		return err
 	})
 	equal(n.t, "claims", claims(), before)
 }
@@ -173,7 +174,7 @@ func TestTenantMachines(t *testing.T) {
 	t.Cleanup(func() { _, _ = tryHost(context.Background(), "", "image", "rm", "--vm", display) })
 	atollOK(t, "image", "import", tinyDisk(), "--name", "tiny", "-n", n.name)
 	eventually(t, "the classes to be those that are allowed", func() error {
-		return is(n.kubectl("get", "virtualmachineclasses", "-o", "name"), "virtualmachineclass.vmoperator.vmware.com/best-effort-small\n")
+		return n.lists("virtualmachineclass.vmoperator.vmware.com/best-effort-small\n", "virtualmachineclasses", "-o", "name")
 	})
 	n.editor.refused(n.name, machine("box", "best-effort-large"), bounded(n, "spec.vmClasses", "best-effort-large", "best-effort-small")...)
 	n.editor.refused(n.name, strings.Replace(machine("box", "best-effort-small"), "imageName: tiny", "imageName: "+display, 1), bounded(n, "spec.contentSources")...)
@@ -272,8 +273,8 @@ func TestTenantPods(t *testing.T) {
 	// What a Deployment makes is held to the same, and says so.
 	n.editor.kubectl("-n", n.name, "create", "deployment", "evil", "--image=evil.example/x")
 	eventually(t, "the deployment to say why it has no pods", func() error {
-		out := n.editor.kubectl("-n", n.name, "get", "deployment", "evil", "-o", `jsonpath={.status.conditions[?(@.type=="ReplicaFailure")].message}`)
-		if !strings.Contains(out, "spec.images") || !strings.Contains(out, n.name) {
+		out, err := n.editor.try("", "-n", n.name, "get", "deployment", "evil", "-o", `jsonpath={.status.conditions[?(@.type=="ReplicaFailure")].message}`)
+		if err != nil || !strings.Contains(out, "spec.images") || !strings.Contains(out, n.name) {
 			return fmt.Errorf("it says %q", out)
 		}
 		return nil
@@ -311,7 +312,10 @@ func (n *tenant) onTheHost() {
 	// Under runc nobody but the policy of the namespace is between a privileged container and the host.
 	n.editor.refused(n.name, privileged, bounded(n, "spec.podRuntime.privilegedAllowed", "spec.containers[0].securityContext.privileged")...)
 	n.editor.denied(debug, bounded(n, "spec.podRuntime.privilegedAllowed", "spec.ephemeralContainers[0].securityContext.privileged")...)
-	eventually(t, "them to be counted", func() error { return is(n.status().used("count/pods"), "4/4") })
+	eventually(t, "them to be counted", func() error {
+		s, err := n.tryStatus()
+		return errors.Join(err, is(s.used("count/pods"), "4/4"))
+	})
 	n.editor.refused(n.name, needs("fifth", "restartPolicy: Always"), "exceeded quota: "+n.name+"-quota", "pods=4", "administrator")
 	n.declare(`"podRuntime": {"policy": "Runc", "privilegedAllowed": true}`)
 	n.editor.apply(n.name, privileged)
@@ -338,8 +342,9 @@ func TestTenantHosts(t *testing.T) {
 	n.ready("box")
 	n.want(`"zones": [{"name": "elsewhere"}]`)
 	eventually(t, "the zone to be missed", func() error {
-		if c := n.status().condition("Ready"); c.Status != "False" || !strings.Contains(c.Message, "zone elsewhere does not exist") {
-			return fmt.Errorf("condition Ready is %+v", c)
+		s, err := n.tryStatus()
+		if c := s.condition("Ready"); c.Status != "False" || !strings.Contains(c.Message, "zone elsewhere does not exist") {
+			return fmt.Errorf("condition Ready is %+v, %w", c, err)
 		}
 		return nil
 	})

@@ -80,7 +80,7 @@ spec:
 	n.owner.denied([]string{"patch", "supervisornamespace", mine, "--type=merge", "-p", `{"spec":{"resources":{"memoryLimit":"64Gi"}}}`}, "spec.resources.memoryLimit", "64Gi", "is above that of the template")
 	equal(t, "the limit afterwards", run(t, "", "get", "resourcequota", mine+"-quota", "-n", mine, "-o", `jsonpath={.spec.hard.limits\.memory}`), "1Gi")
 	n.owner.kubectl("-n", mine, "delete", "configmap", "works")
-	n.owner.kubectl("delete", "supervisornamespace", mine, "--timeout=180s")
+	n.owner.kubectl("delete", "supervisornamespace", mine, timeout(longPatience))
 	// Who is listed owns no namespace before, and what is made is theirs.
 	text := object(mine, class, "")
 	eventually(t, "who is listed to make one", func() error {
@@ -96,12 +96,12 @@ spec:
 	}
 	stranger.denied([]string{"-n", mine, "get", "configmaps"}, "forbidden")
 	run(t, "", "patch", "supervisornamespacetemplate", template, "--type=merge", "-p", `{"spec":{"selfService":{"subjects":[]}}}`)
-	guest.kubectl("delete", "supervisornamespace", mine, "--timeout=180s")
+	guest.kubectl("delete", "supervisornamespace", mine, timeout(longPatience))
 	eventually(t, "who is listed no more to make none", func() error {
 		out, err := create(guest, strings.Replace(text, mine, mine+"3", 1))
 		if err == nil {
-			guest.kubectl("delete", "supervisornamespace", mine+"3", "--timeout=180s")
-			return errors.New("they did")
+			_, err = guest.try("", "delete", "supervisornamespace", mine+"3", timeout(longPatience))
+			return errors.Join(errors.New("they did"), err)
 		}
 		return is(fmt.Sprint(strings.Contains(out, "forbidden")), "true")
 	})

@@ -12,6 +12,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -255,8 +256,9 @@ func TestTenantRegistry(t *testing.T) {
 		t.Errorf("9 MiB into a project of 8: %d %s", code, text)
 	}
 	eventually(t, "the status to count the images", func() error {
-		if got := n.status().used("registry"); got == "" || strings.HasPrefix(got, "0/") {
-			return fmt.Errorf("registry: %q", got)
+		s, err := n.tryStatus()
+		if got := s.used("registry"); got == "" || strings.HasPrefix(got, "0/") {
+			return fmt.Errorf("registry: %q, %w", got, err)
 		}
 		return nil
 	})
@@ -276,7 +278,7 @@ func TestTenantRegistry(t *testing.T) {
 func (n *tenant) robot(name string) (user, password string) {
 	n.t.Helper()
 	n.owner.apply(n.name, fmt.Sprintf(`{"apiVersion": "atoll.dev/v1alpha1", "kind": "RobotAccount", "metadata": {"name": %q}, "spec": {"permissions": ["pull", "push"]}}`, name))
-	n.owner.kubectl("-n", n.name, "wait", "--for=condition=Ready", "robotaccount/"+name, "--timeout=60s")
+	n.owner.kubectl("-n", n.name, "wait", "--for=condition=Ready", "robotaccount/"+name, timeout(longPatience))
 	secret := n.owner.kubectl("-n", n.name, "get", "robotaccount", name, "-o", "jsonpath={.status.secretName}")
 	encoded := n.owner.kubectl("-n", n.name, "get", "secret", secret, "-o", `jsonpath={.data.\.dockerconfigjson}`)
 	text, err := base64.StdEncoding.DecodeString(encoded)
@@ -289,5 +291,12 @@ func (n *tenant) robot(name string) (user, password string) {
 	if err := json.Unmarshal(text, &config); err != nil || config.Auths[registryHost].Password == "" {
 		n.t.Fatalf("the Secret of a robot account: %v", err)
 	}
-	return config.Auths[registryHost].Username, config.Auths[registryHost].Password
+	login := config.Auths[registryHost]
+	eventually(n.t, "the registry to know the robot account", func() error {
+		if newDocker(n.t, login.Username, login.Password).token("repository:"+n.name+"/app:pull") == "" {
+			return errors.New("it gives no token")
+		}
+		return nil
+	})
+	return login.Username, login.Password
 }

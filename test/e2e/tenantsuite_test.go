@@ -260,6 +260,12 @@ func (n *tenant) begin(spec string) {
 		n.remove()
 	})
 	n.account()
+	eventually(n.t, "the roles to count", func() error {
+		if !n.editor.can("create", "pods", "-n", n.name) {
+			return fmt.Errorf("%s may not create pods", n.editor.name)
+		}
+		return nil
+	})
 }
 
 // declare makes the SupervisorNamespace what the spec says, and waits until it is in place.
@@ -289,7 +295,10 @@ func (n *tenant) want(spec string) {
 func (n *tenant) settled() {
 	n.t.Helper()
 	eventually(n.t, "SupervisorNamespace "+n.name+" to be ready", func() error {
-		s := n.status()
+		s, err := n.tryStatus()
+		if err != nil {
+			return err
+		}
 		if s.Metadata.Generation != s.Status.ObservedGeneration {
 			return fmt.Errorf("it has seen generation %d of %d", s.Status.ObservedGeneration, s.Metadata.Generation)
 		}
@@ -305,7 +314,7 @@ func (n *tenant) remove() {
 	n.t.Helper()
 	for _, args := range [][]string{
 		{"annotate", "--overwrite", "supervisornamespace", n.name, "atoll.dev/delete-contents=true"},
-		{"delete", "supervisornamespace", n.name, "--wait=true", "--timeout=180s"},
+		{"delete", "supervisornamespace", n.name, "--wait=true", timeout(longPatience)},
 	} {
 		if out, err := kubectl(context.Background(), "", args...); err != nil && !strings.Contains(out, "NotFound") {
 			n.t.Errorf("removing the namespace: %v", err)
@@ -335,10 +344,18 @@ type tenantStatus struct {
 
 type tenantCondition struct{ Type, Status, Reason, Message string }
 
+func (n *tenant) tryStatus() (s tenantStatus, err error) {
+	out, err := kubectl(n.t.Context(), "", "get", "supervisornamespace", n.name, "-o", "json")
+	if err == nil {
+		err = json.Unmarshal([]byte(out), &s)
+	}
+	return s, err
+}
+
 func (n *tenant) status() tenantStatus {
 	n.t.Helper()
-	var s tenantStatus
-	if err := json.Unmarshal([]byte(run(n.t, "", "get", "supervisornamespace", n.name, "-o", "json")), &s); err != nil {
+	s, err := n.tryStatus()
+	if err != nil {
 		n.t.Fatal(err)
 	}
 	return s
@@ -367,8 +384,9 @@ func (s tenantStatus) used(resource string) string {
 func (n *tenant) is(kind, status, text string) {
 	n.t.Helper()
 	eventually(n.t, fmt.Sprintf("condition %s of %s to be %s", kind, n.name, status), func() error {
-		if c := n.status().condition(kind); c.Status != status || !strings.Contains(c.Message, text) {
-			return fmt.Errorf("it is %+v, want %q in the message", c, text)
+		s, err := n.tryStatus()
+		if c := s.condition(kind); err != nil || c.Status != status || !strings.Contains(c.Message, text) {
+			return fmt.Errorf("it is %+v, want %q in the message, %w", c, text, err)
 		}
 		return nil
 	})

@@ -32,7 +32,7 @@ func TestMachineLife(t *testing.T) {
 	n.agent("box")
 	unused := n.ticket("unused", "box")
 	eventually(t, "the serial console in the logs", func() error {
-		if out := n.kubectl("logs", "box"); !strings.Contains(out, "Tiny VM for tests") {
+		if out, err := n.try("logs", "box"); err != nil || !strings.Contains(out, "Tiny VM for tests") {
 			return fmt.Errorf("logs are %q", out)
 		}
 		return nil
@@ -109,9 +109,9 @@ func TestMachineLife(t *testing.T) {
 	if err == nil || !strings.Contains(out, "powerState") {
 		t.Errorf("deleting the pod behind the machine's back: %v\n%s", err, out)
 	}
-	n.kubectl("delete", "vm", "box", "--timeout=180s")
+	n.kubectl("delete", "vm", "box", timeout(longPatience))
 	eventually(t, "nothing to be left of a deleted machine", func() error {
-		return is(n.kubectl("get", "pvc,pod", "-o", "name"), "")
+		return n.lists("", "pvc,pod", "-o", "name")
 	})
 }
 
@@ -155,7 +155,7 @@ func (n *namespace) crash(name string) {
 	pod := n.field("pod/"+name, ".metadata.uid")
 	_, _ = n.try("exec", name, "--", "sh", "-c", "sysctl -w kernel.panic=0; echo c >/proc/sysrq-trigger") // its agent goes with it
 	eventually(n.t, "a condition that says so", func() error {
-		return is(n.unhealthy(name), "False GuestPanicked")
+		return n.fieldIs("vm/"+name, guestHealthy, "False GuestPanicked")
 	})
 	eventually(n.t, "another pod", func() error {
 		if now, err := n.try("get", "pod", name, "-o", "jsonpath={.metadata.uid}"); err != nil || now == pod {
@@ -165,11 +165,8 @@ func (n *namespace) crash(name string) {
 	})
 }
 
-// unhealthy is status and reason of the condition of a machine whose guest is not well.
-func (n *namespace) unhealthy(name string) string {
-	n.t.Helper()
-	return n.field("vm/"+name, `.status.conditions[?(@.type=="atoll.dev/GuestHealthy")]['status','reason']`)
-}
+// guestHealthy are status and reason of the condition of a machine whose guest is not well.
+const guestHealthy = `.status.conditions[?(@.type=="atoll.dev/GuestHealthy")]['status','reason']`
 
 // console types a line at the serial console of the machine box and waits for some text.
 func (n *namespace) console(line, until string) {
@@ -232,17 +229,19 @@ spec: {hardware: {cpus: 2, memory: 448Mi}}
 	n.createBox()
 	n.kubectl("patch", "vm", "box", "--type=merge", "-p", `{"spec":{"advanced":{"bootDiskCapacity":"256Mi"}}}`)
 	eventually(t, "the guest to see a larger boot disk", func() error {
-		return is(n.exec("box", "cat", "/sys/block/sda/size"), fmt.Sprintln(256<<20/512))
+		return n.execIs("box", fmt.Sprintln(256<<20/512), "cat", "/sys/block/sda/size")
 	})
 	n.kubectl("patch", "vm", "box", "--type=merge", "-p", `{"spec":{"volumes":[{"name":"data","persistentVolumeClaim":{"claimName":"data"}}]}}`)
 	eventually(t, "the volume to be attached", func() error {
-		if got := n.field("vm/box", `.status.volumes[?(@.name=="data")].attached`); got != "true" {
-			return fmt.Errorf("attached is %q: %s", got, n.field("vm/box", `.status.volumes[?(@.name=="data")].error`))
+		if got, err := n.tryField("vm/box", `.status.volumes[?(@.name=="data")]`); err != nil || !strings.Contains(got, `"attached":true`) {
+			return fmt.Errorf("it is %s", got)
 		}
 		return nil
 	})
-	disks := func() string { return n.exec("box", "sh", "-c", "cat /sys/block/sd*/size 2>/dev/null | wc -l") }
-	eventually(t, "the guest to see it", func() error { return is(disks(), "2\n") })
+	disks := func(want string) error {
+		return n.execIs("box", want+"\n", "sh", "-c", "cat /sys/block/sd*/size 2>/dev/null | wc -l")
+	}
+	eventually(t, "the guest to see it", func() error { return disks("2") })
 	// How the guest tells the disk: serial number and world wide name.
 	serial := strings.ReplaceAll(n.field("vm/box", `.status.volumes[?(@.name=="data")].diskUUID`), "-", "")
 	equal(t, "serial number of the disk", n.exec("box", "sh", "-c", "tail -c +5 /sys/block/sdb/device/vpd_pg80"), serial)
@@ -250,34 +249,33 @@ spec: {hardware: {cpus: 2, memory: 448Mi}}
 	n.exec("box", "sh", "-c", "echo written | dd of=/dev/sdb bs=512 count=1 conv=sync,fsync 2>/dev/null")
 	n.kubectl("patch", "pvc", "data", "--type=merge", "-p", `{"spec":{"resources":{"requests":{"storage":"96Mi"}}}}`)
 	eventually(t, "the guest to see it grown", func() error {
-		return is(n.exec("box", "cat", "/sys/block/sdb/size"), fmt.Sprintln(96<<20/512))
+		return n.execIs("box", fmt.Sprintln(96<<20/512), "cat", "/sys/block/sdb/size")
 	})
 
 	n.vm("create", "thief", "--image", "tiny", "--class", "tiny", "--no-bootstrap", "--no-wait")
 	n.kubectl("patch", "vm", "thief", "--type=merge", "-p", `{"spec":{"volumes":[{"name":"data","persistentVolumeClaim":{"claimName":"data"}}]}}`)
 	eventually(t, "a second machine to be told that the claim is taken", func() error {
-		if got := n.kubectl("get", "vm", "thief", "-o", "yaml"); !strings.Contains(got, "box") {
+		if got, err := n.try("get", "vm", "thief", "-o", "yaml"); err != nil || !strings.Contains(got, "box") {
 			return fmt.Errorf("status:\n%s", got)
 		}
 		return nil
 	})
-	n.kubectl("delete", "vm", "thief", "--timeout=180s")
+	n.kubectl("delete", "vm", "thief", timeout(longPatience))
 
 	n.vm("resize", "box", "--class", "larger")
 	eventually(t, "processors and memory to be more", func() error {
-		got := n.exec("box", "sh", "-c", "nproc; awk '/MemTotal/{print ($2 > 300000)}' /proc/meminfo")
-		return is(got, "2\n1\n")
+		return n.execIs("box", "2\n1\n", "sh", "-c", "nproc; awk '/MemTotal/{print ($2 > 300000)}' /proc/meminfo")
 	})
 
 	n.resizeBox(oldBox)
 	n.kubectl("patch", oldBox, "--type=merge", "-p", `{"spec":{"volumes":[{"name":"data","persistentVolumeClaim":{"claimName":"data"}},{"name":"more","persistentVolumeClaim":{"claimName":"more"}}]}}`)
-	eventually(t, "the guest to see one more", func() error { return is(disks(), "3\n") })
+	eventually(t, "the guest to see one more", func() error { return disks("3") })
 	equal(t, "serial number of the disk afterwards", strings.ReplaceAll(n.field("vm/box", `.status.volumes[?(@.name=="data")].diskUUID`), "-", ""), serial)
 	equal(t, "what is on it", n.exec("box", "sh", "-c", "for d in /sys/block/sd?; do [ $(tail -c +5 $d/device/vpd_pg80) != "+serial+" ] || head -c 7 /dev/${d##*/}; done"), "written")
 	n.kubectl("patch", oldBox, "--type=merge", "-p", `{"spec":{"volumes":[{"name":"more","persistentVolumeClaim":{"claimName":"more"}}]}}`)
 	n.kubectl("patch", "vm", "box", "--type=merge", "-p", `{"spec":{"volumes":null}}`)
-	eventually(t, "the guest to have lost them", func() error { return is(disks(), "1\n") })
-	n.kubectl("delete", "vm", "box", "--timeout=180s")
+	eventually(t, "the guest to have lost them", func() error { return disks("1") })
+	n.kubectl("delete", "vm", "box", timeout(longPatience))
 	equal(t, "the claim afterwards", n.field("pvc/data", ".status.phase"), "Bound")
 }
 
@@ -288,7 +286,7 @@ func (n *namespace) resizeBox(oldBox string) {
 	const synced = "VirtualMachineClassConfigurationSynced"
 	processors := func(want string) {
 		t.Helper()
-		eventually(t, want+" processors", func() error { return is(n.exec("box", "nproc"), want+"\n") })
+		eventually(t, want+" processors", func() error { return n.execIs("box", want+"\n", "nproc") })
 	}
 	n.kubectl("patch", "vmclass", "larger", "--type=merge", "-p", `{"spec":{"hardware":{"cpus":3}}}`)
 	n.condition("box", synced, "False", "has changed since the machine took it up")
@@ -340,7 +338,7 @@ spec:
   readinessProbe: {guestHeartbeat: {}, periodSeconds: 2}
 `)
 	n.agent("box")
-	n.kubectl("wait", "--for=condition=Ready", "vm/box", "--timeout=180s")
+	n.kubectl("wait", "--for=condition=Ready", "vm/box", timeout(longPatience))
 	n.exec("box", "sh", "-c", "set -e; test -d /sys/firmware/efi; test -e /sys/firmware/acpi/tables/TPM2; echo alive >/tmp/memory")
 	disk := n.device("box", "data")
 	n.exec("box", "sh", "-c", "echo before | dd of="+disk+" bs=512 count=1 conv=sync,fsync 2>/dev/null")
@@ -439,13 +437,14 @@ func TestMachineRefused(t *testing.T) {
 	} {
 		n.apply(machine(name, c.spec))
 		eventually(t, "a condition of "+name, func() error {
-			got := n.field("vm/"+name, fmt.Sprintf(".status.conditions[?(@.type==%q)]['status','message']", c.condition))
+			got, err := n.tryField("vm/"+name, fmt.Sprintf(".status.conditions[?(@.type==%q)]['status','message']", c.condition))
 			for _, want := range c.want {
 				if !strings.Contains(got, want) {
-					return fmt.Errorf("%q is not in %q; the conditions are %s", want, got, n.field("vm/"+name, ".status.conditions"))
+					all, _ := n.tryField("vm/"+name, ".status.conditions")
+					return fmt.Errorf("%q is not in %q; the conditions are %s", want, got, all)
 				}
 			}
-			return nil
+			return err
 		})
 		if state := n.field("vm/"+name, ".status.powerState"); state != "PoweredOff" {
 			t.Errorf("%s is %s", name, state)

@@ -13,8 +13,8 @@ import (
 func (n *namespace) condition(name, kind, status, text string) {
 	n.t.Helper()
 	eventually(n.t, fmt.Sprintf("%s of %s to be %s", kind, name, status), func() error {
-		got := n.field("vm/"+name, fmt.Sprintf(`.status.conditions[?(@.type==%q)]['status','reason','message']`, kind))
-		if !strings.HasPrefix(got, status) || !strings.Contains(got, text) {
+		got, err := n.tryField("vm/"+name, fmt.Sprintf(`.status.conditions[?(@.type==%q)]['status','reason','message']`, kind))
+		if err != nil || !strings.HasPrefix(got, status) || !strings.Contains(got, text) {
 			return fmt.Errorf("it is %q", got)
 		}
 		return nil
@@ -113,10 +113,11 @@ func (n *namespace) seedFile(name, path string) string {
 func (n *namespace) address(name string) (address string) {
 	n.t.Helper()
 	eventually(n.t, "the address of "+name, func() error {
-		if address = n.field("vm/"+name, ".status.network.primaryIP4"); address == "" {
-			return errors.New("it has none")
+		var err error
+		if address, err = n.tryField("vm/"+name, ".status.network.primaryIP4"); err == nil && address == "" {
+			err = errors.New("it has none")
 		}
-		return nil
+		return err
 	})
 	return address
 }

@@ -96,6 +96,10 @@ func (n *namespace) sshClient(name string) {
 	t := n.t
 	t.Helper()
 	n.exec(name, "sh", "-c", "setsid nc -ll -p 22 -e echo SSH-2.0-tiny </dev/null >/dev/null 2>&1 &")
+	eventually(t, "the guest to listen at port 22", func() error { // 16 in hexadecimal, and 0A is listening
+		_, err := n.tryExec(name, "sh", "-c", "cat /proc/net/tcp* | grep ':0016 .* 0A '")
+		return err
+	})
 	bin, home := t.TempDir(), t.TempDir()
 	if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte("#!/bin/bash\necho \"$@\"\nhead -n 1 </dev/tcp/127.0.0.1/$2\n"), 0o700); err != nil {
 		t.Fatal(err)
@@ -146,10 +150,11 @@ spec:
 	object := "virtualmachinewebconsolerequest/" + request
 	var response string
 	eventually(t, "the ticket", func() error {
-		if response = n.field(object, ".status.response"); response == "" {
-			return fmt.Errorf("no answer yet")
+		var err error
+		if response, err = n.tryField(object, ".status.response"); err == nil && response == "" {
+			err = fmt.Errorf("no answer yet")
 		}
-		return nil
+		return err
 	})
 	answered := time.Now()
 	expires, err := time.Parse(time.RFC3339, n.field(object, ".status.expiryTime"))

@@ -86,7 +86,7 @@ kind: VirtualMachineSnapshot
 metadata: {name: quiet}
 spec: {vmName: box, quiesce: {timeout: 2m}}
 `)
-	n.kubectl("wait", "vmsnapshot/quiet", "--for=condition=VirtualMachineSnapshotReady", "--timeout=240s")
+	n.kubectl("wait", "vmsnapshot/quiet", "--for=condition=VirtualMachineSnapshotReady", timeout(crowdPatience))
 	equal(t, "quiesced", n.field("vmsnapshot/quiet", ".status.quiesced"), "true")
 	equal(t, "file systems after it", n.exec("box", "sh", "-c", "echo after >/root/file; sync; cat /root/file"), "after")
 	n.vm("stop", "box")

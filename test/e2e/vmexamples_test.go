@@ -65,7 +65,7 @@ func TestMachineExamples(t *testing.T) {
 	n.aboutMinimal()
 	n.power("minimal-v1alpha2", "PoweredOn")
 	n.guest("cloud-init-raw", "hello from user data", "sh", "-c", "cat /tmp/hello /tmp/first-boot")
-	n.kubectl("wait", "vm/cloud-init", "--for=condition=Ready", "--timeout=240s")
+	n.kubectl("wait", "vm/cloud-init", "--for=condition=Ready", timeout(crowdPatience))
 	n.condition("cloud-init", "GuestBootstrap", "True", "")
 	equal(t, "what cloud-init has done", n.exec("cloud-init", "cat", "/etc/hello", "/etc/motd", "/run/first-boot"), "hello from inline.example.org\nkept in a Secret\n")
 	n.guest("linux-prep", "postcustomization", "cat", "/var/log/customization")
@@ -89,21 +89,20 @@ func TestMachineExamplesTogether(t *testing.T) {
 	}
 	n.applyExamples("group", "service", "replicaset", "network", "volumes", "vapp")
 
-	n.kubectl("wait", "vmg/shop", "--for=condition=Ready", "--timeout=240s")
+	n.kubectl("wait", "vmg/shop", "--for=condition=Ready", timeout(crowdPatience))
 	n.power("shop-app", "PoweredOn")
 	began := n.time("vmg/shop", ".status.lastUpdatedPowerStateTime")
 	if after := n.time("pod/shop-app", ".metadata.creationTimestamp").Sub(began); after < 9*time.Second { // of ten; the times are in whole seconds
 		t.Errorf("the second machine of the group was started %s after the group", after)
 	}
 
-	n.kubectl("wait", "vm/web-0", "vm/web-1", "--for=condition=Ready", "--timeout=240s")
+	n.kubectl("wait", "vm/web-0", "vm/web-1", "--for=condition=Ready", timeout(crowdPatience))
+	service := "http://" + net.JoinHostPort(n.field("service/vmweb", ".spec.clusterIP"), "80") + "/"
 	for _, who := range []string{"web-0", "web-1"} { // one after the other, as it happens
-		eventually(t, "the VirtualMachineService to be answered by "+who, func() error {
-			return get(t, "http://"+net.JoinHostPort(n.field("service/vmweb", ".spec.clusterIP"), "80")+"/", "hello from "+who)
-		})
+		eventually(t, "the VirtualMachineService to be answered by "+who, func() error { return get(t, service, "hello from "+who) })
 	}
 
-	n.kubectl("wait", "vmrs/workers", "--for=condition=VirtualMachinesReady", "--timeout=240s")
+	n.kubectl("wait", "vmrs/workers", "--for=condition=VirtualMachinesReady", timeout(crowdPatience))
 	equal(t, "replicas", n.field("vmrs/workers", ".status.readyReplicas"), "2")
 
 	n.guest("network", "192.0.2.10/24", "ip", "addr", "show", "eth1")
@@ -111,7 +110,7 @@ func TestMachineExamplesTogether(t *testing.T) {
 
 	n.agent("volumes")
 	eventually(t, "the disks to be attached", func() error {
-		return is(n.field("vm/volumes", ".status.volumes[*].attached"), "true true true")
+		return n.fieldIs("vm/volumes", ".status.volumes[*].attached", "true true true")
 	})
 	n.guest("volumes", fmt.Sprintln(512<<20/512), "cat", "/sys/block/nvme0n1/size")
 	n.guest("volumes", fmt.Sprintf("%[1]d\n%[1]d\n", 1<<30/512), "sh", "-c", "cat /sys/block/sd*/size")
@@ -137,14 +136,15 @@ func (n *namespace) aboutMinimal() {
 	n.t.Helper()
 	n.agent("minimal")
 	n.applyExamples("snapshot", "publish", "web-console")
-	n.kubectl("wait", "vmsnapshot/before-upgrade", "--for=condition=VirtualMachineSnapshotReady", "--timeout=240s")
+	n.kubectl("wait", "vmsnapshot/before-upgrade", "--for=condition=VirtualMachineSnapshotReady", timeout(crowdPatience))
 	equal(n.t, "the snapshot is quiesced", n.field("vmsnapshot/before-upgrade", ".status.quiesced"), "true")
 	n.shown("golden", "True")
 	eventually(n.t, "the ticket for the screen", func() error {
-		if n.field("virtualmachinewebconsolerequest/minimal", ".status.response") == "" {
-			return fmt.Errorf("there is none")
+		response, err := n.tryField("virtualmachinewebconsolerequest/minimal", ".status.response")
+		if err == nil && response == "" {
+			err = fmt.Errorf("there is none")
 		}
-		return nil
+		return err
 	})
 }
 
@@ -179,7 +179,7 @@ func (n *namespace) exampleOfInstalling() {
 	contains(t, string(text), url)
 	n.apply(strings.Replace(string(text), url, fmt.Sprintf("upload: {fileName: disc.iso, checksum: {algorithm: SHA256, value: %s}}", hex.EncodeToString(sum[:])), 1))
 	eventually(t, "the machine to wait for its disc", func() error {
-		if got := n.field("vm/iso-install", `.status.conditions[?(@.type=="VirtualMachineHardwareCDROMVerified")].message`); !strings.Contains(got, "VirtualMachineImage vmi-c0a75ef17e958263c is not") {
+		if got, err := n.tryField("vm/iso-install", `.status.conditions[?(@.type=="VirtualMachineHardwareCDROMVerified")].message`); err != nil || !strings.Contains(got, "VirtualMachineImage vmi-c0a75ef17e958263c is not") {
 			return fmt.Errorf("it says %q", got)
 		}
 		return nil

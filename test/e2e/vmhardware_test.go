@@ -163,7 +163,7 @@ spec:
 	// The tiny guest's kernel has no driver for these; it sees the controllers. IDE is on the chipset's own.
 	n.guest(longName, "AHCI 2", "sh", "-c", "echo AHCI $(grep -l 0x010601 /sys/bus/pci/devices/*/class | wc -l)")
 	eventually(t, "all volumes to be attached", func() error {
-		return is(n.field("vm/"+longName, ".status.volumes[*].attached"), "true true true true true")
+		return n.fieldIs("vm/"+longName, ".status.volumes[*].attached", "true true true true true")
 	})
 	contains(t, n.field("vm/"+longName, ".status.hardware.controllers"), `"type":"CDROM"`)
 	if out := n.kubectl("get", "pods", "-l", "vmoperator.vmware.com/vm-name="+longName, "-o", "name"); strings.TrimSpace(out) != "pod/"+longName {
@@ -242,7 +242,7 @@ func (n *namespace) ejected(iso string) {
 		t.Helper()
 		n.kubectl("patch", "vm", "install", "--type=merge", "-p", fmt.Sprintf(`{"spec":{"hardware":{"cdrom":[{"name":"cd1","connected":%t,"image":{"kind":"VirtualMachineImage","name":%q}}]}}}`, connected, iso))
 		eventually(t, "the drive to be changed", func() error {
-			if revision := n.field("pod/install", `.metadata.annotations.atoll\.dev/machine`); strings.Contains(revision, `"name":"cdrom-cd1","volume":`) != connected {
+			if revision, err := n.tryField("pod/install", `.metadata.annotations.atoll\.dev/machine`); err != nil || strings.Contains(revision, `"name":"cdrom-cd1","volume":`) != connected {
 				return fmt.Errorf("the machine is %s", revision)
 			}
 			return nil
@@ -313,7 +313,7 @@ spec:
 	n.snapshotOfBoth()
 	n.vm("delete", "box")
 	eventually(t, "both disks to go with the machine", func() error {
-		return is(n.kubectl("get", "pvc", "-o", "jsonpath={.items[*].metadata.name}"), "apart scratch")
+		return n.lists("apart scratch", "pvc", "-o", "jsonpath={.items[*].metadata.name}")
 	})
 }
 
@@ -362,10 +362,14 @@ func (n *namespace) device(name, volume string) string {
 	n.t.Helper()
 	var device string
 	eventually(n.t, "the guest to have the disk of "+volume, func() error {
-		serial := strings.ReplaceAll(n.field("vm/"+name, `.status.volumes[?(@.name=="`+volume+`")].diskUUID`), "-", "")
-		out := n.exec(name, "sh", "-c", "cd /sys/block; for d in sd?; do [ \"$(tail -c +5 $d/device/vpd_pg80)\" != \""+serial+"\" ] || echo /dev/$d; done")
+		serial, err := n.tryField("vm/"+name, `.status.volumes[?(@.name=="`+volume+`")].diskUUID`)
+		if err != nil {
+			return err
+		}
+		serial = strings.ReplaceAll(serial, "-", "")
+		out, err := n.tryExec(name, "sh", "-c", "cd /sys/block; for d in sd?; do [ \"$(tail -c +5 $d/device/vpd_pg80)\" != \""+serial+"\" ] || echo /dev/$d; done")
 		if device = strings.TrimSpace(out); device == "" || serial == "" {
-			return fmt.Errorf("there is none with the serial number %q", serial)
+			return fmt.Errorf("there is none with the serial number %q, %w", serial, err)
 		}
 		return nil
 	})

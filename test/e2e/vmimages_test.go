@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -193,7 +192,7 @@ spec: {className: tiny, imageName: vhdx, storageClass: atoll, powerOffMode: Hard
 `, strings.Join(volumes, ", ")))
 	n.agent("box")
 	eventually(t, "all volumes to be attached", func() error {
-		return is(n.field("vm/box", ".status.volumes[*].attached"), "true true true true true")
+		return n.fieldIs("vm/box", ".status.volumes[*].attached", "true true true true true")
 	})
 	// The last partition is for data, and that of the boot disk has been written to.
 	same := `cd /sys/block/sda; last=$(ls -d sda? | tail -n 1); sectors=$(cat $last/start)
@@ -260,7 +259,10 @@ func TestInterruptedImport(t *testing.T) {
 		return nil
 	})
 	eventually(t, "the status to say how far it is", func() error {
-		progress := run(t, "", "get", "clustercontentlibraryitem", name, "-o", "jsonpath={.status.progress['phase','bytesTotal','percent']}")
+		progress, err := kubectl(t.Context(), "", "get", "clustercontentlibraryitem", name, "-o", "jsonpath={.status.progress['phase','bytesTotal','percent']}")
+		if err != nil {
+			return err
+		}
 		var phase string
 		var total, percent int
 		if _, err := fmt.Sscan(progress, &phase, &total, &percent); err != nil || phase != "Transferring" || total != len(b) || percent < 10 || percent > 99 {
@@ -268,9 +270,7 @@ func TestInterruptedImport(t *testing.T) {
 		}
 		return nil
 	})
-	if err := syscall.Kill(servicePID(t, "agent"), syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	killService(t, "agent")
 	slow.Store(false)
 	contains(t, atollOK(t, "image", "import", s.URL+"/disk.qcow2", "--name", name), "imported "+name)
 	if resumed.Load() == 0 || sent.Load() > int64(len(b))+8<<20 {
@@ -322,7 +322,7 @@ metadata: {name: before}
 spec: {volumeSnapshotClassName: atoll, source: {persistentVolumeClaimName: data}}
 `)
 	eventually(t, "the snapshot", func() error {
-		if ready := n.field("volumesnapshot/before", ".status.readyToUse"); ready != "true" {
+		if ready, err := n.tryField("volumesnapshot/before", ".status.readyToUse"); err != nil || ready != "true" {
 			return fmt.Errorf("ready: %q", ready)
 		}
 		return nil

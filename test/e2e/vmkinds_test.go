@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -36,6 +37,11 @@ func (n *namespace) vm(args ...string) string {
 	return atollOK(n.t, append([]string{"vm", "--kubeconfig", suite.dataDir + "/admin.kubeconfig", "-n", n.name}, args...)...)
 }
 
+// tryVM is vm for what may fail.
+func (n *namespace) tryVM(args ...string) (string, error) {
+	return tryHost(n.t.Context(), "", append([]string{"vm", "--kubeconfig", suite.dataDir + "/admin.kubeconfig", "-n", n.name}, args...)...)
+}
+
 // createBox makes the machine box and waits until its guest is up.
 func (n *namespace) createBox() {
 	n.t.Helper()
@@ -56,7 +62,7 @@ func (n *namespace) agent(name string) {
 func (n *namespace) power(name, want string) {
 	n.t.Helper()
 	eventually(n.t, name+" to be "+want, func() error {
-		if got := n.field("vm/"+name, ".status.powerState"); got != want {
+		if got, err := n.tryField("vm/"+name, ".status.powerState"); err != nil || got != want {
 			return fmt.Errorf("it is %q", got)
 		}
 		return nil
@@ -102,9 +108,9 @@ func TestMachineSnapshots(t *testing.T) {
 	if got := n.exec("box", "cat", "/data/file"); got != "second\n" {
 		t.Errorf("back without memory: %q", got)
 	}
-	n.kubectl("delete", "vmsnapshot", "first", "--timeout=120s")
+	n.kubectl("delete", "vmsnapshot", "first", timeout(longPatience))
 	eventually(t, "the children to be roots", func() error {
-		if got := n.field("vm/box", ".status.rootSnapshots[*].name"); got != "second third" {
+		if got, err := n.tryField("vm/box", ".status.rootSnapshots[*].name"); err != nil || got != "second third" {
 			return fmt.Errorf("roots are %q", got)
 		}
 		return nil
@@ -119,7 +125,7 @@ func TestMachineSnapshots(t *testing.T) {
 	}
 	n.vm("delete", "box")
 	eventually(t, "the snapshots to go with the machine", func() error {
-		if left := n.kubectl("get", "vmsnapshot,volumesnapshot", "-o", "name"); left != "" {
+		if left, err := n.try("get", "vmsnapshot,volumesnapshot", "-o", "name"); err != nil || left != "" {
 			return fmt.Errorf("left: %s", left)
 		}
 		return nil
@@ -137,15 +143,15 @@ metadata: {name: deaf}
 spec: {vmName: box, quiesce: {timeout: 5s}}
 `)
 	eventually(n.t, "the snapshot to say what is wrong", func() error {
-		got := n.field("vmsnapshot/deaf", `.status.conditions[?(@.status=="False")].message`)
-		if !strings.Contains(got, "freezing the file systems of the guest") {
+		got, err := n.tryField("vmsnapshot/deaf", `.status.conditions[?(@.status=="False")].message`)
+		if err != nil || !strings.Contains(got, "freezing the file systems of the guest") {
 			return fmt.Errorf("it says %q", got)
 		}
 		return nil
 	})
 	n.console("rm /run/agent-off; echo ans$((40+2))wers", "ans42wers")
 	n.agent("box")
-	n.kubectl("delete", "vmsnapshot", "deaf", "--timeout=120s")
+	n.kubectl("delete", "vmsnapshot", "deaf", timeout(longPatience))
 }
 
 // TestMachineServices: machines of a replica set behind a VirtualMachineService, with a pod behind a plain Service.
@@ -193,15 +199,17 @@ spec:
     command: [sh, -c, "mkdir /w; echo hello from a pod >/w/index.html; exec httpd -f -p 80 -h /w"]
     readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 2}
 `, port))
-	n.kubectl("wait", "vmrs/web", "--for=condition=VirtualMachinesReady", "--timeout=240s")
+	n.kubectl("wait", "vmrs/web", "--for=condition=VirtualMachinesReady", timeout(crowdPatience))
 	eventually(t, "the machine to answer at the node's address", func() error {
-		address := n.field("vmservice/web", ".status.loadBalancer.ingress[0].ip")
+		address, err := n.tryField("vmservice/web", ".status.loadBalancer.ingress[0].ip")
+		if err != nil {
+			return err
+		}
 		return get(t, fmt.Sprintf("http://%s/", net.JoinHostPort(address, fmt.Sprint(port))), "hello from web-")
 	})
+	both := "http://" + net.JoinHostPort(n.field("service/both", ".spec.clusterIP"), "8000") + "/"
 	for _, who := range []string{"a pod", "web-"} { // one after the other, as it happens
-		eventually(t, "the plain Service to be answered by "+who, func() error {
-			return get(t, "http://"+net.JoinHostPort(n.field("service/both", ".spec.clusterIP"), "8000")+"/", "hello from "+who)
-		})
+		eventually(t, "the plain Service to be answered by "+who, func() error { return get(t, both, "hello from "+who) })
 	}
 	n.kubectl("delete", "pod", "pod")
 	// A port of the host is not to be had at the host's address, in whatever way it is asked for.
@@ -211,8 +219,10 @@ spec:
 	n.kubectl("annotate", "vmservice", "web", "atoll.dev/ingress=203.0.113.1")
 	n.kubectl("patch", "vmservice", "web", "--type=json", "-p", `[{"op": "replace", "path": "/spec/ports/0/port", "value": 6443}]`)
 	eventually(t, "the service to have an address of its own", func() error {
-		switch address := n.field("vmservice/web", ".status.loadBalancer.ingress[0].ip"); address {
-		case "", suite.address:
+		switch address, err := n.tryField("vmservice/web", ".status.loadBalancer.ingress[0].ip"); {
+		case err != nil:
+			return err
+		case address == "", address == suite.address:
 			return fmt.Errorf("it has %q", address)
 		default:
 			return get(t, fmt.Sprintf("http://%s/", net.JoinHostPort(address, "6443")), "hello from web-")
@@ -220,8 +230,8 @@ spec:
 	})
 	n.kubectl("scale", "vmrs/web", "--replicas=2")
 	eventually(t, "two endpoints", func() error {
-		got := n.kubectl("get", "endpointslice", "-l", "kubernetes.io/service-name=web", "-o", "jsonpath={.items[*].endpoints[*].conditions.ready}")
-		if got != "true true" {
+		got, err := n.try("get", "endpointslice", "-l", "kubernetes.io/service-name=web", "-o", "jsonpath={.items[*].endpoints[*].conditions.ready}")
+		if err != nil || got != "true true" {
 			return fmt.Errorf("endpoints are ready: %q", got)
 		}
 		return nil
@@ -229,7 +239,7 @@ spec:
 	n.deafEndpoint()
 	n.kubectl("scale", "vmrs/web", "--replicas=0")
 	eventually(t, "no machines", func() error {
-		if left := n.kubectl("get", "vm", "-o", "name"); left != "" {
+		if left, err := n.try("get", "vm", "-o", "name"); err != nil || left != "" {
 			return fmt.Errorf("left: %s", left)
 		}
 		return nil
@@ -247,11 +257,11 @@ func (n *namespace) deafEndpoint() {
 	n.exec(names[0], "sh", "-c", "setsid sh -c 'sleep 20; touch /run/agent-off' </dev/null >/dev/null 2>&1 &")
 	for _, service := range []string{"web", "both"} {
 		eventually(n.t, "the endpoint of a deaf machine not to be ready", func() error {
-			ready := ""
-			for _, name := range names {
-				ready += n.kubectl("get", "endpointslice", "-l", "kubernetes.io/service-name="+service, "-o", `jsonpath={.items[*].endpoints[?(@.targetRef.name=="`+name+`")].conditions.ready} `)
+			var errs []error
+			for i, want := range []string{"false", "true"} {
+				errs = append(errs, n.lists(want, "endpointslice", "-l", "kubernetes.io/service-name="+service, "-o", `jsonpath={.items[*].endpoints[?(@.targetRef.name=="`+names[i]+`")].conditions.ready}`))
 			}
-			return is(ready, "false true ")
+			return errors.Join(errs...)
 		})
 	}
 	n.condition(names[0], "Ready", "False", "the readiness probe")
@@ -304,14 +314,14 @@ kind: VirtualMachine
 metadata: {name: front}
 spec: {groupName: app, className: tiny, imageName: tiny, storageClass: atoll, powerState: PoweredOff}
 `)
-	n.kubectl("wait", "vmg/app", "--for=condition=Ready", "--timeout=120s")
+	n.kubectl("wait", "vmg/app", "--for=condition=Ready", timeout(longPatience))
 	n.kubectl("patch", "vmg/app", "--type=merge", "-p", `{"spec":{"powerState":"PoweredOn"}}`)
 	n.power("db", "PoweredOn")
 	n.power("front", "PoweredOn")
 	if after := n.time("pod/front", ".metadata.creationTimestamp").Sub(n.time("vmg/app", ".status.lastUpdatedPowerStateTime")); after < 9*time.Second { // of ten; the times are in whole seconds
 		t.Errorf("front was started after %s", after)
 	}
-	n.kubectl("wait", "vmg/app", "--for=condition=Ready", "--timeout=120s")
+	n.kubectl("wait", "vmg/app", "--for=condition=Ready", timeout(longPatience))
 	n.kubectl("patch", "vmg/app", "--type=merge", "-p", `{"spec":{"powerState":"PoweredOff","powerOffMode":"Hard"}}`)
 	n.power("db", "PoweredOff")
 	n.power("front", "PoweredOff")
@@ -387,7 +397,7 @@ func TestPublishMachine(t *testing.T) {
 	n.shown("silver", "True")
 	publish("again", "golden")
 	eventually(t, "the name to be refused", func() error {
-		if got := n.field("vmpub/again", `.status.conditions[?(@.type=="TargetValid")].reason`); got != "TargetItemAlreadyExists" {
+		if got, err := n.tryField("vmpub/again", `.status.conditions[?(@.type=="TargetValid")].reason`); err != nil || got != "TargetItemAlreadyExists" {
 			return fmt.Errorf("it is %q", got)
 		}
 		return nil

@@ -39,10 +39,11 @@ func TestMachineNetworks(t *testing.T) {
 	}
 	var primary string
 	eventually(t, "the default Network", func() error {
-		if primary = n.kubectl("get", "networks.netoperator.vmware.com", "-l", "capv.vmware.com/is-default-network=true", "-o", "jsonpath={.items[*].metadata.name}"); primary == "" {
-			return fmt.Errorf("there is none")
+		var err error
+		if primary, err = n.try("get", "networks.netoperator.vmware.com", "-l", "capv.vmware.com/is-default-network=true", "-o", "jsonpath={.items[*].metadata.name}"); err == nil && primary == "" {
+			err = fmt.Errorf("there is none")
 		}
-		return nil
+		return err
 	})
 	network := func(name, spec string) string {
 		return fmt.Sprintf("---\napiVersion: netoperator.vmware.com/v1alpha1\nkind: Network\nmetadata: {name: %s}\nspec: {%s}\n", name, spec)
@@ -75,7 +76,7 @@ spec:
 	says := func(name, text string) {
 		t.Helper()
 		eventually(t, name+" to say "+text, func() error {
-			if got := n.kubectl("get", "vm", name, "-o", "jsonpath={.status.conditions[*].message}"); !strings.Contains(got, text) {
+			if got, err := n.try("get", "vm", name, "-o", "jsonpath={.status.conditions[*].message}"); err != nil || !strings.Contains(got, text) {
 				return fmt.Errorf("it says %s", got)
 			}
 			return nil
@@ -92,9 +93,10 @@ metadata: {name: control, annotations: {netoperator.vmware.com/network-name: pri
 spec: {type: LoadBalancer, ports: [{name: apiserver, port: 6443, protocol: TCP, targetPort: 80}], selector: {app: box}}
 `)
 	eventually(t, "the service to answer at port 6443", func() error {
-		address := n.field("vmservice/control", ".status.loadBalancer.ingress[0].ip")
-		if address == "" {
-			return fmt.Errorf("no address: %s", n.field("vmservice/control", `.metadata.annotations.atoll\.dev/problem`))
+		address, err := n.tryField("vmservice/control", ".status.loadBalancer.ingress[0].ip")
+		if err != nil || address == "" {
+			why, _ := n.tryField("vmservice/control", `.metadata.annotations.atoll\.dev/problem`)
+			return fmt.Errorf("no address: %s", why)
 		}
 		return get(t, "http://"+net.JoinHostPort(address, "6443")+"/", "hello from box")
 	})
@@ -154,7 +156,7 @@ spec: {groupName: app, className: tiny, imageName: tiny, storageClass: atoll, po
 	n.agent("secret")
 	n.exec("secret", "sh", "-c", "echo hidden >/data/file; sync")
 	eventually(t, "the boot disk to be known as encrypted", func() error {
-		return is(n.field("vm/secret", ".status.crypto.encrypted"), `["Disks"]`)
+		return n.fieldIs("vm/secret", ".status.crypto.encrypted", `["Disks"]`)
 	})
 	claim := strings.TrimSpace(n.kubectl("get", "pvc", "-l", "vmoperator.vmware.com/vm-name=secret", "-o", "jsonpath={.items[0].metadata.name}"))
 	contains(t, atollOK(t, "volume", "ls", "-o", "wide"), provider+"/first")
@@ -166,7 +168,7 @@ kind: VirtualMachineGroupPublishRequest
 metadata: {name: app}
 spec: {source: app, target: default}
 `)
-	n.kubectl("wait", "virtualmachinegrouppublishrequest/app", "--for=condition=Complete", "--timeout=240s")
+	n.kubectl("wait", "virtualmachinegrouppublishrequest/app", "--for=condition=Complete", timeout(crowdPatience))
 	images := n.kubectl("get", "virtualmachinegrouppublishrequest/app", "-o", "jsonpath={.status.images[*].imageName}")
 	if len(strings.Fields(images)) != 2 {
 		t.Errorf("images: %q", images)

@@ -96,7 +96,7 @@ func TestMachinePublishToProject(t *testing.T) {
 	editor, stranger := newActor(t, n.name+"-editor"), newActor(t, n.name+"-stranger")
 	n.kubectl("create", "rolebinding", "editor", "--clusterrole=atoll:edit", "--user=sso:"+editor.name+"@atoll.local")
 	eventually(t, "the library of the project", func() error {
-		if got := n.field("contentlibrary/registry", `.status.type}{.status.conditions[?(@.type=="Ready")].status`); got != "RegistryTrue" {
+		if got, err := n.tryField("contentlibrary/registry", `.status.type}{.status.conditions[?(@.type=="Ready")].status`); err != nil || got != "RegistryTrue" {
 			return fmt.Errorf("it is %q", got)
 		}
 		return nil
@@ -146,7 +146,7 @@ metadata: {name: %s}
 spec: {source: {name: box}, target: {item: {name: %q}, location: {name: registry, kind: ContentLibrary}}}
 `, name, item))
 		eventually(t, item+" to be refused", func() error {
-			if got := n.field("vmpub/"+name, `.status.conditions[?(@.type=="TargetValid")].reason`); got != reason {
+			if got, err := n.tryField("vmpub/"+name, `.status.conditions[?(@.type=="TargetValid")].reason`); err != nil || got != reason {
 				return fmt.Errorf("it is %q", got)
 			}
 			return nil
@@ -223,7 +223,7 @@ spec: {source: {oci: {reference: "%[2]s/%[1]s/golden:1.0"}}}
 `, n.name, registryHost))
 	for object, want := range map[string]string{"contentlibrary/theirs": "spec.registry.project", "contentlibraryitem/stolen": "not from " + n.name} {
 		eventually(n.t, object+" to be refused", func() error {
-			if got := other.field(object, `.status.conditions[?(@.type=="Ready")].message`); !strings.Contains(got, want) {
+			if got, err := other.tryField(object, `.status.conditions[?(@.type=="Ready")].message`); err != nil || !strings.Contains(got, want) {
 				return fmt.Errorf("it says %q", got)
 			}
 			return nil
@@ -255,8 +255,8 @@ func (n *namespace) disksOfTheLibrary(editor *docker) {
 	administrator := newActor(n.t, n.name+"-administrator", "administrators").docker()
 	administrator.image(repository, "1", containerDisk(n.t, diskImage(n.t)))
 	name := clusterImage(n.t, n.name+":1")
-	run(n.t, "", "wait", "clustervirtualmachineimage/"+name, "--for=condition=Ready", "--timeout="+patience.String())
+	run(n.t, "", "wait", "clustervirtualmachineimage/"+name, "--for=condition=Ready", timeout(patience))
 	contains(n.t, run(n.t, strings.Replace(machine("shelf", "tiny"), "imageName: tiny", "imageName: "+name, 1), "-n", n.name, "apply", "--dry-run=server", "-f", "-"), "created")
 	administrator.untag(repository, "1")
-	run(n.t, "", "wait", "clustervirtualmachineimage/"+name, "--for=delete", "--timeout="+patience.String())
+	run(n.t, "", "wait", "clustervirtualmachineimage/"+name, "--for=delete", timeout(patience))
 }

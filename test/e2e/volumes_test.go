@@ -55,8 +55,8 @@ spec:
 	n.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: conf}, data: {key: after, more: new}}")
 	n.kubectl("label", "pod", "box", "--overwrite", "color=red")
 	eventually(t, "the update", func() error {
-		got := n.exec("box", "sh", "-c", "cat /conf/key /all/sub/conf; ls /conf; cat /down/labels")
-		if !strings.Contains(got, "afterafter") || !strings.Contains(got, "more") || !strings.Contains(got, `"red"`) {
+		got, err := n.tryExec("box", "sh", "-c", "cat /conf/key /all/sub/conf; ls /conf; cat /down/labels")
+		if err != nil || !strings.Contains(got, "afterafter") || !strings.Contains(got, "more") || !strings.Contains(got, `"red"`) {
 			return fmt.Errorf("still %q", got)
 		}
 		return nil

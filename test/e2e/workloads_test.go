@@ -34,7 +34,7 @@ spec:
 	// served waits for the rollout and checks the version that each pod serves.
 	served := func(want string) {
 		t.Helper()
-		n.kubectl("rollout", "status", "deployment/web", fmt.Sprintf("--timeout=%s", patience))
+		n.kubectl("rollout", "status", "deployment/web", timeout(patience))
 		pods := strings.Fields(n.kubectl("get", "pods", "-l", "app=web", "-o", `jsonpath={range .items[?(@.status.phase=="Running")]}{.metadata.deletionTimestamp}{.metadata.name}{"\n"}{end}`))
 		count := 0
 		for _, pod := range pods {
@@ -73,7 +73,7 @@ spec:
       containers:
         - {name: main, image: busybox, imagePullPolicy: IfNotPresent, command: [sh, -c, "echo index $JOB_COMPLETION_INDEX"]}
 `)
-	n.kubectl("wait", "--for=condition=Complete", "job/count", fmt.Sprintf("--timeout=%s", patience))
+	n.kubectl("wait", "--for=condition=Complete", "job/count", timeout(patience))
 	equal(t, "succeeded", n.field("job/count", ".status.succeeded"), "4")
 	logs := n.kubectl("logs", "-l", "job-name=count", "--tail=-1")
 	for i := range 4 {
@@ -86,14 +86,14 @@ func TestCrashLoop(t *testing.T) {
 	n := newNamespace(t)
 	n.apply(strings.Replace(script("crashes", "exit 3"), "restartPolicy: Never", "restartPolicy: Always", 1))
 	eventually(t, "CrashLoopBackOff", func() error {
-		out := n.kubectl("get", "pod", "crashes", "--no-headers")
-		if !strings.Contains(out, "CrashLoopBackOff") {
+		out, err := n.try("get", "pod", "crashes", "--no-headers")
+		if err != nil || !strings.Contains(out, "CrashLoopBackOff") {
 			return fmt.Errorf("kubectl shows %q", out)
 		}
 		return nil
 	})
 	equal(t, "exit code", n.field("pod/crashes", ".status.containerStatuses[0].lastState.terminated.exitCode"), "3")
-	contains(t, n.kubectl("get", "events", "--field-selector", "involvedObject.name=crashes"), "Back-off restarting failed container")
+	n.says("pod/crashes", "Back-off restarting failed container")
 }
 
 // TestWrongManifests: what is wrong is named, nothing is dropped in silence.
