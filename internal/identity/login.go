@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/wait"
+
 	api "atoll.dev/atoll/api/atoll/v1alpha1"
 	"atoll.dev/atoll/internal/identity/directory"
 	"atoll.dev/atoll/internal/identity/password"
@@ -57,6 +59,9 @@ func (s *Service) Login(ctx context.Context, typed, secret string, whole bool) (
 	if err != nil {
 		return Tokens{}, err
 	}
+	if err := s.seen(ctx, user); err != nil {
+		return Tokens{}, err
+	}
 	now := s.cfg.Now()
 	id := token.NewID()
 	source := ""
@@ -72,6 +77,22 @@ func (s *Service) Login(ctx context.Context, typed, secret string, whole bool) (
 	}
 	s.cfg.Logger.Info("logged in", "user", user.Name, "session", one.ID, "source", source, "until", one.Expires.UTC())
 	return s.tokens(ctx, id, one, whole)
+}
+
+// seenWithin is how long the directory may take to see a user that the API server has.
+const seenWithin = 10 * time.Second
+
+// seen waits until the directory, which is asked at each request, has seen a user as the API server has it. The first
+// requests of somebody who was made, enabled or given a password a moment ago would be refused otherwise.
+func (s *Service) seen(ctx context.Context, user *api.User) error {
+	err := wait.PollUntilContextTimeout(ctx, 20*time.Millisecond, seenWithin, true, func(ctx context.Context) (bool, error) {
+		known, err := s.directory.User(ctx, user.Name)
+		return known != nil && known.UID == user.UID && known.Generation >= user.Generation, err
+	})
+	if wait.Interrupted(err) && ctx.Err() == nil {
+		return ErrNotReady
+	}
+	return err
 }
 
 // tokens makes the tokens of a session.
@@ -204,6 +225,9 @@ func (s *Service) Authenticate(ctx context.Context, username, secret string) (Pe
 	}
 	user, _, err := s.verify(ctx, username, secret)
 	if err != nil {
+		return Person{}, err
+	}
+	if err := s.seen(ctx, user); err != nil {
 		return Person{}, err
 	}
 	groups, err := s.directory.Groups(ctx, user.Name)

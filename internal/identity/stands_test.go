@@ -1,16 +1,20 @@
 package identity
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"slices"
 	"testing"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	api "atoll.dev/atoll/api/atoll/v1alpha1"
+	"atoll.dev/atoll/internal/identity/directory"
 )
 
 // TestStands: what is taken away from somebody who was let in ends at once, by password and by session.
@@ -98,5 +102,57 @@ func TestForeignTokensOfALockedSource(t *testing.T) {
 	}
 	if _, err := w.Bearer(ctx, "eyJhbGciOiJSUzI1NiJ9.e30.x"); !errors.As(err, new(LockedError)) {
 		t.Errorf("%v", err)
+	}
+}
+
+// lagging answers a few times with what there was before.
+type lagging struct {
+	client.Reader
+	before *api.User // nil: none
+	looks  int
+}
+
+func (l *lagging) Get(ctx context.Context, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
+	u, ok := obj.(*api.User)
+	if !ok || l.looks == 0 {
+		return l.Reader.Get(ctx, key, obj, opts...)
+	}
+	l.looks--
+	if l.before == nil {
+		return apierrors.NewNotFound(schema.GroupResource{Resource: "users"}, key.Name)
+	}
+	l.before.DeepCopyInto(u)
+	return nil
+}
+
+// TestLoginOfWhoHasJustChanged: a session holds from its first request on, though the directory lags.
+func TestLoginOfWhoHasJustChanged(t *testing.T) {
+	for name, before := range map[string]*api.User{
+		"made":     nil,
+		"anew":     {ObjectMeta: metav1.ObjectMeta{Name: "anna", UID: "0", Generation: 7}},
+		"enabled":  {ObjectMeta: metav1.ObjectMeta{Name: "anna", UID: "1", Generation: 1}, Spec: api.UserSpec{Disabled: true}},
+		"password": {ObjectMeta: metav1.ObjectMeta{Name: "anna", UID: "1", Generation: 1}, Spec: api.UserSpec{MustChangePassword: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			anna(t, w)
+			w.change(t, func(u *api.User) { u.Generation = 2 })
+			w.directory = directory.New(&lagging{Reader: w.client, before: before, looks: 3})
+			got, err := w.Login(t.Context(), "anna", secret, true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p, err := w.Review(t.Context(), got.Access); err != nil || p.UID != "1" {
+				t.Errorf("%+v, %v", p, err)
+			}
+			w.directory = directory.New(&lagging{Reader: w.client, before: before, looks: 3})
+			p, err := w.Authenticate(t.Context(), "anna", secret)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.Stands(t.Context(), p); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }

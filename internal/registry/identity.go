@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4/jwt"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/apimachinery/pkg/util/wait"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 )
@@ -46,6 +48,8 @@ type Authority interface {
 	Review(ctx context.Context, token, audience string) (id Identity, ok bool, err error)
 	// Allowed says whether an identity may do something with the repositories of a namespace; "" is of all.
 	Allowed(ctx context.Context, id Identity, verb, namespace string) (bool, error)
+	// RobotHash is the SecretHash of a robot account as of now; "" when there is none.
+	RobotHash(ctx context.Context, namespace, name string) (string, error)
 }
 
 // Directory is what the registry knows of objects of the API, from a cache that is seconds old at most.
@@ -92,7 +96,7 @@ func (r *Registry) authenticate(ctx context.Context, source, name, password stri
 		return Identity{}, errCredentials
 	}
 	if strings.HasPrefix(name, atoll.RobotPrefix) {
-		return r.robot(name, password)
+		return r.robot(ctx, source, name, password)
 	}
 	// Of service accounts only tokens that are for the registry are taken: what they have for the API server is not to be
 	// sent here.
@@ -184,22 +188,59 @@ func (r *Registry) loggable(ctx context.Context, name string) string {
 const maxLogged = 128
 
 // robot checks the password of a robot account.
-func (r *Registry) robot(user, password string) (Identity, error) {
+func (r *Registry) robot(ctx context.Context, source, user, password string) (Identity, error) {
 	namespace, name, ok := strings.Cut(strings.TrimPrefix(user, atoll.RobotPrefix), "+")
 	if !ok {
 		return Identity{}, errors.Join(errCredentials, errNoRobots)
 	}
 	sum := sha256.Sum256([]byte(password))
-	id := Identity{Name: user, Robot: &Robot{Namespace: namespace, Name: name, Hash: hex.EncodeToString(sum[:])}}
-	account, ok := r.cfg.Directory.Robot(namespace, name)
+	robot := &Robot{Namespace: namespace, Name: name, Hash: hex.EncodeToString(sum[:])}
+	if !r.robotSeen(robot) {
+		if err := r.awaitRobot(ctx, source, robot); err != nil {
+			return Identity{}, err
+		}
+	}
+	return Identity{Name: user, Robot: robot}, nil
+}
+
+// robotSeen says whether the directory has a robot account with that password, and notes its uid.
+func (r *Registry) robotSeen(robot *Robot) bool {
+	account, ok := r.cfg.Directory.Robot(robot.Namespace, robot.Name)
 	if !ok {
-		return Identity{}, errCredentials
+		return false
 	}
-	id.Robot.UID = string(account.UID)
-	if !r.robotStands(id.Robot) {
-		return Identity{}, errCredentials
+	robot.UID = string(account.UID)
+	return r.robotStands(robot)
+}
+
+// robotWithin is how long the directory may take to see a robot account that the API server has.
+const robotWithin = 10 * time.Second
+
+// awaitRobot waits for the directory if the API server has the password already: people use it as soon as they have it.
+func (r *Registry) awaitRobot(ctx context.Context, source string, robot *Robot) error {
+	done, ok := r.reviews.take(ctx, source, 1)
+	if !ok {
+		return ErrBusy
 	}
-	return id, nil
+	hash, err := r.cfg.Authority.RobotHash(ctx, robot.Namespace, robot.Name)
+	done()
+	if err != nil {
+		return errors.Join(ErrUnavailable, err)
+	}
+	if subtle.ConstantTimeCompare([]byte(hash), []byte(robot.Hash)) != 1 {
+		return errCredentials
+	}
+	err = wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, robotWithin, true, func(context.Context) (bool, error) {
+		account, ok := r.cfg.Directory.Robot(robot.Namespace, robot.Name)
+		return ok && account.Status.SecretHash == hash, nil
+	})
+	switch {
+	case err != nil:
+		return errors.Join(ErrUnavailable, fmt.Errorf("robot account %s of namespace %s is not known here yet: %w", robot.Name, robot.Namespace, err))
+	case !r.robotSeen(robot): // it has expired, or is being deleted
+		return errCredentials
+	}
+	return nil
 }
 
 // robotStands says whether a robot account still is what it was when its token was made.

@@ -198,6 +198,15 @@ func TestRobots(t *testing.T) {
 	if got := read(); got != http.StatusUnauthorized {
 		t.Errorf("after deletion: %d", got)
 	}
+	// A password that the API server has and the cache does not yet.
+	h.change(func() { h.unseen = 3 })
+	if status, token := h.token("robot$shop+ci", "secret-of-ci", "repository:shop/web:pull"); status != http.StatusOK || token == "" {
+		t.Errorf("a new password: %d", status)
+	}
+	h.change(func() { h.unseen = 3 })
+	if status, _ := h.token("robot$shop+ci", "another", "repository:shop/web:pull"); status != http.StatusUnauthorized {
+		t.Errorf("a wrong password of a new account: %d", status)
+	}
 }
 
 func TestServiceAccountTokens(t *testing.T) {

@@ -43,6 +43,7 @@ type Config struct {
 type Cluster struct {
 	cfg    Config
 	client kubernetes.Interface
+	live   client.Reader // not from the cache
 	cache  crcache.Cache
 }
 
@@ -50,7 +51,7 @@ type Cluster struct {
 func New(cfg Config) (*Cluster, error) {
 	own := rest.CopyConfig(cfg.Client)
 	own.QPS, own.UserAgent = -1, "atoll-registry"
-	client, err := kubernetes.NewForConfig(own)
+	clientset, err := kubernetes.NewForConfig(own)
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
@@ -64,7 +65,11 @@ func New(cfg Config) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("registry: %w", err)
 	}
-	return &Cluster{cfg: cfg, client: client, cache: c}, nil
+	live, err := client.New(own, client.Options{Scheme: scheme})
+	if err != nil {
+		return nil, fmt.Errorf("registry: %w", err)
+	}
+	return &Cluster{cfg: cfg, client: clientset, live: live, cache: c}, nil
 }
 
 // strip drops what the registry does not look at.
@@ -227,4 +232,16 @@ func (c *Cluster) Allowed(ctx context.Context, id registry.Identity, verb, names
 		return false, fmt.Errorf("asking what %s may do: %w", id.Name, err)
 	}
 	return answer.Status.Allowed && !answer.Status.Denied, nil
+}
+
+// RobotHash implements registry.Authority.
+func (c *Cluster) RobotHash(ctx context.Context, namespace, name string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	var robot atoll.RobotAccount
+	err := c.live.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &robot)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return "", fmt.Errorf("asking for robot account %s/%s: %w", namespace, name, err)
+	}
+	return robot.Status.SecretHash, nil
 }

@@ -115,10 +115,12 @@ func (s *Set) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { s.reports(ctx) })
-	return s.watch.run(ctx, func(host string) {
-		if err := s.refresh(ctx, host); err != nil && ctx.Err() == nil {
-			slog.Warn("updating volume in guest", "volume", host, "error", err)
+	return s.watch.run(ctx, func(host string) error {
+		err := s.refresh(ctx, host)
+		if err != nil && ctx.Err() == nil {
+			slog.Warn("updating volume in guest, which is tried again", "volume", host, "error", err)
 		}
+		return err
 	})
 }
 
@@ -290,7 +292,7 @@ func (s *Set) ensurePushed(ctx context.Context, loc Location) error {
 	if err := s.create(ctx, loc, &guestv1.CreateVolumeRequest{Kind: guestv1.CreateVolumeRequest_PUSHED}); err != nil {
 		return err
 	}
-	// Watch first: what changes after the tree was read is seen.
+	// The watch may begin after the tree was read: it looks once more then.
 	s.watch.add(loc.Host)
 	return s.push(ctx, loc.ID)
 }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -29,6 +30,7 @@ type guest struct {
 	log     []byte
 	stats   *guestv1.StatsResponse
 	asked   int // for stats
+	refuse  int // so many PutFiles
 }
 
 func newGuest() *guest {
@@ -52,6 +54,10 @@ func (g *guest) CreateVolume(_ context.Context, r *guestv1.CreateVolumeRequest) 
 func (g *guest) PutFiles(_ context.Context, r *guestv1.PutFilesRequest) (*guestv1.Empty, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if g.refuse > 0 {
+		g.refuse--
+		return nil, errors.New("the guest does not answer")
+	}
 	if g.staged[r.Volume] == nil {
 		g.staged[r.Volume] = map[string]*guestv1.File{}
 		if !r.Replace {
@@ -311,12 +317,14 @@ func TestTerminationLog(t *testing.T) {
 }
 
 func TestLiveUpdate(t *testing.T) {
-	for _, mode := range []string{"inotify", "poll"} {
+	for _, mode := range []string{"inotify", "poll", "a guest that does not answer at first"} {
 		t.Run(mode, func(t *testing.T) {
 			h, g := newHost(t), newGuest()
 			s := h.set(g)
-			if mode == "poll" {
+			if mode != "inotify" {
 				s.watch.interval = 5 * time.Millisecond
+			}
+			if mode == "poll" {
 				s.watch.inotify = func() *inotify { return nil }
 			}
 			ctx, cancel := context.WithCancel(t.Context())
@@ -325,17 +333,18 @@ func TestLiveUpdate(t *testing.T) {
 			if _, err := s.Prepare(ctx, "c1", h.mounts()); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(10 * time.Millisecond) // lets the watcher take the directory
+			if strings.HasPrefix(mode, "a guest") {
+				g.mu.Lock()
+				g.refuse = 3
+				g.mu.Unlock()
+			}
 			h.publish("cm", "..2", map[string]string{"key": "two", "new": "n"})
 			deadline := time.Now().Add(10 * time.Second)
-			for g.data("v-cm", "..2/key") != "two" {
+			for g.data("v-cm", "..2/key") != "two" || g.data("v-cm", "..2/new") != "n" {
 				if time.Now().After(deadline) {
 					t.Fatal("the change did not arrive")
 				}
 				time.Sleep(5 * time.Millisecond)
-			}
-			if g.data("v-cm", "..2/new") != "n" {
-				t.Error("a new file is missing")
 			}
 			cancel()
 			if err := <-done; !errors.Is(err, context.Canceled) {

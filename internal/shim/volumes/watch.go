@@ -37,11 +37,26 @@ func newWatcher() *watcher {
 // add begins to watch a directory. It may be called again for the same one.
 func (w *watcher) add(dir string) { w.added <- dir }
 
-// run watches until ctx ends.
-func (w *watcher) run(ctx context.Context, changed func(dir string)) error {
+// run watches until ctx ends. It calls changed once more for each directory when it is watched, since it may have been
+// switched before, and later again for one that it returned an error for.
+func (w *watcher) run(ctx context.Context, changed func(dir string) error) error {
 	var in *inotify
-	watched := map[string]string{} // what "..data" points to, by directory
+	watched := map[string]string{} // what "..data" pointed to when changed had no error, by directory
+	polls := false                 // all of watched, and not only what failed
+	failed := map[string]bool{}
 	var poll <-chan time.Time
+	look := func(dir string) {
+		now := link(dir)
+		if changed(dir) == nil {
+			watched[dir] = now
+			delete(failed, dir)
+			return
+		}
+		failed[dir] = true
+		if poll == nil {
+			poll = time.After(w.interval)
+		}
+	}
 	for {
 		var events <-chan string
 		if in != nil {
@@ -57,23 +72,26 @@ func (w *watcher) run(ctx context.Context, changed func(dir string)) error {
 			if _, ok := watched[dir]; ok {
 				continue
 			}
-			watched[dir] = link(dir)
-			if in == nil && poll == nil {
+			watched[dir] = ""
+			if in == nil && !polls {
 				in = w.inotify()
 			}
 			if in == nil || in.add(dir) != nil {
+				polls = true
 				poll = time.After(w.interval)
 			}
+			look(dir)
 		case dir := <-events:
-			watched[dir] = link(dir)
-			changed(dir)
+			look(dir)
 		case <-poll:
-			poll = time.After(w.interval)
+			poll = nil
 			for dir, old := range watched {
-				if now := link(dir); now != old {
-					watched[dir] = now
-					changed(dir)
+				if failed[dir] || polls && link(dir) != old {
+					look(dir)
 				}
+			}
+			if polls {
+				poll = time.After(w.interval)
 			}
 		}
 	}

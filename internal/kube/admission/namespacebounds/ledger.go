@@ -27,10 +27,14 @@ func (a amount) minus(b amount) amount { return amount{a.cpu - b.cpu, a.memory -
 // atLeast raises what is below.
 func (a amount) atLeast(b amount) amount { return amount{max(a.cpu, b.cpu), max(a.memory, b.memory)} }
 
+// within tells whether there is room for it.
+func (a amount) within(b amount) bool { return a.cpu <= b.cpu && a.memory <= b.memory }
+
 // request is what one pod requests.
 type request struct {
 	amount
 	namespace string
+	placed    bool      // on a node
 	until     time.Time // of a pod that has not been seen
 }
 
@@ -42,7 +46,7 @@ type ledger struct {
 	nodes    map[string]amount
 	total    amount
 	pods     map[types.UID]request
-	used     map[string]amount // by namespace
+	used     map[string]amount // by namespace, without what no node can run
 	all      amount            // sum of used
 	assumed  map[types.UID]request
 	reserved map[string]amount // by namespace
@@ -87,8 +91,29 @@ func (l *ledger) nodeGone(obj any) {
 }
 
 func (l *ledger) setNode(name string, has amount) {
+	if l.nodes[name] == has {
+		return
+	}
 	l.total = l.total.minus(l.nodes[name]).plus(has)
 	l.nodes[name] = has
+	l.used, l.all = map[string]amount{}, amount{}
+	for _, r := range l.pods {
+		l.count(r, true)
+	}
+}
+
+// counts tells whether a request takes something from others: what is larger than every node can wait for ever, and
+// keeps nobody from anything.
+func (l *ledger) counts(r request) bool {
+	if r.placed {
+		return true
+	}
+	for _, has := range l.nodes {
+		if r.within(has) {
+			return true
+		}
+	}
+	return false
 }
 
 // pod takes on what a pod requests, which is nothing once it has ended.
@@ -101,7 +126,7 @@ func (l *ledger) pod(obj any) {
 		l.podGone(obj)
 		return
 	}
-	r := request{amount: requests(pod), namespace: pod.Namespace}
+	r := request{amount: requests(pod), namespace: pod.Namespace, placed: pod.Spec.NodeName != ""}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.assumed, pod.UID)
@@ -123,7 +148,7 @@ func (l *ledger) podGone(obj any) {
 }
 
 func (l *ledger) count(r request, more bool) {
-	if r.namespace == "" {
+	if r.namespace == "" || !l.counts(r) {
 		return
 	}
 	sum := l.used[r.namespace].minus(r.amount)
@@ -208,8 +233,8 @@ func (l *ledger) fit(namespace string, more amount, uid types.UID, name string) 
 	if more.memory > 0 && mine.memory > own.memory && more.memory > free.memory && kept.memory > 0 {
 		return l.beyond("memory", "memoryReservation", binary(l.total.memory), binary(all.memory), binary(kept.memory), binary(max(free.memory, 0)), binary(more.memory), name)
 	}
-	if uid != "" {
-		l.assumed[uid] = request{amount: more, namespace: namespace, until: now.Add(assumedFor)}
+	if r := (request{amount: more, namespace: namespace, until: now.Add(assumedFor)}); uid != "" && l.counts(r) {
+		l.assumed[uid] = r
 	}
 	return nil
 }
