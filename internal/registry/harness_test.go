@@ -34,7 +34,7 @@ type cluster struct {
 	namespaces    map[string]string
 	settings      map[string]atoll.NamespaceRegistry
 	robots        map[string]*atoll.RobotAccount
-	unseen        int // looks for robots that find none, as a cache that lags does
+	unseen        int                 // looks for robots that find none, as a cache that lags does
 	rights        map[string]bool     // user/verb/namespace
 	tokens        map[string]Identity // audience/token
 	ended         map[string]bool     // people who may not be logged in any more

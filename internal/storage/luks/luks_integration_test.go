@@ -11,8 +11,8 @@ import (
 	"strings"
 	"testing"
 
-	"atoll.dev/atoll/internal/testkit/lukstest"
 	"atoll.dev/atoll/internal/storage/qcow2"
+	"atoll.dev/atoll/internal/testkit/lukstest"
 )
 
 // image writes an encrypted image with this header.

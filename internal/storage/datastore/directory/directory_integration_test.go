@@ -21,8 +21,8 @@ import (
 	"atoll.dev/atoll/internal/storage/datastore"
 	"atoll.dev/atoll/internal/storage/datastore/chain"
 	"atoll.dev/atoll/internal/storage/datastore/enginetest"
-	"atoll.dev/atoll/internal/testkit/lukstest"
 	"atoll.dev/atoll/internal/storage/qcow2"
+	"atoll.dev/atoll/internal/testkit/lukstest"
 )
 
 // store makes an empty store.
