@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"sync"
@@ -149,6 +150,31 @@ func TestSilentShutdown(t *testing.T) {
 		<-b.world.done
 		if time.Since(began) != 20*time.Second || b.called("powerdown") != 1 || b.called("poweroff") != 1 {
 			t.Errorf("after %s: calls %q", time.Since(began), b.calls)
+		}
+	})
+}
+
+// TestGivenUp: nobody asks the agent any more for a probe that was given up, which would be in the way of the next.
+func TestGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBusy(t, machinev1.Stop{}, 0)
+		running, cancel := context.WithCancel(b.ctx)
+		run, err := b.command(t.Context(), running, b.world, []string{machinev1.CommandGuestInfo, "ready", "yes"}, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said, e := io.Pipe()
+		go func() { _, _ = io.Copy(io.Discard, said) }()
+		ended := make(chan uint32)
+		began := time.Now()
+		go func() {
+			defer e.Close()
+			ended <- run(ends{out: e, err: e})
+		}()
+		time.Sleep(time.Second)
+		(&process{ended: make(chan struct{}), cancel: cancel}).end(statusKilled)
+		if status := <-ended; status != 1 || time.Since(began) != time.Second {
+			t.Errorf("%d after %s", status, time.Since(began))
 		}
 	})
 }
