@@ -77,7 +77,7 @@ func (s *system) online(dir string) {
 
 // watchPowerButton powers off when ACPI's button is pressed.
 func (s *system) watchPowerButton() {
-	for range 20 {
+	for wait := 100 * time.Millisecond; ; wait = min(wait*5/4, 2*time.Second) { // its driver may take long on a busy host
 		names, _ := filepath.Glob("/sys/class/input/event*/device/name")
 		for _, name := range names {
 			if text, err := os.ReadFile(name); err == nil && strings.TrimSpace(string(text)) == "Power Button" {
@@ -85,9 +85,8 @@ func (s *system) watchPowerButton() {
 				return
 			}
 		}
-		<-time.After(100 * time.Millisecond)
+		<-time.After(wait)
 	}
-	s.say("there is no power button")
 }
 
 func (s *system) readPowerButton(device string) {

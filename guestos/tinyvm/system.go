@@ -43,13 +43,13 @@ func (s *system) run() {
 	go s.watchEvents()
 	s.onlineAll()
 	s.mountData()
-	go s.serveAgent()
 	go s.watchPowerButton()
 	s.setHostname("tiny")
 	s.up("lo")
 	seed := s.findSeed()
 	s.applyNetwork(seed)
 	s.applyIdentity(seed)
+	go s.serveAgent() // whoever hears of the guest finds its name and its network
 	go s.serveHTTP()
 	go s.serveTFTP()
 	s.say("ready in %s: %d modules, %s", uptime(), loaded, s.describe(seed))
@@ -85,7 +85,7 @@ func (s *system) loadModules() int {
 
 // mountData mounts the data partition; without one the data are in memory.
 func (s *system) mountData() {
-	device, ok := s.waitForBlock("ext4", "tinydata", 3*time.Second)
+	device, ok := s.waitForBlock("ext4", "tinydata", 30*time.Second)
 	if err := os.MkdirAll("/data", 0o755); err != nil {
 		s.say("creating /data: %v", err)
 	}

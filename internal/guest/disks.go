@@ -16,8 +16,8 @@ import (
 
 // Bounds of what is done with the disks of persistent volumes.
 const (
-	growTimeout  = 10 * time.Second // for a disk to show that it has grown
-	maxFormatMiB = 256              // of a new file system's first content
+	growTimeout  = time.Minute // for a disk to show that it has grown
+	maxFormatMiB = 256         // of a new file system's first content
 )
 
 // formats are the disks that a file system is being written on, by serial.

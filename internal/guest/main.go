@@ -35,20 +35,23 @@ import (
 
 // Where things are in the guest.
 const (
-	helperPath   = "/exec"
-	runDir       = "/run/atoll"
-	imagesDir    = runDir + "/images"
-	stageDir     = runDir + "/stage"
-	rootfsDir    = runDir + "/rootfs"
-	mountPoints  = container.MountPoints(runDir + "/mountpoints")
-	scratchDir   = runDir + "/scratch"
-	layersDir    = scratchDir + "/containers"
-	volumesDir   = scratchDir + "/volumes"
-	cgroupDir    = "/sys/fs/cgroup"
-	portsDir     = "/sys/class/virtio-ports"
-	sysBlock     = "/sys/block"
-	portDeadline = 5 * time.Second
+	helperPath  = "/exec"
+	runDir      = "/run/atoll"
+	imagesDir   = runDir + "/images"
+	stageDir    = runDir + "/stage"
+	rootfsDir   = runDir + "/rootfs"
+	mountPoints = container.MountPoints(runDir + "/mountpoints")
+	scratchDir  = runDir + "/scratch"
+	layersDir   = scratchDir + "/containers"
+	volumesDir  = scratchDir + "/volumes"
+	cgroupDir   = "/sys/fs/cgroup"
+	portsDir    = "/sys/class/virtio-ports"
+	sysBlock    = "/sys/block"
 )
+
+// portDeadline bounds how long the port to the host may take to appear: a moment, or seconds on a host that has far too
+// much to do.
+const portDeadline = time.Minute
 
 // Main is process 1 of a micro-VM. It does not return unless it is called as something else.
 func Main() int {

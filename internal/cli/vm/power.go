@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -173,7 +174,13 @@ changes only when a virtual machine is stopped and started.`,
 		},
 		done: func(before, vm *vmopv1.VirtualMachine) (bool, error) {
 			last, was := vm.Status.LastRestartTime, before.Status.LastRestartTime
-			return last != nil && (was == nil || was.Before(last)) && vm.Status.PowerState == vmopv1.VirtualMachinePowerStateOn, nil
+			if last == nil || was != nil && !was.Before(last) {
+				return false, nil
+			}
+			if c := meta.FindStatusCondition(vm.Status.Conditions, restarted); is(c, metav1.ConditionFalse) {
+				return false, fmt.Errorf("%s was not restarted: %s; try again, or `atoll vm restart %s --hard` restarts it without asking the guest", vm.Name, clean(c.Message), vm.Name)
+			}
+			return vm.Status.PowerState == vmopv1.VirtualMachinePowerStateOn, nil
 		},
 	})
 }

@@ -16,8 +16,11 @@ import (
 	"atoll.dev/atoll/internal/cli/text"
 )
 
-// guestHealthy is a condition of the controller of VirtualMachines.
-const guestHealthy = "atoll.dev/GuestHealthy"
+// Conditions of the controller of VirtualMachines.
+const (
+	guestHealthy = "atoll.dev/GuestHealthy"
+	restarted    = "atoll.dev/Restarted"
+)
 
 func (c *commands) listCommand() *cobra.Command {
 	var output, selector string

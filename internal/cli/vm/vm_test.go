@@ -15,6 +15,7 @@ import (
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -340,6 +341,29 @@ func TestPower(t *testing.T) {
 		t.Errorf("%+v", vm.Spec)
 	}
 	w.must("delete", "db", "--no-wait")
+}
+
+// TestRestartFailed: a guest that was asked in vain is no success, and the next try may be one.
+func TestRestartFailed(t *testing.T) {
+	w := newWorld(t, objects()...)
+	failing := true
+	w.obey = func(vm *vmopv1.VirtualMachine) {
+		vm.Status.PowerState = vm.Spec.PowerState
+		if vm.Spec.NextRestartTime != "" {
+			vm.Status.LastRestartTime = new(metav1.Now())
+		}
+		if vm.Spec.NextRestartTime != "" && failing {
+			meta.SetStatusCondition(&vm.Status.Conditions, metav1.Condition{Type: restarted, Status: metav1.ConditionFalse, Reason: "RestartFailed", Message: "no guest agent\nanswers"})
+		}
+	}
+	out, err := w.run("restart", "db", "--soft")
+	if err == nil || !strings.Contains(err.Error(), "db was not restarted: no guest agent answers; ") || !strings.Contains(err.Error(), "`atoll vm restart db --hard`") || strings.Contains(out, "was restarted") {
+		t.Errorf("%v, %s", err, out)
+	}
+	failing = false
+	if out := w.must("restart", "db", "--hard"); !strings.Contains(out, "db was restarted") {
+		t.Error(out)
+	}
 }
 
 // TestStall: what is waited for in vain is named with its reason.

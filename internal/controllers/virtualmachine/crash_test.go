@@ -43,3 +43,34 @@ func TestGuestCrash(t *testing.T) {
 		}
 	}
 }
+
+// TestRestartFailed: a guest that has not restarted as it was asked to is named until it does, and not asked again.
+func TestRestartFailed(t *testing.T) {
+	w := started(t)
+	ask := func(failed string) *vmopv1.VirtualMachine {
+		w.clock.SetTime(w.clock.Now().Add(time.Hour))
+		update(w, newVM(), func(vm *vmopv1.VirtualMachine) {
+			vm.Spec.NextRestartTime, vm.Spec.RestartMode = w.clock.Now().Format(time.RFC3339Nano), vmopv1.VirtualMachinePowerOpModeSoft
+		})
+		w.settle()
+		ops := w.machine().Operations
+		if len(ops) != 1 {
+			t.Fatalf("%+v", ops)
+		}
+		w.run(func(_ *corev1.Pod, s *machinev1.State) {
+			s.Operations = []machinev1.OperationState{{ID: ops[0].ID, Done: true, Error: failed}}
+		})
+		return w.settle()
+	}
+	got := ask("no guest agent\nanswers")
+	if text := message(got, health.RestartCondition); text != "False RestartFailed no guest agent answers" || got.Status.LastRestartTime == nil {
+		t.Errorf("%s, %v", text, got.Status.LastRestartTime)
+	}
+	w.run(nil)
+	if text := message(w.settle(), health.RestartCondition); !strings.HasPrefix(text, "False") || len(w.machine().Operations) != 0 {
+		t.Errorf("afterwards: %s, %+v", text, w.machine().Operations)
+	}
+	if text := message(ask(""), health.RestartCondition); text != "none" {
+		t.Errorf("when it was restarted: %s", text)
+	}
+}

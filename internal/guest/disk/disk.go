@@ -84,6 +84,9 @@ func (d *Disks) serial(name string) string {
 // too much to do.
 const appears = time.Minute
 
+// settles bounds, for the same reason, how long a disk that is not mounted any more may still be in use.
+const settles = time.Minute
+
 // Find returns the path of the device with that serial. It waits for one that was just added until ctx ends.
 func (d *Disks) Find(ctx context.Context, serial string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, appears)
@@ -211,7 +214,7 @@ func (d *Disks) UnmountImage(ctx context.Context, id string) error {
 // waitFree waits until no file system holds the device: an overlay of a container that is just
 // going away may do so for a moment after the unmount.
 func waitFree(ctx context.Context, device string) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, settles)
 	defer cancel()
 	wait := time.Millisecond
 	for {

@@ -15,6 +15,7 @@ import (
 	"atoll.dev/atoll/internal/datadir/attach"
 	"atoll.dev/atoll/internal/shim/disks"
 	"atoll.dev/atoll/internal/shim/machine/board"
+	"atoll.dev/atoll/internal/shim/machine/freeze"
 	"atoll.dev/atoll/internal/shim/machine/seed"
 	"atoll.dev/atoll/internal/shim/machine/usage"
 	"atoll.dev/atoll/internal/vm"
@@ -81,6 +82,9 @@ func (l *life) boot(ctx context.Context) error {
 	}
 	l.mu.Lock()
 	l.hw = hw
+	l.files = freeze.New(freeze.Config{
+		Agent: hw.Agent(), Gone: hw.Done(), Go: l.s.running.Go, Log: slog.With("sandbox", l.s.ID()),
+	})
 	l.mu.Unlock()
 	if ctx.Err() != nil { // it was stopped meanwhile
 		l.powerOff()

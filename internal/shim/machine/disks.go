@@ -8,18 +8,13 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/datadir/attach"
 	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/shim/disks"
-	"atoll.dev/atoll/internal/shim/machine/guest"
 	"atoll.dev/atoll/internal/vm"
 )
-
-// freezeTimeout bounds how long the guest agent may take to freeze or thaw file systems.
-const freezeTimeout = 10 * time.Second
 
 // disk is a disk or CD-ROM drive that the machine has.
 type disk struct {
@@ -179,34 +174,12 @@ func (s *Service) snapshotVolume(ctx context.Context, r attach.SnapshotRequest) 
 // function it returns is called.
 func (l *life) freeze(ctx context.Context) (thaw func()) {
 	l.mu.Lock()
-	busy, hw := l.busy, l.hw
+	busy, files := l.busy, l.files
 	l.mu.Unlock()
 	if st := l.s.board.Get(); busy || st.Guest == nil || !st.Guest.Agent || st.Phase != machinev1.Running {
 		return func() {}
 	}
-	if !l.frozen.TryLock() { // who waited would keep the disk from an operation that has frozen them all
-		return func() {}
-	}
-	if err := guest.Freeze(ctx, hw.Agent(), freezeTimeout); err != nil {
-		slog.Warn("freezing the file systems of a guest for a snapshot", "sandbox", l.s.ID(), "error", err)
-	}
-	return func() { l.thaw(hw) }
-}
-
-// freezeFor waits until nobody else has the guest frozen, and freezes it. A thaw must follow, also after an error.
-func (l *life) freezeFor(ctx context.Context, hw Hardware, limit time.Duration) error {
-	l.frozen.Lock()
-	return guest.Freeze(ctx, hw.Agent(), limit)
-}
-
-// thaw lets the guest write again, whatever else has happened.
-func (l *life) thaw(hw Hardware) {
-	defer l.frozen.Unlock()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(l.ctx), freezeTimeout)
-	defer cancel()
-	if _, err := hw.Agent().Thaw(ctx); err != nil && !errors.Is(err, vm.ErrExited) {
-		slog.Error("thawing the file systems of a guest", "sandbox", l.s.ID(), "error", err)
-	}
+	return files.TryFreeze(ctx)
 }
 
 // resizeVolume makes the disk larger.

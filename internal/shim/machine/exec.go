@@ -64,18 +64,22 @@ func (s *Service) exec(ctx context.Context, r *api.ExecProcessRequest) error {
 	if len(oci.Args) == 0 {
 		return fmt.Errorf("no command to run: %w", errdefs.ErrInvalidArgument)
 	}
-	run, err := l.command(ctx, hw, oci.Args, r.Terminal)
+	running, cancel := context.WithCancel(l.ctx) // until its end, or somebody has given it up
+	run, err := l.command(ctx, running, hw, oci.Args, r.Terminal)
 	if err != nil {
+		cancel()
 		return err
 	}
 	p, err := s.newProcess(r.ID, r.ExecID, stdio.Config{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal})
 	if err != nil {
+		cancel()
 		return err
 	}
-	p.run = run
+	p.run, p.cancel = run, cancel
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.execs[r.ExecID] != nil {
+		cancel()
 		p.io.Close()
 		return fmt.Errorf("exec %s: %w", r.ExecID, errdefs.ErrAlreadyExists)
 	}
@@ -83,13 +87,13 @@ func (s *Service) exec(ctx context.Context, r *api.ExecProcessRequest) error {
 	return nil
 }
 
-// command finds out what a command line means.
-func (l *life) command(ctx context.Context, hw Hardware, args []string, terminal bool) (func(ends) uint32, error) {
+// command finds out what a command line means, which is then done until running ends.
+func (l *life) command(ctx, running context.Context, hw Hardware, args []string, terminal bool) (func(ends) uint32, error) {
 	switch args[0] {
 	case machinev1.CommandHeartbeat:
-		return func(e ends) uint32 { return result(e, guest.Heartbeat(l.ctx, hw.Agent())) }, nil
+		return func(e ends) uint32 { return result(e, guest.Heartbeat(running, hw.Agent())) }, nil
 	case machinev1.CommandGuestInfo:
-		return func(e ends) uint32 { return result(e, guest.Info(l.ctx, hw.Agent(), args[1:])) }, nil
+		return func(e ends) uint32 { return result(e, guest.Info(running, hw.Agent(), args[1:])) }, nil
 	case machinev1.CommandStream:
 		if len(args) != 2 {
 			return nil, fmt.Errorf("%s takes one argument, %s or %s: %w", args[0], machinev1.StreamVNC, machinev1.StreamSerial, errdefs.ErrInvalidArgument)
@@ -105,7 +109,7 @@ func (l *life) command(ctx context.Context, hw Hardware, args []string, terminal
 	}
 	limit, silent := askTimeout, guest.ErrNoAgent
 	if hw.Agent().Answered() {
-		limit, silent = busyTimeout, guest.ErrSilent
+		limit, silent = guest.Busy, guest.ErrSilent
 	}
 	asking, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -113,7 +117,7 @@ func (l *life) command(ctx context.Context, hw Hardware, args []string, terminal
 		// Only the message: containerd would add the word for the class, more than once.
 		return nil, errdefs.ErrUnavailable.WithMessage(silent.Error())
 	}
-	return func(e ends) uint32 { return l.guestExec(e, hw, args) }, nil
+	return func(e ends) uint32 { return guestExec(running, e, hw, args) }, nil
 }
 
 // result writes what failed to standard error.
@@ -127,7 +131,7 @@ func result(e ends, err error) uint32 {
 
 // guestExec runs a command in the guest. Its input is complete before it starts, and its output comes at its end:
 // that is what guest agents can do.
-func (l *life) guestExec(e ends, hw Hardware, args []string) uint32 {
+func guestExec(ctx context.Context, e ends, hw Hardware, args []string) uint32 {
 	const failed = 126
 	var input []byte
 	if e.in != nil {
@@ -140,7 +144,7 @@ func (l *life) guestExec(e ends, hw Hardware, args []string) uint32 {
 			return failed
 		}
 	}
-	r, err := hw.Agent().Exec(l.ctx, guestagent.Command{Path: args[0], Args: args[1:], Stdin: input})
+	r, err := hw.Agent().Exec(ctx, guestagent.Command{Path: args[0], Args: args[1:], Stdin: input})
 	if err != nil {
 		_, _ = fmt.Fprintf(e.err, "running %s in the guest: %v\n", args[0], err)
 		if errors.Is(err, guestagent.ErrNoAgent) {

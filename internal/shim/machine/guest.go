@@ -19,12 +19,17 @@ const (
 func (l *life) watchGuest() {
 	began := time.Now()
 	missed := 0
+	restored := l.spec.Restore != nil
 	for {
 		g, err := guest.Look(l.ctx, l.hw.Agent(), l.s.board.Get().Guest)
 		st := l.s.board.Get()
 		wait := pollLater
 		if err == nil {
 			missed = 0
+			if restored { // perhaps from a snapshot that was taken while it was frozen
+				restored = false
+				l.files.Restored(l.ctx)
+			}
 			l.s.board.Update(func(st *machinev1.State) { st.Guest = g })
 			if time.Since(began) < youth {
 				wait = pollYoung

@@ -16,6 +16,7 @@ import (
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/network"
 	"atoll.dev/atoll/internal/shim/machine/board"
+	"atoll.dev/atoll/internal/shim/machine/freeze"
 	"atoll.dev/atoll/internal/shim/machine/guest"
 	"atoll.dev/atoll/internal/shim/machine/health"
 	"atoll.dev/atoll/internal/vm"
@@ -30,8 +31,6 @@ const (
 	releaseTimeout = 30 * time.Second
 	// askTimeout bounds how long the guest agent may take to hear that it is to shut down.
 	askTimeout = 3 * time.Second
-	// busyTimeout bounds how long an agent that has answered before may take, in a guest or on a host that is busy.
-	busyTimeout = time.Minute
 	// askAgain is the pause before a guest that has not shut down is asked again.
 	askAgain = 15 * time.Second
 	// defaultStop is how long a guest may take to shut down where nobody says.
@@ -54,10 +53,9 @@ type life struct {
 	askAgain time.Duration
 	health   *health.Health
 
-	frozen sync.Mutex // held from freezing the file systems of the guest until they are thawed
-
 	mu        sync.Mutex // guards the fields below, not held over calls
-	hw        Hardware   // nil until it runs
+	hw        Hardware   // nil until it runs, as the next
+	files     *freeze.Guest
 	tpm       TPM
 	spec      *machinev1.Machine // as QEMU was started
 	guest     network.Guest      // the pod's interface
@@ -258,9 +256,16 @@ func (l *life) shutdown(hw Hardware) {
 	if how.Mode == machinev1.Soft {
 		cut = nil // whoever deletes the pod decides how long to wait
 	}
-	// A guest that is still booting hears neither its agent nor the button, so it is asked again.
+	// A guest that is still booting hears neither its agent nor the button, so it is asked again. An agent that is slow
+	// keeps nobody from pressing the button.
+	answer := make(chan error, 1)
+	ask := func() {
+		answer <- guest.Shutdown(l.ctx, hw.Agent(), guestagent.PowerDown, guest.Within(hw.Agent(), askTimeout))
+	}
+	var again <-chan time.Time
+	l.s.running.Go(ask)
+	slow := time.After(guest.Timeout)
 	for {
-		l.ask(hw)
 		select {
 		case <-hw.Done():
 			return
@@ -268,16 +273,22 @@ func (l *life) shutdown(hw Hardware) {
 			slog.Warn("the guest does not shut down and is powered off", "sandbox", l.s.ID(), "after", limit)
 			l.powerOff()
 			return
-		case <-time.After(l.askAgain):
+		case err := <-answer:
+			if err != nil {
+				l.pressButton(hw)
+			}
+			slow, again = nil, time.After(l.askAgain)
+		case <-slow:
+			l.pressButton(hw)
+		case <-again:
+			l.s.running.Go(ask)
+			slow = time.After(guest.Timeout)
 		}
 	}
 }
 
-// ask has the guest shut down: by its agent, else by the power button.
-func (l *life) ask(hw Hardware) {
-	if guest.Shutdown(l.ctx, hw.Agent(), guestagent.PowerDown, askTimeout) == nil {
-		return
-	}
+// pressButton is for a guest whose agent does not answer.
+func (l *life) pressButton(hw Hardware) {
 	ctx, cancel := context.WithTimeout(l.ctx, askTimeout)
 	defer cancel()
 	if err := hw.PowerDown(ctx); err != nil && !errors.Is(err, vm.ErrExited) {

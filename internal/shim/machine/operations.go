@@ -95,24 +95,27 @@ func (l *life) restart(ctx context.Context, o machinev1.Operation) error {
 			drained = true
 		}
 	}
-	err := guest.Shutdown(ctx, l.hw.Agent(), guestagent.Reboot, askTimeout)
-	if err == nil {
-		limit := defaultStop
-		if o.Mode == machinev1.TrySoft {
-			l.s.mu.Lock()
-			if n := l.s.machine.Stop.TimeoutSeconds; n > 0 {
-				limit = time.Duration(n) * time.Second
-			}
-			l.s.mu.Unlock()
+	limit := defaultStop
+	if o.Mode == machinev1.TrySoft {
+		l.s.mu.Lock()
+		if n := l.s.machine.Stop.TimeoutSeconds; n > 0 {
+			limit = time.Duration(n) * time.Second
 		}
+		l.s.mu.Unlock()
+	}
+	asking, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := guest.Shutdown(asking, l.hw.Agent(), guestagent.Reboot, guest.Within(l.hw.Agent(), askTimeout))
+	if err == nil {
 		select {
 		case <-l.reset:
 			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(limit):
+		case <-asking.Done():
 			err = fmt.Errorf("the guest has not restarted within %s", limit)
 		}
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
 	}
 	if o.Mode == machinev1.Soft {
 		return fmt.Errorf("asking the guest to restart: %w; mode TrySoft or Hard restarts it by force", err)
@@ -127,10 +130,7 @@ func (l *life) suspend(ctx context.Context, o machinev1.Operation) (state machin
 		return state, fmt.Errorf("opening the volume for memory: %w", err)
 	}
 	var saved hardware.Saved
-	l.frozen.Lock() // the guest is not thawed under a snapshot of a disk
-	err = guest.Flush(ctx, l.hw.Agent(), o.Mode)
-	l.frozen.Unlock()
-	if err == nil {
+	if err = l.files.Flush(ctx, o.Mode); err == nil {
 		saved, err = l.hw.SaveMemory(ctx, f, hardware.SaveOptions{End: true, Progress: l.progress(o)})
 	}
 	if err == nil {
@@ -171,8 +171,8 @@ func (l *life) snapshot(ctx context.Context, o machinev1.Operation) (state machi
 		if o.QuiesceSeconds > 0 {
 			limit = time.Duration(o.QuiesceSeconds) * time.Second
 		}
-		err := l.freezeFor(ctx, l.hw, limit)
-		defer l.thaw(l.hw)
+		thaw, err := l.files.Freeze(ctx, limit)
+		defer thaw()
 		if err != nil {
 			return state, fmt.Errorf("freezing the file systems of the guest: %w; without quiesce it is not needed", err)
 		}

@@ -29,6 +29,7 @@ type process struct {
 	config stdio.Config
 	io     *stdio.IO
 	run    func(ends) uint32 // of an exec: does what it is for and returns the exit status
+	cancel func()            // of an exec: ends that
 	ended  chan struct{}     // closed when it has exited
 
 	mu     sync.Mutex // guards the fields below
@@ -57,6 +58,9 @@ func (p *process) end(status uint32) bool {
 	}
 	p.status, p.at = status, time.Now()
 	close(p.ended)
+	if p.cancel != nil {
+		p.cancel()
+	}
 	return true
 }
 

@@ -23,6 +23,8 @@ import (
 const (
 	// Condition is False when something is wrong with the guest, and not there when nothing is.
 	Condition = "atoll.dev/GuestHealthy"
+	// RestartCondition is False when the guest has not restarted as it was asked to last, and not there otherwise.
+	RestartCondition = "atoll.dev/Restarted"
 	// remembered is how long a machine must have run for its last crash not to be named any more.
 	remembered = 10 * time.Minute
 	maxWords   = 1024
@@ -40,6 +42,9 @@ type Inputs struct {
 // Set sets the condition or removes it. It is to be called again after a while, if that is not 0.
 func Set(in Inputs) (again time.Duration) {
 	list, s := &in.VM.Status.Conditions, in.State
+	if c := condition.Get(*list, RestartCondition); c != nil && in.startedSince(c.LastTransitionTime.Time) {
+		condition.Remove(list, RestartCondition)
+	}
 	if in.Pod != nil && s.Phase == machinev1.Ended && (s.End.Reason == machinev1.EndPanicked || s.End.Reason == machinev1.EndCrashed) {
 		condition.False(list, Condition, reasonOf(s.End), "the machine has ended at %s (%s); it is started again as long as spec.powerState is PoweredOn",
 			Clean(s.End.At), WhyEnded(in.Pod, s))
@@ -54,6 +59,21 @@ func Set(in Inputs) (again time.Duration) {
 	}
 	condition.Remove(list, Condition)
 	return 0
+}
+
+// Restarted says how a restart that was asked for has ended: well, or why not.
+func Restarted(vm *vmopv1.VirtualMachine, failed string) {
+	if failed == "" {
+		condition.Remove(&vm.Status.Conditions, RestartCondition)
+		return
+	}
+	condition.False(&vm.Status.Conditions, RestartCondition, "RestartFailed", "%s", Clean(failed))
+}
+
+// startedSince tells whether the guest has begun anew since then, or will.
+func (in Inputs) startedSince(then time.Time) bool {
+	started, err := time.Parse(time.RFC3339, in.State.Started)
+	return in.Pod == nil || in.State.Phase == machinev1.Ended || err == nil && started.After(then)
 }
 
 // reasonOf is the condition's reason for an end.

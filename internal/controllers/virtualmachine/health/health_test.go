@@ -85,3 +85,30 @@ func TestCrashIsRemembered(t *testing.T) {
 		t.Errorf("the guest has powered itself off: %q", said)
 	}
 }
+
+// TestRestarted: a restart that has failed is named until the guest begins anew, in whatever way.
+func TestRestarted(t *testing.T) {
+	running := machinev1.State{Phase: machinev1.Running, Started: at}
+	for name, c := range map[string]struct {
+		state  machinev1.State
+		change func(*Inputs)
+		stays  bool
+	}{
+		"it runs on":      {state: running, stays: true},
+		"nothing known":   {stays: true},
+		"it is reset":     {state: machinev1.State{Phase: machinev1.Running, Started: time.Now().Add(time.Hour).Format(time.RFC3339)}},
+		"it has ended":    {state: machinev1.State{Phase: machinev1.Ended, Started: at}},
+		"it has no pod":   {change: func(in *Inputs) { in.Pod = nil }},
+		"asked, and well": {state: running, change: func(in *Inputs) { Restarted(in.VM, "") }},
+	} {
+		vm := &vmopv1.VirtualMachine{}
+		Restarted(vm, "no\nanswer")
+		if got := condition.Get(vm.Status.Conditions, RestartCondition); got == nil || got.Status != metav1.ConditionFalse || got.Message != "no answer" {
+			t.Errorf("%+v", got)
+		}
+		look(vm, c.state, 0, c.change)
+		if got := condition.Get(vm.Status.Conditions, RestartCondition); (got != nil) != c.stays {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}

@@ -2,7 +2,7 @@
 // about itself.
 //
 // It keeps nothing and decides nothing. internal/shim/machine is its caller. The guest can answer anything: what is
-// passed on is bounded and cleaned. What can go wrong: no agent answers (guestagent.ErrNoAgent, ErrNoAgent).
+// passed on is bounded and cleaned. What can go wrong: no agent answers (guestagent.ErrNoAgent, ErrNoAgent, ErrSilent).
 package guest
 
 import (
@@ -18,8 +18,14 @@ import (
 	"atoll.dev/atoll/internal/vm/guestagent"
 )
 
-// Timeout bounds one question.
-const Timeout = 5 * time.Second
+const (
+	// Timeout bounds one question.
+	Timeout = 5 * time.Second
+	// Busy bounds how long an agent that has answered before may take, in a guest or on a host that is busy.
+	Busy = time.Minute
+	// restTimeout bounds all questions to an agent that has answered one.
+	restTimeout = 30 * time.Second
+)
 
 // infoDir is where a guest puts what CommandGuestInfo asks for: one file for each key.
 const infoDir = "/run/atoll/guestinfo/"
@@ -38,13 +44,32 @@ const (
 	maxResult     = 64 << 10
 )
 
+// Within is how long to wait for an agent: not long for one that may not be there.
+func Within(agent *guestagent.Client, otherwise time.Duration) time.Duration {
+	if agent.Answered() {
+		return Busy
+	}
+	return otherwise
+}
+
+// Ping returns nil when the agent answers.
+func Ping(ctx context.Context, agent *guestagent.Client) error {
+	return ping(ctx, agent, Within(agent, Timeout))
+}
+
+func ping(ctx context.Context, agent *guestagent.Client, within time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	return agent.Ping(ctx)
+}
+
 // Look asks for everything once; last is what was known before. Only that the agent answers is sure.
 func Look(ctx context.Context, agent *guestagent.Client, last *machinev1.Guest) (*machinev1.Guest, error) {
-	ctx, cancel := context.WithTimeout(ctx, Timeout)
-	defer cancel()
-	if err := agent.Ping(ctx); err != nil {
+	if err := ping(ctx, agent, Timeout); err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, restTimeout)
+	defer cancel()
 	g := &machinev1.Guest{Agent: true}
 	if last != nil {
 		*g = *last
@@ -60,7 +85,9 @@ func Look(ctx context.Context, agent *guestagent.Client, last *machinev1.Guest) 
 		g.Interfaces = interfaces(all)
 	}
 	if g.CloudInit == "" || g.CloudInit == cloudInitRunning {
-		g.CloudInit, g.Detail = cloudInit(ctx, agent)
+		if status, detail := cloudInit(ctx, agent); ctx.Err() == nil { // else nobody knows
+			g.CloudInit, g.Detail = status, detail
+		}
 	}
 	return g, nil
 }
@@ -75,52 +102,9 @@ func Shutdown(ctx context.Context, agent *guestagent.Client, how guestagent.Shut
 	return agent.Shutdown(ctx, how)
 }
 
-// flushTimeout bounds how long a guest may take to write everything out.
-const flushTimeout = 30 * time.Second
-
-// Flush has a guest whose agent answers write everything to its disks, before its memory is saved: they are whole then
-// whatever comes of the memory. Mode Hard does not ask, and TrySoft takes no for an answer. A guest that is left frozen is
-// an error in each mode.
-func Flush(ctx context.Context, agent *guestagent.Client, mode machinev1.StopMode) error {
-	if mode != machinev1.Soft && mode != machinev1.TrySoft {
-		return nil
-	}
-	asked, err := askAndFreeze(ctx, agent)
-	if asked { // some may be frozen after an error
-		thawing, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
-		defer cancel()
-		if _, thaw := agent.Thaw(thawing); err == nil && thaw != nil {
-			return fmt.Errorf("thawing the file systems of the guest: %w", thaw)
-		}
-	}
-	if err != nil && mode == machinev1.Soft {
-		return fmt.Errorf("asking the guest to write out its file systems: %w; suspendMode TrySoft or Hard suspends it all the same", err)
-	}
-	return nil
-}
-
-func askAndFreeze(ctx context.Context, agent *guestagent.Client) (asked bool, err error) {
-	asking, cancel := context.WithTimeout(ctx, Timeout)
-	defer cancel()
-	if err := agent.Ping(asking); err != nil {
-		return false, err
-	}
-	return true, Freeze(ctx, agent, flushTimeout)
-}
-
-// Freeze has the guest write everything out and hold still. Some file systems may be frozen after an error.
-func Freeze(ctx context.Context, agent *guestagent.Client, within time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	_, err := agent.Freeze(ctx)
-	return err
-}
-
 // Heartbeat returns nil when the agent answers.
 func Heartbeat(ctx context.Context, agent *guestagent.Client) error {
-	ctx, cancel := context.WithTimeout(ctx, Timeout)
-	defer cancel()
-	if err := agent.Ping(ctx); err != nil {
+	if ping(ctx, agent, Timeout) != nil {
 		return ErrNoAgent
 	}
 	return nil
@@ -203,7 +187,11 @@ func Info(ctx context.Context, agent *guestagent.Client, args []string) error {
 	if len(args) == 0 || len(args)%2 != 0 {
 		return fmt.Errorf("%s takes pairs of a key and a regular expression", machinev1.CommandGuestInfo)
 	}
-	ctx, cancel := context.WithTimeout(ctx, Timeout)
+	limit, silent := Timeout, ErrNoAgent
+	if agent.Answered() {
+		limit, silent = restTimeout, ErrSilent
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for i := 0; i < len(args); i += 2 {
 		key := args[i]
@@ -215,8 +203,8 @@ func Info(ctx context.Context, agent *guestagent.Client, args []string) error {
 			return fmt.Errorf("value of %s: %w", key, err)
 		}
 		data, err := read(ctx, agent, infoDir+key)
-		if errors.Is(err, guestagent.ErrNoAgent) {
-			return ErrNoAgent
+		if errors.Is(err, guestagent.ErrNoAgent) || ctx.Err() != nil {
+			return silent
 		}
 		if err != nil {
 			return fmt.Errorf("the guest has not set %s (file %s%s)", key, infoDir, key)

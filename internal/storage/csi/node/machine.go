@@ -19,9 +19,12 @@ const (
 	// sweepEvery is how often volumes that machines have closed are looked for: whoever closed them may not have
 	// been able to say so.
 	sweepEvery = 30 * time.Second
-	// busyRetry is the pause before a snapshot is tried again of a volume that is just being opened or closed.
+	// busyRetry is the pause before a snapshot is tried again of a volume that is just being opened or closed, or whose
+	// datastore does not answer.
 	busyRetry = 50 * time.Millisecond
 	busyTries = 40
+	// snapshotsTimeout is how long snapshots of a machine may take. The shim, whose guest stands still, waits for longer.
+	snapshotsTimeout = 50 * time.Second
 )
 
 // machinePath is the path under which a volume is on record that a virtual machine has without its being published.
@@ -151,12 +154,14 @@ func (s *Service) snapshots(ctx context.Context, r attach.SnapshotsRequest) (str
 			return struct{}{}, fmt.Errorf("%s is not published for pod %s: %w", volume, r.Pod, attach.ErrNotFound)
 		}
 	}
+	taking, cancel := context.WithTimeout(ctx, snapshotsTimeout)
+	defer cancel()
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var errs []error
 	for volume, id := range r.Snapshots {
 		wg.Go(func() {
-			if err := s.snapshotOpen(ctx, volume, id); err != nil {
+			if err := s.snapshotOpen(taking, volume, id); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
 				errs = append(errs, fmt.Errorf("snapshot of %s: %w", volume, err))
@@ -183,13 +188,13 @@ func (s *Service) snapshotOpen(ctx context.Context, volume, id string) error {
 	}
 	for try := 0; ; try++ {
 		_, err = store.Snapshot(ctx, id, name, s.Live(volume))
-		if !errors.Is(err, datastore.ErrBusy) || try >= busyTries {
+		if !errors.Is(err, datastore.ErrUnavailable) && (!errors.Is(err, datastore.ErrBusy) || try >= busyTries) {
 			return err
 		}
 		select {
 		case <-time.After(busyRetry):
 		case <-ctx.Done():
-			return ctx.Err()
+			return err
 		}
 	}
 }

@@ -15,7 +15,8 @@ import (
 const (
 	defaultWarnAt   = 0.8
 	defaultRefuseAt = 0.95
-	defaultTimeout  = 10 * time.Second
+	// defaultTimeout is more than what a busy disk takes to sync, and less than callers wait.
+	defaultTimeout = 25 * time.Second
 )
 
 // Options is what a store needs besides its place.
@@ -25,7 +26,7 @@ type Options struct {
 	// Limits says how full the place may get.
 	Limits datastore.Limits
 	// Timeout is how long a single step in the place may take before a call gives up with ErrUnavailable;
-	// 0 is 10 s.
+	// 0 is 25 s.
 	Timeout time.Duration
 	// Tool is qemu-img.
 	Tool *qemuimg.Tool

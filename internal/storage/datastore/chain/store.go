@@ -31,7 +31,7 @@ type Store struct {
 	timeout time.Duration
 	qemu    *qemuimg.Tool
 
-	// stuck is the number of operations that nobody waits for any more.
+	// stuck is the number of operations of which a step takes too long.
 	stuck atomic.Int32
 
 	// mergingMu guards merging: how to end merges, by the locks they hold.
@@ -50,12 +50,8 @@ const (
 	maxWait = time.Minute
 	// grace is how long a step may go on after its caller has given up.
 	grace = time.Second
-)
-
-// How an operation ended for run.
-const (
-	byItself = iota + 1
-	abandoned
+	// look is how often operations are looked at, at least.
+	look = 100 * time.Millisecond
 )
 
 // op is one operation under way.
@@ -80,35 +76,51 @@ func (s *Store) watch(ctx context.Context, fn func(o *op) error) error {
 	}
 	o := &op{Store: s, ctx: ctx}
 	o.tick()
-	done := make(chan error, 1)
-	var ended atomic.Int32 // whoever changes it first decides
-	go func() {            // ends with the operation; not tied to a Run, since it must survive its caller
-		done <- fn(o)
-		if !ended.CompareAndSwap(0, byItself) {
-			s.stuck.Add(-1)
-		}
+	over := make(chan struct{})
+	var err error
+	go func() { // ends with the operation; not tied to a Run, since it must survive its caller
+		defer close(over)
+		err = fn(o)
 	}()
-	watch := time.NewTicker(s.timeout / 20)
-	defer watch.Stop()
+	watch := time.NewTicker(min(s.timeout/20, look))
 	for {
 		select {
-		case err := <-done:
+		case <-over:
+			watch.Stop()
 			return err
 		case <-watch.C:
 		}
-		limit := s.timeout
-		if ctx.Err() != nil {
-			limit = min(limit, grace)
-		}
-		if beat := o.beat.Load(); beat == 0 || time.Since(time.Unix(0, beat)) < limit {
+		lag := o.lag()
+		stuck := lag >= s.timeout
+		if !stuck && (ctx.Err() == nil || lag < grace) {
 			continue
 		}
-		s.stuck.Add(1)
-		if ended.CompareAndSwap(0, abandoned) {
-			return fmt.Errorf("%w: no answer for %s", datastore.ErrUnavailable, limit)
+		if stuck {
+			s.stuck.Add(1)
 		}
-		s.stuck.Add(-1)
-		return <-done
+		go o.outlive(over, watch, stuck)
+		return fmt.Errorf("%w: no answer for %s", datastore.ErrUnavailable, lag.Round(look))
+	}
+}
+
+// outlive watches an operation that nobody waits for any more. A place that is only slow is there for others: it counts
+// as stuck only while a step takes too long.
+func (o *op) outlive(over <-chan struct{}, watch *time.Ticker, stuck bool) {
+	defer watch.Stop()
+	for ended := false; !ended; {
+		select {
+		case <-over:
+			ended = true
+		case <-watch.C:
+		}
+		now := !ended && o.lag() >= o.timeout
+		switch {
+		case now && !stuck:
+			o.stuck.Add(1)
+		case stuck && !now:
+			o.stuck.Add(-1)
+		}
+		stuck = now
 	}
 }
 
@@ -125,6 +137,15 @@ func (o *op) enter(fn func(o *op) error) error {
 // tick marks the start of a step that must not take long, away that of something that may.
 func (o *op) tick() { o.beat.Store(time.Now().UnixNano()) }
 func (o *op) away() { o.beat.Store(0) }
+
+// lag is for how long the last step has taken.
+func (o *op) lag() time.Duration {
+	beat := o.beat.Load()
+	if beat == 0 {
+		return 0
+	}
+	return time.Since(time.Unix(0, beat))
+}
 
 // step is called before every step: it ends an operation that nobody wants any more.
 func (o *op) step() error {

@@ -30,7 +30,7 @@ type Config struct {
 	// Limits says how full it may get.
 	Limits datastore.Limits
 	// Timeout is how long a single step on the directory may take before a call gives up with
-	// ErrUnavailable; 0 is 10 s.
+	// ErrUnavailable; 0 is 25 s.
 	Timeout time.Duration
 	// QEMUImg is the path of qemu-img; empty looks it up.
 	QEMUImg string

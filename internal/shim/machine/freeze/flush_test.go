@@ -1,4 +1,4 @@
-package guest
+package freeze
 
 import (
 	"bufio"
@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -54,11 +55,13 @@ func answering(t *testing.T, answers map[string]string) (agent *guestagent.Clien
 }
 
 func TestFlush(t *testing.T) {
+	const no = `{"error": {"class": "CommandNotFound", "desc": "disabled"}}`
 	good := map[string]string{"guest-ping": `{"return": {}}`, "guest-fsfreeze-freeze": `{"return": 1}`, "guest-fsfreeze-thaw": `{"return": 1}`}
 	refusing := map[string]string{"guest-ping": `{"return": {}}`, "guest-fsfreeze-freeze": `{"error": {"desc": "busy"}}`, "guest-fsfreeze-thaw": `{"return": 0}`}
-	stuck := map[string]string{"guest-ping": `{"return": {}}`, "guest-fsfreeze-freeze": `{"return": 1}`, "guest-fsfreeze-thaw": `{"error": {"desc": "frozen for good"}}`}
+	stuck := map[string]string{"guest-ping": `{"return": {}}`, "guest-fsfreeze-freeze": `{"return": 1}`, "guest-fsfreeze-thaw": `{"error": {"desc": "frozen for good"}}`, "guest-fsfreeze-status": `{"return": "frozen"}`}
+	unable := map[string]string{"guest-ping": `{"return": {}}`, "guest-fsfreeze-freeze": no, "guest-fsfreeze-thaw": no, "guest-fsfreeze-status": no}
 	silent := map[string]string{"guest-ping": `{"return": {}}`, "guest-fsfreeze-thaw": `{"return": 1}`}
-	both := []string{"guest-ping", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"}
+	both := []string{"guest-ping", freeze, thaw}
 	for _, c := range []struct {
 		name    string
 		mode    machinev1.StopMode
@@ -75,12 +78,16 @@ func TestFlush(t *testing.T) {
 		{"soft, nobody there", machinev1.Soft, nil, nil, "no guest agent answers"},
 		{"tries, nobody there", machinev1.TrySoft, nil, nil, ""},
 		{"tries, freezes and says nothing", machinev1.TrySoft, silent, both, ""},
-		{"tries, stays frozen", machinev1.TrySoft, stuck, both, "frozen for good"},
+		{"tries, stays frozen", machinev1.TrySoft, stuck, append(both[:3:3], status), "frozen for good"},
+		{"tries, cannot freeze", machinev1.TrySoft, unable, append(both[:3:3], status), ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				agent, asked := answering(t, c.answers)
-				err := Flush(context.WithoutCancel(t.Context()), agent, c.mode)
+				gone := make(chan struct{})
+				g := New(Config{Agent: agent, Gone: gone, Go: func(f func()) { go f() }, Log: slog.New(slog.DiscardHandler)})
+				err := g.Flush(context.WithoutCancel(t.Context()), c.mode)
+				close(gone)
 				if c.fails == "" && err != nil || c.fails != "" && (err == nil || !strings.Contains(err.Error(), c.fails)) {
 					t.Errorf("%v, want %q", err, c.fails)
 				}
