@@ -89,10 +89,17 @@ func (s *Service) seen(ctx context.Context, user *api.User) error {
 		known, err := s.directory.User(ctx, user.Name)
 		return known != nil && known.UID == user.UID && known.Generation >= user.Generation, err
 	})
-	if wait.Interrupted(err) && ctx.Err() == nil {
-		return ErrNotReady
+	if !wait.Interrupted(err) || ctx.Err() != nil {
+		return err
 	}
-	return err
+	a, err := s.account(ctx, user.Name)
+	switch {
+	case err != nil:
+		return err
+	case a.user == nil || a.user.UID != user.UID: // it is gone by now
+		return ErrRefused
+	}
+	return ErrNotReady
 }
 
 // tokens makes the tokens of a session.

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -96,7 +97,7 @@ func (r *Registry) authenticate(ctx context.Context, source, name, password stri
 		return Identity{}, errCredentials
 	}
 	if strings.HasPrefix(name, atoll.RobotPrefix) {
-		return r.robot(ctx, source, name, password)
+		return r.robot(ctx, name, password)
 	}
 	// Of service accounts only tokens that are for the registry are taken: what they have for the API server is not to be
 	// sent here.
@@ -188,15 +189,15 @@ func (r *Registry) loggable(ctx context.Context, name string) string {
 const maxLogged = 128
 
 // robot checks the password of a robot account.
-func (r *Registry) robot(ctx context.Context, source, user, password string) (Identity, error) {
+func (r *Registry) robot(ctx context.Context, user, password string) (Identity, error) {
 	namespace, name, ok := strings.Cut(strings.TrimPrefix(user, atoll.RobotPrefix), "+")
-	if !ok {
+	if !ok || !projectName.MatchString(namespace) || len(validation.IsDNS1123Subdomain(name)) != 0 {
 		return Identity{}, errors.Join(errCredentials, errNoRobots)
 	}
 	sum := sha256.Sum256([]byte(password))
 	robot := &Robot{Namespace: namespace, Name: name, Hash: hex.EncodeToString(sum[:])}
 	if !r.robotSeen(robot) {
-		if err := r.awaitRobot(ctx, source, robot); err != nil {
+		if err := r.awaitRobot(ctx, robot); err != nil {
 			return Identity{}, err
 		}
 	}
@@ -213,31 +214,39 @@ func (r *Registry) robotSeen(robot *Robot) bool {
 	return r.robotStands(robot)
 }
 
-// robotWithin is how long the directory may take to see a robot account that the API server has.
-const robotWithin = 10 * time.Second
+const (
+	// robotWithin is how long the directory may take to see a robot account that the API server has.
+	robotWithin = 10 * time.Second
+	// robotQuestions are questions to the API server about robot accounts in a second: anybody may send a wrong password.
+	robotQuestions = 20
+)
 
 // awaitRobot waits for the directory if the API server has the password already: people use it as soon as they have it.
-func (r *Registry) awaitRobot(ctx context.Context, source string, robot *Robot) error {
-	done, ok := r.reviews.take(ctx, source, 1)
-	if !ok {
-		return ErrBusy
-	}
-	hash, err := r.cfg.Authority.RobotHash(ctx, robot.Namespace, robot.Name)
-	done()
-	if err != nil {
-		return errors.Join(ErrUnavailable, err)
-	}
-	if subtle.ConstantTimeCompare([]byte(hash), []byte(robot.Hash)) != 1 {
+func (r *Registry) awaitRobot(ctx context.Context, robot *Robot) error {
+	if !r.questions.Allow() {
 		return errCredentials
 	}
-	err = wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, robotWithin, true, func(context.Context) (bool, error) {
+	ask := func() error {
+		hash, err := r.cfg.Authority.RobotHash(ctx, robot.Namespace, robot.Name)
+		if err != nil {
+			return errors.Join(ErrUnavailable, err)
+		}
+		if subtle.ConstantTimeCompare([]byte(hash), []byte(robot.Hash)) != 1 {
+			return errCredentials
+		}
+		return nil
+	}
+	if err := ask(); err != nil {
+		return err
+	}
+	err := wait.PollUntilContextTimeout(ctx, 50*time.Millisecond, robotWithin, true, func(context.Context) (bool, error) {
 		account, ok := r.cfg.Directory.Robot(robot.Namespace, robot.Name)
-		return ok && account.Status.SecretHash == hash, nil
+		return ok && account.Status.SecretHash == robot.Hash, nil
 	})
-	switch {
-	case err != nil:
-		return errors.Join(ErrUnavailable, fmt.Errorf("robot account %s of namespace %s is not known here yet: %w", robot.Name, robot.Namespace, err))
-	case !r.robotSeen(robot): // it has expired, or is being deleted
+	if err != nil { // or it has changed again
+		return cmp.Or(ask(), errors.Join(ErrUnavailable, fmt.Errorf("robot account %s of namespace %s is not known here yet: %w", robot.Name, robot.Namespace, err)))
+	}
+	if !r.robotSeen(robot) { // it has expired, or is being deleted
 		return errCredentials
 	}
 	return nil

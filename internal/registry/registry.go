@@ -17,6 +17,7 @@ import (
 	storagedriver "github.com/distribution/distribution/v3/registry/storage/driver"
 	"github.com/distribution/distribution/v3/registry/storage/driver/factory"
 	"github.com/gorilla/mux"
+	"golang.org/x/time/rate"
 
 	atoll "atoll.dev/atoll/api/atoll/v1alpha1"
 	"atoll.dev/atoll/internal/registry/disks"
@@ -55,6 +56,7 @@ type Registry struct {
 	now    func() time.Time
 	// reviews are questions to the API server by source, bodies the bytes of manifests by project, senders by identity.
 	reviews, bodies, senders    *budget
+	questions                   *rate.Limiter // about robot accounts
 	manifestWithin, stallWithin time.Duration
 
 	repositories [64]sync.Mutex // of what changes manifests, by hash of the repository
@@ -76,6 +78,7 @@ func New(cfg Config) (*Registry, error) {
 	}
 	r := &Registry{cfg: cfg, now: time.Now, manifestWithin: manifestWithin, stallWithin: stallWithin, router: v2.RouterWithPrefix("")}
 	r.reviews = newBudget(maxReviews, maxReviewsPerSource)
+	r.questions = rate.NewLimiter(robotQuestions, robotQuestions)
 	r.bodies, r.senders = newBudget(maxBodies, maxBodiesPerProject), newBudget(maxBodies, maxBodiesPerProject)
 	r.issuer = newIssuer(func() time.Time { return r.now() })
 	r.rights = &rights{authority: cfg.Authority, now: func() time.Time { return r.now() }}

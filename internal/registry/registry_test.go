@@ -173,7 +173,9 @@ func TestRobots(t *testing.T) {
 	refused(t, remote.Write(h.ref("library/web:1"), img, ci...), "may not push")
 	refused(t, h.pull("shop/web:1", h.login("robot$shop+run", "secret-of-ci")), "UNAUTHORIZED")
 	refused(t, h.pull("shop/web:1", h.login("robot$bank+ci", "secret-of-ci")), "UNAUTHORIZED")
-	refused(t, h.pull("shop/web:1", h.login("robot$", "x")), "UNAUTHORIZED")
+	for _, name := range []string{"robot$", "robot$shop+", "robot$+ci", "robot$shop+a/b", "robot$shop+" + strings.Repeat("a", 300)} {
+		refused(t, h.pull("shop/web:1", h.login(name, "x")), "UNAUTHORIZED")
+	}
 
 	_, token := h.token("robot$shop+run", "secret-of-run", "repository:shop/web:pull")
 	read := func() int {

@@ -12,7 +12,8 @@
 //	spec.storageClasses, encryption    claims with their VolumeAttributesClasses, generic ephemeral volumes, templates of StatefulSets, virtual machines
 //	spec.vmClasses, contentSources     VirtualMachines and VirtualMachineReplicaSets, claims made of images
 //	spec.resources.*Reservation        what others request, wherever they are: requests must fit into what the nodes have,
-//	                                   less what is requested already, less what is reserved for others and not used
+//	                                   less what is requested already (a pod that is larger than each node waits and takes
+//	                                   nothing), less what is reserved for others and not used
 //
 // A change is held to what it changes only, so that what was there before a limit came can still be looked after.
 //

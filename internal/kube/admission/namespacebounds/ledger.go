@@ -116,6 +116,13 @@ func (l *ledger) counts(r request) bool {
 	return false
 }
 
+// counted is counts for others.
+func (l *ledger) counted(r request) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.counts(r)
+}
+
 // pod takes on what a pod requests, which is nothing once it has ended.
 func (l *ledger) pod(obj any) {
 	pod, ok := obj.(*corev1.Pod)

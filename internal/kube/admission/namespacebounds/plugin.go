@@ -210,7 +210,9 @@ func (p *Plugin) reservations(a admission.Attributes, b *atoll.SupervisorNamespa
 		if err != nil {
 			return err
 		}
-		more, uid = more.minus(requests(was)), ""
+		if r := (request{amount: requests(was), placed: old.Spec.NodeName != ""}); p.source.ledger.counted(r) {
+			more, uid = more.minus(r.amount), ""
+		}
 	}
 	if more.cpu <= 0 && more.memory <= 0 {
 		return nil
