@@ -67,7 +67,7 @@ goes on at that moment. With --quiesce the guest's file systems are made consist
 			}
 			c.Printf("snapshot %s of %s is taken\n", snap.Name, vm.Name)
 			if quiesce && !snap.Status.Quiesced {
-				c.Tell("the file systems of the guest were not quiesced: it is off, or its agent does not answer\n")
+				c.Tell("the file systems of the guest were not quiesced: it is off\n")
 			}
 			return nil
 		}),
@@ -75,7 +75,7 @@ goes on at that moment. With --quiesce the guest's file systems are made consist
 	cmd.Flags().StringVar(&name, "name", "", "name of the snapshot (default: of machine and time)")
 	cmd.Flags().StringVar(&description, "description", "", "what it is for")
 	cmd.Flags().BoolVar(&memory, "memory", false, "with the memory, if the machine is running")
-	cmd.Flags().BoolVar(&quiesce, "quiesce", false, "with consistent file systems, if the guest agent answers")
+	cmd.Flags().BoolVar(&quiesce, "quiesce", false, "with consistent file systems; fails if the machine runs and its guest agent does not answer")
 	w.add(cmd, "it is taken")
 	return cmd
 }

@@ -280,6 +280,7 @@ func (l *life) shutdown(hw Hardware) {
 			slow, again = nil, time.After(l.askAgain)
 		case <-slow:
 			l.pressButton(hw)
+			slow = time.After(l.askAgain)
 		case <-again:
 			l.s.running.Go(ask)
 			slow = time.After(guest.Timeout)
@@ -338,6 +339,12 @@ func (l *life) event(e hardware.Event) {
 	l.health.Event(e)
 	switch e.Kind {
 	case hardware.EventReset:
+		l.mu.Lock()
+		files := l.files
+		l.mu.Unlock()
+		if files != nil {
+			files.Reset()
+		}
 		poke(l.reset)
 	case hardware.EventShutdown, hardware.EventTray, hardware.EventSuspend, hardware.EventWakeup, hardware.EventUnplug, hardware.EventRefused:
 		poke(l.wake)

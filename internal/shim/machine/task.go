@@ -197,8 +197,8 @@ func (t Tasks) State(_ context.Context, r *api.StateRequest) (*api.StateResponse
 	return resp, nil
 }
 
-// Kill stops the machine: with notice (SIGTERM), or as if the power was cut (SIGKILL). An exec can only be
-// forgotten.
+// Kill stops the machine: with notice (SIGTERM), or as if the power was cut (SIGKILL). An exec is not
+// waited for any more; what it began in the guest goes on.
 func (t Tasks) Kill(_ context.Context, r *api.KillRequest) (*emptypb.Empty, error) {
 	p, err := t.process(r.ID, r.ExecID)
 	if err != nil {

@@ -118,7 +118,10 @@ func (s *Set) Run(ctx context.Context) error {
 	return s.watch.run(ctx, func(host string) error {
 		err := s.refresh(ctx, host)
 		if err != nil && ctx.Err() == nil {
-			slog.Warn("updating volume in guest, which is tried again", "volume", host, "error", err)
+			slog.Warn("updating volume in guest", "volume", host, "error", err)
+		}
+		if errors.Is(err, ErrTooLarge) { // until it is changed
+			return nil
 		}
 		return err
 	})

@@ -18,6 +18,9 @@ import (
 // fs.inotify.max_user_instances of them, 128 by default, and all pods share them.
 const pollInterval = 5 * time.Second
 
+// maxPause is the longest pause before what could not be sent is tried again. It begins with pollInterval and doubles.
+const maxPause = 5 * time.Minute
+
 // settle is how long to wait after an event: the kubelet changes several names in a row.
 const settle = 20 * time.Millisecond
 
@@ -41,20 +44,19 @@ func (w *watcher) add(dir string) { w.added <- dir }
 // switched before, and later again for one that it returned an error for.
 func (w *watcher) run(ctx context.Context, changed func(dir string) error) error {
 	var in *inotify
-	watched := map[string]string{} // what "..data" pointed to when changed had no error, by directory
-	polls := false                 // all of watched, and not only what failed
+	watched := map[string]string{} // what "..data" pointed to when changed was called, by directory
 	failed := map[string]bool{}
-	var poll <-chan time.Time
+	var poll, retry <-chan time.Time
+	pause := w.interval
 	look := func(dir string) {
-		now := link(dir)
+		watched[dir] = link(dir)
 		if changed(dir) == nil {
-			watched[dir] = now
 			delete(failed, dir)
 			return
 		}
 		failed[dir] = true
-		if poll == nil {
-			poll = time.After(w.interval)
+		if retry == nil {
+			retry = time.After(pause)
 		}
 	}
 	for {
@@ -72,26 +74,29 @@ func (w *watcher) run(ctx context.Context, changed func(dir string) error) error
 			if _, ok := watched[dir]; ok {
 				continue
 			}
-			watched[dir] = ""
-			if in == nil && !polls {
+			if in == nil && poll == nil {
 				in = w.inotify()
 			}
 			if in == nil || in.add(dir) != nil {
-				polls = true
 				poll = time.After(w.interval)
 			}
 			look(dir)
 		case dir := <-events:
 			look(dir)
 		case <-poll:
-			poll = nil
+			poll = time.After(w.interval)
 			for dir, old := range watched {
-				if failed[dir] || polls && link(dir) != old {
+				if link(dir) != old {
 					look(dir)
 				}
 			}
-			if polls {
-				poll = time.After(w.interval)
+		case <-retry:
+			retry, pause = nil, min(2*pause, maxPause)
+			for dir := range failed {
+				look(dir)
+			}
+			if len(failed) == 0 {
+				pause = w.interval
 			}
 		}
 	}

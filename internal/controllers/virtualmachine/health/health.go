@@ -61,9 +61,10 @@ func Set(in Inputs) (again time.Duration) {
 	return 0
 }
 
-// Restarted says how a restart that was asked for has ended: well, or why not.
-func Restarted(vm *vmopv1.VirtualMachine, failed string) {
-	if failed == "" {
+// Restarted says how a restart that was asked for has ended: well, or why not. A guest that has begun anew after all
+// has restarted.
+func Restarted(vm *vmopv1.VirtualMachine, s machinev1.State, asked time.Time, failed string) {
+	if started, err := time.Parse(time.RFC3339, s.Started); failed == "" || err == nil && started.After(asked) {
 		condition.Remove(&vm.Status.Conditions, RestartCondition)
 		return
 	}

@@ -88,21 +88,24 @@ func TestCrashIsRemembered(t *testing.T) {
 
 // TestRestarted: a restart that has failed is named until the guest begins anew, in whatever way.
 func TestRestarted(t *testing.T) {
-	running := machinev1.State{Phase: machinev1.Running, Started: at}
+	running, asked := machinev1.State{Phase: machinev1.Running, Started: at}, time.Now()
 	for name, c := range map[string]struct {
 		state  machinev1.State
 		change func(*Inputs)
 		stays  bool
 	}{
-		"it runs on":      {state: running, stays: true},
-		"nothing known":   {stays: true},
-		"it is reset":     {state: machinev1.State{Phase: machinev1.Running, Started: time.Now().Add(time.Hour).Format(time.RFC3339)}},
-		"it has ended":    {state: machinev1.State{Phase: machinev1.Ended, Started: at}},
+		"it runs on":    {state: running, stays: true},
+		"nothing known": {stays: true},
+		"it is reset":   {state: machinev1.State{Phase: machinev1.Running, Started: time.Now().Add(time.Hour).Format(time.RFC3339)}},
+		"it has ended":  {state: machinev1.State{Phase: machinev1.Ended, Started: at}},
+		"it has begun anew after all": {state: running, change: func(in *Inputs) {
+			Restarted(in.VM, machinev1.State{Started: asked.Add(2 * time.Second).Format(time.RFC3339)}, asked, "too late")
+		}},
 		"it has no pod":   {change: func(in *Inputs) { in.Pod = nil }},
-		"asked, and well": {state: running, change: func(in *Inputs) { Restarted(in.VM, "") }},
+		"asked, and well": {state: running, change: func(in *Inputs) { Restarted(in.VM, running, asked, "") }},
 	} {
 		vm := &vmopv1.VirtualMachine{}
-		Restarted(vm, "no\nanswer")
+		Restarted(vm, running, asked, "no\nanswer")
 		if got := condition.Get(vm.Status.Conditions, RestartCondition); got == nil || got.Status != metav1.ConditionFalse || got.Message != "no answer" {
 			t.Errorf("%+v", got)
 		}

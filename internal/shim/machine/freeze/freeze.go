@@ -1,7 +1,7 @@
 // Package freeze has the file systems of a guest stand still while its disks are kept, and lets them go on.
 //
 // The guest agent does it. One that is frozen and is not told to thaw stands still for ever: all that writes hangs in it.
-// So a thaw without an answer is tried again in the background until there is one or the machine has ended, and until
+// So a thaw without an answer is tried again in the background until there is one or the guest has begun anew or ended, and until
 // then nobody freezes: an old thaw would undo that. The shim of virtual machines calls it. What can go wrong: the agent
 // does not answer (guestagent.ErrNoAgent), or refuses; the guest is still frozen for somebody else (ErrFrozen).
 package freeze
@@ -48,10 +48,22 @@ type Guest struct {
 	Config
 	// turn is held from freezing until they are thawed.
 	turn chan struct{}
+	// reset has a token when the guest has begun anew since it was frozen.
+	reset chan struct{}
 }
 
 // New is the guest of a machine that runs.
-func New(cfg Config) *Guest { return &Guest{Config: cfg, turn: make(chan struct{}, 1)} }
+func New(cfg Config) *Guest {
+	return &Guest{Config: cfg, turn: make(chan struct{}, 1), reset: make(chan struct{}, 1)}
+}
+
+// Reset says that the guest has begun anew: nothing in it is frozen any more. It does not wait.
+func (g *Guest) Reset() {
+	select {
+	case g.reset <- struct{}{}:
+	default:
+	}
+}
 
 // Freeze waits until nobody else has the guest frozen, and has it write everything out and hold still. Thaw must be
 // called, also after an error: some file systems may be frozen.
@@ -59,7 +71,12 @@ func (g *Guest) Freeze(ctx context.Context, within time.Duration) (thaw func(), 
 	if err := g.take(ctx); err != nil {
 		return func() {}, err
 	}
-	return func() { _ = g.thaw(thawTimeout) }, g.freeze(ctx, within)
+	asked, err := g.freeze(ctx, within)
+	if !asked {
+		<-g.turn
+		return func() {}, err
+	}
+	return func() { _ = g.thaw(thawTimeout) }, err
 }
 
 // TryFreeze is Freeze for a disk that is kept all the same if others have the guest frozen, or it does not freeze: who
@@ -70,8 +87,14 @@ func (g *Guest) TryFreeze(ctx context.Context) (thaw func()) {
 	default:
 		return func() {}
 	}
-	if err := g.freeze(ctx, oneDisk); err != nil {
+	g.forget()
+	asked, err := g.freeze(ctx, oneDisk)
+	if err != nil {
 		g.Log.Warn("freezing the file systems of a guest for a snapshot", "error", err)
+	}
+	if !asked {
+		<-g.turn
+		return func() {}
 	}
 	return func() { _ = g.thaw(thawTimeout) }
 }
@@ -86,14 +109,11 @@ func (g *Guest) Flush(ctx context.Context, mode machinev1.StopMode) error {
 	if err := g.take(ctx); err != nil {
 		return err
 	}
-	err := guest.Ping(ctx, g.Agent)
-	if err != nil {
+	asked, err := g.freeze(ctx, flushTimeout)
+	if !asked {
 		<-g.turn
-	} else {
-		err = g.freeze(ctx, flushTimeout)
-		if frozen := g.thaw(flushTimeout); err == nil && frozen != nil {
-			return fmt.Errorf("thawing the file systems of the guest: %w", frozen)
-		}
+	} else if frozen := g.thaw(flushTimeout); frozen != nil {
+		return fmt.Errorf("thawing the file systems of the guest: %w", errors.Join(frozen, err))
 	}
 	if err != nil && mode == machinev1.Soft {
 		return fmt.Errorf("asking the guest to write out its file systems: %w; suspendMode TrySoft or Hard suspends it all the same", err)
@@ -114,20 +134,34 @@ func (g *Guest) take(ctx context.Context) error {
 	defer cancel()
 	select {
 	case g.turn <- struct{}{}:
+		g.forget()
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("%w: %w", ErrFrozen, ctx.Err())
 	}
 }
 
-func (g *Guest) freeze(ctx context.Context, within time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	_, err := g.Agent.Freeze(ctx)
-	return err
+// forget is for whoever has the turn, before anything is frozen.
+func (g *Guest) forget() {
+	select {
+	case <-g.reset:
+	default:
+	}
 }
 
-// thaw lets the guest write again, whatever else has happened. After an error that goes on in the background.
+// freeze is not asked of an agent that does not answer: nothing is frozen then.
+func (g *Guest) freeze(ctx context.Context, within time.Duration) (asked bool, err error) {
+	if err := guest.Ping(ctx, g.Agent); err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	_, err = g.Agent.Freeze(ctx)
+	return true, err
+}
+
+// thaw lets the guest write again, whatever else has happened. After an error that goes on in the background,
+// until there is an answer or the guest has begun anew or ended.
 func (g *Guest) thaw(within time.Duration) error {
 	err := g.tryThaw(within)
 	if err == nil {
@@ -139,6 +173,8 @@ func (g *Guest) thaw(within time.Duration) error {
 		for wait, err := firstRetry, err; err != nil; wait = min(2*wait, lastRetry) {
 			select {
 			case <-g.Gone:
+				return
+			case <-g.reset:
 				return
 			case <-time.After(wait):
 			}

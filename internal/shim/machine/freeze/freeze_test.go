@@ -24,7 +24,7 @@ const (
 	status = "guest-fsfreeze-status"
 )
 
-// starved is a guest whose agent writes down what it is asked, but for synchronisation, and answers when it has time.
+// starved is a guest whose agent writes down what it is asked, but for whether it is there, and answers when it has time.
 type starved struct {
 	t      *testing.T
 	conn   net.Conn
@@ -70,6 +70,7 @@ func (s *starved) run() {
 		switch s.mu.Lock(); r.Execute {
 		case "guest-sync-delimited":
 			answer = fmt.Sprintf("\xff{\"return\": %d}", r.Arguments.ID)
+		case "guest-ping":
 		case freeze, thaw:
 			s.frozen = r.Execute == freeze
 			fallthrough
@@ -201,6 +202,49 @@ func TestRestored(t *testing.T) {
 		s.frozen = true
 		g.Restored(context.WithoutCancel(t.Context()))
 		s.want(false, thaw)
+		s.end()
+	})
+}
+
+// TestNobodyThere: a guest without an agent was never frozen, so nobody waits for its thaw.
+func TestNobodyThere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, g := guestOf(t)
+		feed := s.starve()
+		for range 2 {
+			release, err := g.Freeze(t.Context(), time.Minute)
+			if err == nil || errors.Is(err, ErrFrozen) {
+				t.Errorf("freezing it: %v", err)
+			}
+			release()
+			g.TryFreeze(t.Context())()
+		}
+		if err := g.Flush(t.Context(), "TrySoft"); err != nil {
+			t.Errorf("suspending it: %v", err)
+		}
+		s.want(false)
+		feed()
+		s.end()
+	})
+}
+
+// TestResetWhileFrozen: a guest that has begun anew is not frozen, whether or not its agent comes back.
+func TestResetWhileFrozen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, g := guestOf(t)
+		g.Reset() // of before
+		release, err := g.Freeze(t.Context(), time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
+		feed := s.starve()
+		release()
+		g.Reset()
+		time.Sleep(2 * time.Minute)
+		if err := g.Flush(t.Context(), "TrySoft"); err != nil {
+			t.Errorf("suspending it: %v", err)
+		}
+		feed()
 		s.end()
 	})
 }

@@ -19,10 +19,13 @@ const (
 	// sweepEvery is how often volumes that machines have closed are looked for: whoever closed them may not have
 	// been able to say so.
 	sweepEvery = 30 * time.Second
-	// busyRetry is the pause before a snapshot is tried again of a volume that is just being opened or closed, or whose
-	// datastore does not answer.
+	// busyRetry is the pause before a snapshot is tried again of a volume that is just being opened or closed.
 	busyRetry = 50 * time.Millisecond
 	busyTries = 40
+	// awayRetry is the pause before one is tried again whose datastore does not answer. The guest stands still meanwhile,
+	// so that is not done often.
+	awayRetry = time.Second
+	awayTries = 10
 	// snapshotsTimeout is how long snapshots of a machine may take. The shim, whose guest stands still, waits for longer.
 	snapshotsTimeout = 50 * time.Second
 )
@@ -186,13 +189,20 @@ func (s *Service) snapshotOpen(ctx context.Context, volume, id string) error {
 	if err != nil {
 		return err
 	}
-	for try := 0; ; try++ {
+	busy, away := 0, 0
+	for {
 		_, err = store.Snapshot(ctx, id, name, s.Live(volume))
-		if !errors.Is(err, datastore.ErrUnavailable) && (!errors.Is(err, datastore.ErrBusy) || try >= busyTries) {
+		var pause time.Duration
+		switch {
+		case errors.Is(err, datastore.ErrBusy) && busy < busyTries:
+			busy, pause = busy+1, busyRetry
+		case errors.Is(err, datastore.ErrUnavailable) && away < awayTries:
+			away, pause = away+1, awayRetry
+		default:
 			return err
 		}
 		select {
-		case <-time.After(busyRetry):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return err
 		}
