@@ -114,7 +114,7 @@ func (p *people) checkIssuers(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{"corp": "Accepted", "away": "IssuerUnreachable", "bad": "InvalidConfiguration"} {
-		p.within(t, 30*time.Second, name+" is "+want, func() bool {
+		p.within(t, time.Minute, name+" is "+want, func() bool {
 			got := &api.IdentityProvider{}
 			if err := p.admin.Get(ctx, client.ObjectKey{Name: name}, got); err != nil {
 				t.Fatal(err)
