@@ -128,13 +128,13 @@ func testAtomicUpdate(t *testing.T, v *vm) {
 func testInPlace(t *testing.T, v *vm) {
 	src := v.volume("hosts", guestv1.CreateVolumeRequest_PUSHED)
 	v.put("hosts", false, file("hosts", "old"), file("message", ""))
-	j := sh(`cat /etc/hosts; while [ "$(cat /etc/hosts)" = old ]; do sleep 0.05; done; cat /etc/hosts; echo the end >/dev/message`)
+	j := sh(`cat /etc/hosts; echo; until [ "$(cat /etc/hosts)" = "new content" ]; do sleep 0.05; done; cat /etc/hosts; echo the end >/dev/message`)
 	j.spec.Mounts = append(j.spec.Mounts, bind(src+"/hosts", "/etc/hosts", "rw"), bind(src+"/message", "/dev/message", "rw"))
-	j.until = "old"
+	j.until = "old\n" // the first cat has ended
 	j.started = func(string) {
 		v.put("hosts", false, file("hosts", "new content"))
 	}
-	if got := v.must(j); got != "oldnew content" {
+	if got := v.must(j); got != "old\nnew content" {
 		t.Errorf("got %q", got)
 	}
 	resp, err := v.guest.GetFile(t.Context(), &guestv1.GetFileRequest{Volume: "hosts", Path: "message", MaxBytes: 4})
