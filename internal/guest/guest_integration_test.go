@@ -228,9 +228,8 @@ func testTTY(t *testing.T, v *vm) {
 	}
 	// Resizing while it runs, and job control signals.
 	j = sh("trap 'stty size; exit 3' WINCH; echo ready; while :; do sleep 0.1; done")
-	j.terminal = true
+	j.terminal, j.until = true, "ready"
 	j.started = func(c string) {
-		time.Sleep(500 * time.Millisecond)
 		if _, err := v.guest.ResizePty(t.Context(), &guestv1.ResizePtyRequest{ContainerId: c, Width: 40, Height: 10}); err != nil {
 			t.Error(err)
 		}
@@ -240,9 +239,9 @@ func testTTY(t *testing.T, v *vm) {
 	}
 	j = sh("cat; exit $?")
 	pr, pw := io.Pipe()
-	j.terminal, j.stdin = true, pr
+	// cat must be there, since the shell, as pid 1, ignores the signal: the terminal and cat answer a line.
+	j.terminal, j.stdin, j.until = true, io.MultiReader(strings.NewReader("x\n"), pr), "x\r\nx\r\n"
 	j.started = func(string) {
-		time.Sleep(time.Second) // cat must be there; the shell, as pid 1, ignores the signal
 		_, _ = io.WriteString(pw, "\x03")
 	}
 	if err := v.run(j); err != nil || j.wait.Status != 130 {
@@ -320,17 +319,18 @@ func testExec(t *testing.T, v *vm) {
 func testKill(t *testing.T, v *vm) {
 	for _, c := range []struct {
 		script string
+		until  string
 		sig    uint32
 		all    bool
 		want   uint32
 	}{
-		{"trap 'exit 9' TERM; echo up; while :; do sleep 0.1; done", 15, false, 9},
-		{"sleep 1000", 9, false, 137},
-		{"sleep 1000 & sleep 1000", 9, true, 137},
+		{"trap 'exit 9' TERM; echo up; while :; do sleep 0.1; done", "up", 15, false, 9},
+		{"sleep 1000", "", 9, false, 137},
+		{"sleep 1000 & echo up; sleep 1000", "up", 9, true, 137},
 	} {
 		j := sh(c.script)
+		j.until = c.until
 		j.started = func(id string) {
-			time.Sleep(500 * time.Millisecond)
 			if err := v.kill(id, c.sig, c.all); err != nil {
 				t.Error(err)
 			}

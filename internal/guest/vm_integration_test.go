@@ -203,6 +203,7 @@ type job struct {
 	seccomp  []byte
 	volumes  []*guestv1.ImageVolume
 	stdout   io.Writer // nil: into out
+	until    string    // stdout that is waited for before started is called; nil stdout only
 	started  func(container string)
 	id       string
 	keep     bool
@@ -210,6 +211,28 @@ type job struct {
 
 	out, err []byte
 	wait     *guestv1.WaitResponse
+}
+
+// output keeps what is written to it, and tells when that has a text or is all there is.
+type output struct {
+	b    bytes.Buffer // not embedded: io.Copy would call its ReadFrom
+	text string
+	seen chan struct{}
+	tell func() // closes seen
+}
+
+func newOutput(text string) *output {
+	o := &output{text: text, seen: make(chan struct{})}
+	o.tell = sync.OnceFunc(func() { close(o.seen) })
+	return o
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.b.Write(p)
+	if bytes.Contains(o.b.Bytes(), []byte(o.text)) {
+		o.tell()
+	}
+	return n, err
 }
 
 // criSpec is what containerd's CRI plugin sends for an ordinary container, as far as it matters.
@@ -298,15 +321,16 @@ func (v *vm) process(j *job, execID string) error {
 		}
 		return st
 	}
-	collect := func(st *yamux.Stream, into *[]byte, w io.Writer) {
+	stdout := newOutput(j.until)
+	collect := func(st *yamux.Stream, into *[]byte, o *output, w io.Writer) {
 		wg.Go(func() {
-			var b bytes.Buffer
 			if w == nil {
-				w = &b
+				w = o
 			}
 			_, _ = io.Copy(w, st)
 			_ = st.Close()
-			*into = b.Bytes()
+			*into = o.b.Bytes()
+			o.tell()
 		})
 	}
 	feed := func(st *yamux.Stream) {
@@ -319,13 +343,13 @@ func (v *vm) process(j *job, execID string) error {
 	}
 	if j.terminal {
 		st := open(0)
-		collect(st, &j.out, j.stdout)
+		collect(st, &j.out, stdout, j.stdout)
 		if j.stdin != nil {
 			feed(st)
 		}
 	} else {
-		collect(open(1), &j.out, j.stdout)
-		collect(open(2), &j.err, nil)
+		collect(open(1), &j.out, stdout, j.stdout)
+		collect(open(2), &j.err, newOutput(""), nil)
 		if j.stdin != nil {
 			feed(open(0))
 		}
@@ -335,6 +359,13 @@ func (v *vm) process(j *job, execID string) error {
 		return err
 	}
 	if j.started != nil {
+		if j.until != "" {
+			select {
+			case <-stdout.seen:
+			case <-time.After(2 * time.Minute):
+				return fmt.Errorf("%s does not say %q", j.id, j.until)
+			}
+		}
 		j.started(j.id)
 	}
 	var err error

@@ -109,8 +109,8 @@ func testAtomicUpdate(t *testing.T, v *vm) {
 		while [ "$(cat /c/a)" = one ]; do sleep 0.05; done; cat /c/a /c/b; ls -a /c | tr '\n' ' '`)
 	sync := v.volume("sync", guestv1.CreateVolumeRequest_SCRATCH)
 	j.spec.Mounts = append(j.spec.Mounts, bind(src, "/c", "ro"), bind(sync, "/s", "rw"))
+	j.until = "-rw-r-----"
 	j.started = func(string) {
-		time.Sleep(time.Second)
 		v.put("config", true, dir("..2"), file("..2/a", "two"), file("..2/b", "two"),
 			link("..data", "..2"), link("a", "..data/a"), link("b", "..data/b"))
 	}
@@ -128,13 +128,13 @@ func testAtomicUpdate(t *testing.T, v *vm) {
 func testInPlace(t *testing.T, v *vm) {
 	src := v.volume("hosts", guestv1.CreateVolumeRequest_PUSHED)
 	v.put("hosts", false, file("hosts", "old"), file("message", ""))
-	j := sh(`cat /etc/hosts; while [ "$(cat /etc/hosts)" = old ]; do sleep 0.05; done; cat /etc/hosts; echo the end >/dev/message`)
+	j := sh(`cat /etc/hosts; echo; until [ "$(cat /etc/hosts)" = "new content" ]; do sleep 0.05; done; cat /etc/hosts; echo the end >/dev/message`)
 	j.spec.Mounts = append(j.spec.Mounts, bind(src+"/hosts", "/etc/hosts", "rw"), bind(src+"/message", "/dev/message", "rw"))
+	j.until = "old\n" // the first cat has ended
 	j.started = func(string) {
-		time.Sleep(500 * time.Millisecond)
 		v.put("hosts", false, file("hosts", "new content"))
 	}
-	if got := v.must(j); got != "oldnew content" {
+	if got := v.must(j); got != "old\nnew content" {
 		t.Errorf("got %q", got)
 	}
 	resp, err := v.guest.GetFile(t.Context(), &guestv1.GetFileRequest{Volume: "hosts", Path: "message", MaxBytes: 4})
@@ -196,8 +196,8 @@ func testLimits(t *testing.T, v *vm) {
 	j.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit}
 	j.spec.Linux.Resources.CPU = &specs.LinuxCPU{Shares: &shares, Quota: &quota, Period: &period}
 	j.spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: &pids}
+	j.until = "1048576\n"
 	j.started = func(id string) {
-		time.Sleep(time.Second)
 		limit, shares, quota := int64(64<<20), uint64(2048), int64(30000)
 		req := &guestv1.UpdateRequest{ContainerId: id, Resources: flatspec.Resources(&specs.LinuxResources{
 			Memory: &specs.LinuxMemory{Limit: &limit}, CPU: &specs.LinuxCPU{Shares: &shares, Quota: &quota, Period: &period},
@@ -310,7 +310,9 @@ func testBackground(t *testing.T, v *vm) {
 func TestSharedPID(t *testing.T) {
 	v := start(t, func(r *guestv1.SetupRequest) { r.SharedPid, r.ScratchSerial = true, "" })
 	v.background(sh("sleep 4321"))
-	if got := v.must(sh("sh -c '(sleep 0.1; exit) &'; sleep 0.5; ps -o stat | grep -c Z || true")); got != "0" {
+	if got := v.must(sh(`orphan=$(sh -c '(sleep 0.1; exit) >/dev/null & echo $!'); n=0
+		while [ -e /proc/$orphan ] && [ $n -lt 600 ]; do n=$((n+1)); sleep 0.1; done
+		ps -o stat | grep -c Z || true`)); got != "0" {
 		t.Errorf("%s zombies", got)
 	}
 	if got := v.must(sh("ps -o args | grep -c '[s]leep 4321'; cat /proc/1/comm")); got != "1\npause" {

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -178,6 +179,24 @@ func TestOnlyOneCollection(t *testing.T) {
 	wg.Wait()
 }
 
+// pushers are those who push while a registry collects. On a host where each push takes longer than the grace period
+// none would succeed, so collections wait for one when many have failed.
+type pushers struct{ failed atomic.Int32 } // since the last that succeeded
+
+func (p *pushers) pushed(err error) {
+	if err == nil {
+		p.failed.Store(0)
+	} else {
+		p.failed.Add(1)
+	}
+}
+
+func (p *pushers) wait(ctx context.Context) {
+	for p.failed.Load() > 20 && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // TestCollectBesidePushes pushes, deletes and pulls images that share layers while collections run all the time with a
 // grace period that is far too short. A push may fail and be tried again, but what has succeeded must be whole.
 func TestCollectBesidePushes(t *testing.T) {
@@ -190,12 +209,14 @@ func TestCollectBesidePushes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithTimeout(t.Context(), 6*time.Second)
+	ctx, stop := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer stop()
 	var wg sync.WaitGroup
 	var runs, pushes, retries atomic.Int32
+	var p pushers
 	wg.Go(func() {
 		for ctx.Err() == nil {
+			p.wait(ctx)
 			if _, err := h.reg.Collect(context.WithoutCancel(ctx), false); err != nil {
 				t.Error(err)
 			}
@@ -211,7 +232,9 @@ func TestCollectBesidePushes(t *testing.T) {
 					return
 				}
 				tag := fmt.Sprintf("shop/r%d:t%d", n, i%3)
-				if err := remote.Write(h.ref(tag), img, h.as("olga")...); err != nil {
+				err = remote.Write(h.ref(tag), img, h.as("olga")...)
+				p.pushed(err)
+				if err != nil {
 					retries.Add(1)
 					continue
 				}
@@ -227,9 +250,14 @@ func TestCollectBesidePushes(t *testing.T) {
 			}
 		})
 	}
+	for begin := time.Now(); ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
+		if pushes.Load() >= 10 && runs.Load() >= 5 && time.Since(begin) > 6*time.Second {
+			stop()
+		}
+	}
 	wg.Wait()
 	t.Logf("%d collections, %d pushes, %d tried again", runs.Load(), pushes.Load(), retries.Load())
-	if pushes.Load() == 0 || runs.Load() < 5 {
+	if pushes.Load() < 10 || runs.Load() < 5 {
 		t.Error("too little happened for a test")
 	}
 	counted, _ := h.reg.Usage(t.Context(), "shop")
@@ -239,7 +267,7 @@ func TestCollectBesidePushes(t *testing.T) {
 	}
 }
 
-// killedEnv makes the test binary a registry that serves until it is killed.
+// killedEnv makes the test binary a registry that serves until it is killed, and collects for each line that it reads.
 const killedEnv = "ATOLL_TEST_REGISTRY_DIR"
 
 func TestMain(m *testing.M) {
@@ -260,12 +288,14 @@ func serveUntilKilled(dir string) {
 		h.configuration.GarbageCollection.UntaggedAge = &metav1.Duration{Duration: 30 * time.Millisecond}
 	})
 	fmt.Println(h.host())
-	for {
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
 		if _, err := h.reg.Collect(context.Background(), false); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
+		fmt.Println("collected")
 	}
+	os.Exit(0)
 }
 
 // TestKilled kills a registry that is pushed to and collects, again and again. Whatever it then serves is whole.
@@ -311,6 +341,10 @@ func killWhilePushing(t *testing.T, dir string, after time.Duration) {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), killedEnv+"="+dir)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -318,15 +352,25 @@ func killWhilePushing(t *testing.T, dir string, after time.Duration) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	line := make([]byte, 64)
-	n, err := out.Read(line)
-	if err != nil {
-		t.Fatal(err)
+	lines := bufio.NewScanner(out)
+	if !lines.Scan() {
+		t.Fatal("the registry says nothing")
 	}
-	host := strings.TrimSpace(string(line[:n]))
+	host := lines.Text()
 	h := &harness{t: t}
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
+	var p pushers
+	wg.Go(func() {
+		for ask := true; ask && ctx.Err() == nil; p.wait(ctx) {
+			_, err := fmt.Fprintln(in)
+			ask = err == nil && lines.Scan() // until it is killed
+			if ask && lines.Text() != "collected" {
+				t.Error(lines.Text())
+			}
+		}
+	})
+	first, pushed := make(chan struct{}), sync.Once{}
 	for w := range 3 {
 		wg.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
@@ -336,11 +380,20 @@ func killWhilePushing(t *testing.T, dir string, after time.Duration) {
 					return
 				}
 				opts := append(h.plainLogin("olga"), remote.WithContext(ctx))
-				_ = remote.Write(ref, h.image(20_000, 2), opts...) // it is killed meanwhile
+				err = remote.Write(ref, h.image(20_000, 2), opts...) // it is killed meanwhile
+				p.pushed(err)
+				if err == nil {
+					pushed.Do(func() { close(first) })
+				}
 			}
 		})
 	}
-	time.Sleep(after)
+	select {
+	case <-first:
+		time.Sleep(after)
+	case <-time.After(2 * time.Minute):
+		t.Error("nothing was pushed")
+	}
 	if err := cmd.Process.Kill(); err != nil {
 		t.Error(err)
 	}

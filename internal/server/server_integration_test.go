@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -17,6 +18,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -91,18 +93,26 @@ func testConfig(t *testing.T, dir string) Config {
 	}
 }
 
+// freePorts are below those that the kernel gives to others while nobody listens there.
 func freePorts(t *testing.T, n int) []int {
 	t.Helper()
 	var out []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
+	for range 1000 {
+		if len(out) == n {
+			return out
 		}
-		defer l.Close()
-		out = append(out, l.Addr().(*net.TCPAddr).Port)
+		port := 20000 + rand.IntN(12000)
+		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+		if err != nil {
+			continue // in use
+		}
+		_ = l.Close()
+		if !slices.Contains(out, port) {
+			out = append(out, port)
+		}
 	}
-	return out
+	t.Fatal("no free ports")
+	return nil
 }
 
 // process is a running server.
@@ -206,13 +216,9 @@ func TestServer(t *testing.T) {
 		}
 	})
 	t.Run("StopsInOrder", func(t *testing.T) {
-		begin := time.Now()
 		p.stop(syscall.SIGTERM)
 		if code := p.cmd.ProcessState.ExitCode(); code != 0 {
 			t.Errorf("exit code %d:\n%s", code, p.output)
-		}
-		if took := time.Since(begin); took > 30*time.Second {
-			t.Errorf("stopping took %v", took)
 		}
 	})
 	t.Run("BusyPort", func(t *testing.T) {
@@ -334,13 +340,15 @@ func checkStorage(t *testing.T, client *kubernetes.Clientset) {
 
 func checkAdmission(t *testing.T, client *kubernetes.Clientset) {
 	ctx := t.Context()
-	// The default service account is made by a controller.
-	err := wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-		_, err := client.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
-		return err == nil, nil
-	})
-	if err != nil {
-		t.Fatal(err)
+	// The default service accounts are made by a controller.
+	for _, namespace := range []string{"default", "kube-system"} {
+		err := wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+			_, err := client.CoreV1().ServiceAccounts(namespace).Get(ctx, "default", metav1.GetOptions{})
+			return err == nil, nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	pod := func(name string, hostNetwork bool) *corev1.Pod {
 		return &corev1.Pod{

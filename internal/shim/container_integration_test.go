@@ -28,8 +28,26 @@ type container struct {
 	exec   string
 	stdin  string // path of the FIFO
 	output sync.WaitGroup
-	stdout bytes.Buffer
-	stderr bytes.Buffer
+	stdout transcript
+	stderr transcript
+}
+
+// transcript is what a process has written so far.
+type transcript struct {
+	mu sync.Mutex // guards b
+	b  bytes.Buffer
+}
+
+func (t *transcript) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.b.Write(p)
+}
+
+func (t *transcript) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.b.String()
 }
 
 // spec is an ordinary container's.
@@ -77,7 +95,7 @@ func (c *container) fifos(stdin bool) (in, out, errs string) {
 			c.t.Fatal(err)
 		}
 	}
-	for name, buf := range map[string]*bytes.Buffer{out: &c.stdout, errs: &c.stderr} {
+	for name, buf := range map[string]*transcript{out: &c.stdout, errs: &c.stderr} {
 		c.output.Go(func() {
 			f, err := os.Open(name)
 			if err != nil {

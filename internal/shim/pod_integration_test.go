@@ -280,7 +280,7 @@ func testTerminal(t *testing.T, p *pod) {
 // testStats: usage is counted, memory limits kill, and the kill is seen after the end.
 func testStats(t *testing.T, p *pod) {
 	limit := int64(32 << 20)
-	s := p.spec("/bin/sh", "-c", "sleep 1; dd if=/dev/zero of=/dev/null bs=100M count=1")
+	s := p.spec("/bin/sh", "-c", "until [ -e /tmp/go ]; do sleep 0.1; done; dd if=/dev/zero of=/dev/null bs=100M count=1")
 	s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit}
 	c := p.mustCreate("oom", s)
 	c.start()
@@ -288,6 +288,10 @@ func testStats(t *testing.T, p *pod) {
 	if m.Memory.UsageLimit != uint64(limit) {
 		t.Errorf("limit %d", m.Memory.UsageLimit)
 	}
+	e := c.newExec("go", false, "/bin/sh", "-c", "echo >/tmp/go")
+	e.start()
+	e.wait() // by itself, or with the container
+	e.delete()
 	if status := c.wait(); status != 137 {
 		t.Errorf("status %d: %s", status, c.stderr.String())
 	}

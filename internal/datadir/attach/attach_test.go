@@ -60,9 +60,7 @@ func TestCall(t *testing.T) {
 	socket := serve(t)
 	var st attach.Status
 	call := func(method, volume string) error {
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		defer cancel()
-		return attach.Call(ctx, socket, method, attach.VolumeRequest{Volume: volume}, &st)
+		return attach.Call(t.Context(), socket, method, attach.VolumeRequest{Volume: volume}, &st)
 	}
 	if err := call(attach.MethodStatus, "v"); err != nil || len(st.Layers) != 2 || st.Size != 7 {
 		t.Errorf("%+v, %v", st, err)
@@ -74,7 +72,9 @@ func TestCall(t *testing.T) {
 	if err := call("nonsense", "v"); !errors.As(err, &refused) || errors.Is(err, attach.ErrNotFound) {
 		t.Errorf("an unknown method: %v", err)
 	}
-	if err := call(attach.MethodStatus, "slow"); !errors.Is(err, context.DeadlineExceeded) {
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := attach.Call(ctx, socket, attach.MethodStatus, attach.VolumeRequest{Volume: "slow"}, &st); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("an answer that does not come: %v", err)
 	}
 	if err := attach.Call(t.Context(), socket+"x", attach.MethodStatus, attach.VolumeRequest{}, nil); err == nil || errors.As(err, &refused) {

@@ -216,9 +216,6 @@ func (c *Container) CreateExec(req Exec) error {
 		return err
 	}
 	p := newProcess(prog, req.Terminal, req.Stdin)
-	if size := spec.ConsoleSize; size != nil {
-		p.size = unix.Winsize{Row: uint16(size.Height), Col: uint16(size.Width)}
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, ok := c.execs[req.ID]; ok {

@@ -91,9 +91,6 @@ func (r *Runtime) Create(req Create) (err error) {
 		return err
 	}
 	c.init = newProcess(prog, req.Terminal, req.Stdin)
-	if size := spec.Process.ConsoleSize; size != nil {
-		c.init.size = unix.Winsize{Row: uint16(size.Height), Col: uint16(size.Width)}
-	}
 	return c.setLimits(spec.Linux)
 }
 

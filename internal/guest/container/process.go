@@ -33,7 +33,7 @@ type process struct {
 	terminal bool
 	stdin    bool
 	prog     *program.Program // until started
-	size     unix.Winsize     // to apply at start
+	size     unix.Winsize     // that was asked for since it was made
 	input    chan stream      // gets one
 	outputs  [2]*output       // stdout, stderr; a terminal has only the first
 	taken    [3]bool          // streams that have come

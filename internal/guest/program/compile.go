@@ -84,7 +84,7 @@ func (c Container) Compile() (*Program, error) {
 		}
 	}
 	if c.Terminal {
-		b.terminal(spec.Process.User.UID)
+		b.terminal(spec.Process)
 		b.do("mounting console")
 		b.touch("/dev/console")
 		b.call(unix.SYS_MOUNT, b.str("/dev/pts/0"), b.str("/dev/console"), imm(0), imm(unix.MS_BIND), imm(0))
@@ -108,7 +108,7 @@ func (e Exec) Compile() (*Program, error) {
 	b.do("joining container")
 	b.call(unix.SYS_SETNS, imm(TargetFD), imm(unix.CLONE_NEWNS|unix.CLONE_NEWCGROUP))
 	if e.Terminal {
-		b.terminal(e.Process.User.UID)
+		b.terminal(e.Process)
 	}
 	b.process(e.Process, e.Terminal, e.Home, e.Seccomp, e.SeccompFlags)
 	return b.build()
@@ -243,13 +243,17 @@ func (b *builder) links() {
 }
 
 // terminal opens a pseudo-terminal in the container's devpts, hands the master to init over the
-// socket on descriptor 0, and makes the slave stdio and controlling terminal.
-func (b *builder) terminal(uid uint32) {
+// socket on descriptor 0, and makes the slave stdio and controlling terminal. It has its size before the process
+// can ask for it.
+func (b *builder) terminal(p *specs.Process) {
 	b.do("opening console")
 	flags := imm(unix.O_RDWR | unix.O_NOCTTY | unix.O_CLOEXEC)
 	master := b.callReg(unix.SYS_OPEN, b.str("/dev/pts/ptmx"), flags)
 	b.call(unix.SYS_IOCTL, reg(master), imm(unix.TIOCSPTLCK), b.words("{0}", 0))
 	slave := b.callReg(unix.SYS_IOCTL, reg(master), imm(unix.TIOCGPTPEER), flags)
+	if size := p.ConsoleSize; size != nil { // rows and columns, 16 bits each
+		b.call(unix.SYS_IOCTL, reg(master), imm(unix.TIOCSWINSZ), b.words("{winsize}", uint64(uint16(size.Height))|uint64(uint16(size.Width))<<16))
+	}
 
 	b.do("passing console to init")
 	cmsg := binary.LittleEndian.AppendUint64(nil, 20)              // cmsg_len
@@ -263,7 +267,7 @@ func (b *builder) terminal(uid uint32) {
 	b.call(unix.SYS_SENDMSG, imm(0), msg, imm(0))
 
 	b.do("setting up console")
-	if uid != 0 {
+	if uid := p.User.UID; uid != 0 {
 		b.call(unix.SYS_FCHOWN, reg(slave), imm(uid), imm(uint64(1<<32-1)))
 	}
 	for fd := range 3 {

@@ -96,6 +96,7 @@ func TestGolden(t *testing.T) {
 	withUser.Seccomp, withUser.SeccompFlags = make([]byte, 16), 2
 	withTerminal := container(ordinary("sh"))
 	withTerminal.Terminal = true
+	withTerminal.Spec.Process.ConsoleSize = &specs.Box{Width: 90, Height: 30}
 	privileged := container(ordinary("sh"))
 	privileged.Privileged = true
 	elsewhere := container(ordinary("sh"))

@@ -70,15 +70,8 @@ func New(t testing.TB) *Lab {
 	})
 	Do(t, l.World, func() error { return upWith("up0", WorldAddress+"/24") })
 	// The first packets may be lost while the kernel notices the carrier.
-	for end := time.Now().Add(10 * time.Second); ; {
-		err := netns.Do(l.World, func() error { return Ping(netip.MustParseAddr(HostAddress)) })
-		if err == nil {
-			return l
-		}
-		if time.Now().After(end) {
-			t.Fatal(err)
-		}
-	}
+	Do(t, l.World, func() error { return Ping(netip.MustParseAddr(HostAddress)) })
+	return l
 }
 
 func upWith(name, cidr string) error {
@@ -195,15 +188,50 @@ func (l *Lab) Del(t testing.TB, id, pod string) {
 	check(t, err)
 }
 
-// Ping sends one ICMP echo from the namespace of the calling thread and waits
-// for the answer for at most a second.
+const (
+	// patience is how long something is tried that has to work.
+	patience = 10 * time.Second
+	// again is after how long a packet is sent again that nothing answers.
+	again = time.Second
+	// silence is how long nobody must answer.
+	silence = 2 * time.Second
+)
+
+// Ping sends ICMP echoes from the namespace of the calling thread, one a second, until one is answered or ten seconds
+// have passed.
 func Ping(to netip.Addr) error {
+	_, err := PingCount(to)
+	return err
+}
+
+// PingCount is Ping, and returns how many echoes it sent.
+func PingCount(to netip.Addr) (sent int, err error) {
+	for end := time.Now().Add(patience); ; {
+		sent++
+		begun := time.Now()
+		if err = echo(to); err == nil || begun.Add(again).After(end) {
+			return sent, err
+		}
+		time.Sleep(time.Until(begun.Add(again))) // some errors come at once
+	}
+}
+
+// Silent sends one ICMP echo from the namespace of the calling thread, and fails if it is answered within a second.
+func Silent(to netip.Addr) error {
+	if echo(to) == nil {
+		return fmt.Errorf("%s has answered", to)
+	}
+	return nil
+}
+
+// echo sends one ICMP echo and waits for an answer, to it or to an earlier one, for a second.
+func echo(to netip.Addr) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	tv := unix.NsecToTimeval(1e9)
+	tv := unix.NsecToTimeval(again.Nanoseconds())
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
 		return err
 	}
@@ -288,24 +316,50 @@ func check(t testing.TB, err error) {
 	}
 }
 
-// Who asks a server of ServeWho, from a namespace, which address it sees.
+// Who asks a server of ServeWho, from a namespace, which address it sees. It tries for ten seconds.
 func Who(path, network, to string) (seen string, err error) {
+	return who(path, network, to, patience)
+}
+
+// Unanswered asks a server of ServeWho over TCP, from a namespace, and fails if it answers within two seconds.
+func Unanswered(path, to string) error {
+	if seen, err := who(path, "tcp4", to, silence); err == nil {
+		return fmt.Errorf("%s answered %q", to, seen)
+	}
+	return nil
+}
+
+func who(path, network, to string, limit time.Duration) (seen string, err error) {
 	err = netns.Do(path, func() error {
-		c, err := net.DialTimeout(network, to, 2*time.Second)
+		end := time.Now().Add(limit)
+		c, err := net.DialTimeout(network, to, limit)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(2 * time.Second))
-		if network == "udp4" {
-			if _, err := c.Write([]byte("?")); err != nil {
+		buf := make([]byte, 64)
+		if network != "udp4" {
+			_ = c.SetDeadline(end)
+			n, err := c.Read(buf)
+			seen = string(buf[:n])
+			return err
+		}
+		for { // a datagram may get lost
+			begun := time.Now()
+			_ = c.SetDeadline(begun.Add(again))
+			_, err := c.Write([]byte("?"))
+			if err == nil {
+				var n int
+				if n, err = c.Read(buf); err == nil {
+					seen = string(buf[:n])
+					return nil
+				}
+			}
+			if begun.Add(again).After(end) {
 				return err
 			}
+			time.Sleep(time.Until(begun.Add(again))) // some errors come at once
 		}
-		buf := make([]byte, 64)
-		n, err := c.Read(buf)
-		seen = string(buf[:n])
-		return err
 	})
 	return seen, err
 }

@@ -39,7 +39,7 @@ type world struct {
 	plugs     int // calls of OnlineResources until plugged memory shows
 	attached  *task.Pod
 	gone      []time.Time
-	ooms      []string
+	ooms      chan string
 	events    chan *guestv1.Event
 	group     string
 	scores    map[int]int // by pid
@@ -56,7 +56,7 @@ type world struct {
 
 func newWorld() *world {
 	return &world{
-		files: map[string]string{}, scores: map[int]int{}, memory: 256 << 20, cpus: 1, events: make(chan *guestv1.Event, 1),
+		files: map[string]string{}, scores: map[int]int{}, memory: 256 << 20, cpus: 1, events: make(chan *guestv1.Event, 1), ooms: make(chan string, 8),
 		ports: make(chan struct{}), done: make(chan struct{}), shutdown: make(chan struct{}, 1),
 	}
 }
@@ -176,11 +176,7 @@ func (w *world) Gone(at time.Time) {
 	w.gone = append(w.gone, at)
 }
 
-func (w *world) OOM(id string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.ooms = append(w.ooms, id)
-}
+func (w *world) OOM(id string) { w.ooms <- id }
 
 func (w *world) Join(parent, name string, _ ...int) error {
 	w.group = parent + "/" + name
@@ -292,7 +288,14 @@ func TestLife(t *testing.T) {
 	if p, err := s.Platform(t.Context(), nil); err != nil || p.Platform.OS != "linux" {
 		t.Errorf("platform %v, %v", p, err)
 	}
-	time.Sleep(20 * time.Millisecond)
+	select {
+	case id := <-w.ooms:
+		if id != "c" {
+			t.Errorf("out of memory: %q", id)
+		}
+	case <-time.After(time.Minute):
+		t.Error("nobody is told that memory ran out")
+	}
 	if _, err := s.StopSandbox(t.Context(), &api.StopSandboxRequest{SandboxID: r.SandboxID}); err != nil {
 		t.Fatal(err)
 	}
@@ -300,8 +303,8 @@ func TestLife(t *testing.T) {
 	if wait, err := s.WaitSandbox(t.Context(), &api.WaitSandboxRequest{SandboxID: r.SandboxID}); err != nil || wait.ExitStatus != statusStopped {
 		t.Errorf("wait %v, %v", wait, err)
 	}
-	if len(w.gone) != 1 || w.left != 1 || len(w.ooms) != 1 {
-		t.Errorf("gone %v, left %d, ooms %v", w.gone, w.left, w.ooms)
+	if len(w.gone) != 1 || w.left != 1 || len(w.ooms) != 0 {
+		t.Errorf("gone %v, left %d, %d more ooms", w.gone, w.left, len(w.ooms))
 	}
 	if _, err := s.ShutdownSandbox(t.Context(), &api.ShutdownSandboxRequest{SandboxID: r.SandboxID}); err != nil {
 		t.Error(err)

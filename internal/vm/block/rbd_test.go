@@ -85,7 +85,10 @@ func (q *graphQEMU) run() {
 func TestFreezingNotWaitedFor(t *testing.T) {
 	for _, slow := range []string{"blockdev-add v0.0r", "blockdev-reopen", "blockdev-del v0.0f"} {
 		for _, again := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s/%v", slow, again), func(t *testing.T) { freezingNotWaitedFor(t, slow, again) })
+			t.Run(fmt.Sprintf("%s/%v", slow, again), func(t *testing.T) {
+				t.Parallel()
+				freezingNotWaitedFor(t, slow, again)
+			})
 		}
 	}
 }
@@ -101,7 +104,7 @@ func freezingNotWaitedFor(t *testing.T, slow string, again bool) {
 	v := &Chain{prefix: "v0"}
 	client := qmp.New(conn, nil)
 	defer client.Close()
-	g := New(run(client), 300*time.Millisecond)
+	g := New(run(client), 3*time.Second)
 	in := func(image string) Layer {
 		return Layer{Format: QCOW2, RBD: &RBD{Pool: "p", Image: image, Conf: []byte("[global]")}}
 	}

@@ -67,6 +67,7 @@ func (q *slowQEMU) run() {
 func TestSnapshotNotWaitedFor(t *testing.T) {
 	for name, refuses := range map[string]bool{"taken": false, "refused": true} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			conn, child, err := qemu.SocketPair()
 			if err != nil {
 				t.Fatal(err)
@@ -76,7 +77,7 @@ func TestSnapshotNotWaitedFor(t *testing.T) {
 			go q.run()
 			client := qmp.New(conn, nil)
 			defer client.Close()
-			g := New(run(client), 200*time.Millisecond)
+			g := New(run(client), 3*time.Second)
 			v := &Chain{prefix: "v0", next: 1, layers: []layer{{node: "v0.0"}}}
 			file := filepath.Join(t.TempDir(), "overlay")
 			header := append([]byte("QFI\xfb\x00\x00\x00\x03"), make([]byte, 200)...)
@@ -99,7 +100,11 @@ func TestSnapshotNotWaitedFor(t *testing.T) {
 			if err := snapshot(); !errors.Is(err, context.DeadlineExceeded) {
 				t.Fatal(err)
 			}
-			<-q.begun
+			select {
+			case <-q.begun:
+			case <-time.After(time.Minute):
+				t.Fatal("QEMU was not asked for a snapshot")
+			}
 			if _, err := g.Depth(contextOf(t, 100*time.Millisecond), v); err == nil {
 				t.Error("known before QEMU knows")
 			}

@@ -57,7 +57,7 @@ echo $$ > /run/pid
 n=0
 while true; do
 	n=$((n + 1))
-	echo $n > /run/count
+	echo $n > /run/next; mv /run/next /run/count # so that it is never empty
 	echo $n | dd of=FIRST conv=fsync 2>/dev/null
 	echo $n | dd of=SECOND conv=fsync 2>/dev/null
 done

@@ -123,6 +123,21 @@ func (g *Guest) Want(t testing.TB, want, format string, args ...any) {
 	}
 }
 
+// Until sends a command until the answer is good, for a minute: what is added to a machine takes its guest a moment
+// to find.
+func (g *Guest) Until(t testing.TB, good func(answer string) bool, command string) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; {
+		got := g.Ask(t, "%s", command)
+		if good(got) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s: guest answers %q after a minute", command, got)
+		}
+	}
+}
+
 // Clone clones and closes the machine at the end of the test.
 func Clone(t testing.TB, tmpl *vm.Template, cfg vm.CloneConfig) *vm.Machine {
 	t.Helper()

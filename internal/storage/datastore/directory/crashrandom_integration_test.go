@@ -117,19 +117,17 @@ func TestCrashAtRandom(t *testing.T) {
 		out, err := cmd.StdoutPipe()
 		c.ok(err)
 		c.ok(cmd.Start())
-		lines := bufio.NewReader(out)
-		if _, err := lines.Peek(1); err != nil { // it has begun
-			t.Fatal(err)
-		}
-		timer := time.AfterFunc(time.Duration(20+rand.IntN(300))*time.Millisecond, func() { _ = cmd.Process.Kill() })
-		said, err := io.ReadAll(lines)
-		c.ok(err)
-		timer.Stop()
-		_ = cmd.Wait() // killed
+		kill := time.AfterFunc(2*time.Minute, func() { _ = cmd.Process.Kill() })
+		changes := 4 + rand.IntN(8) // after so many it is killed
 		unsure := map[string]bool{}
-		for line := range strings.Lines(string(said)) {
+		for lines := bufio.NewReader(out); ; {
+			line, err := lines.ReadString('\n')
+			if errors.Is(err, io.EOF) { // killed, perhaps within a line
+				break
+			}
+			c.ok(err)
 			f := strings.Fields(line)
-			if len(f) < 4 || f[0] != "@" || !strings.HasSuffix(line, "\n") {
+			if len(f) < 4 || f[0] != "@" {
 				continue
 			}
 			switch state, verb, id := f[1], f[2], f[3]; {
@@ -140,6 +138,9 @@ func TestCrashAtRandom(t *testing.T) {
 				unsure[id] = true
 			case state == "done":
 				total++
+				if changes--; changes == 0 {
+					kill.Reset(time.Duration(rand.IntN(50)) * time.Millisecond)
+				}
 				exists[id] = verb == "create"
 				delete(late, id)
 				fallthrough
@@ -147,6 +148,8 @@ func TestCrashAtRandom(t *testing.T) {
 				delete(unsure, id)
 			}
 		}
+		kill.Stop()
+		_ = cmd.Wait() // killed
 		c.sound(true)
 		if round%2 == 0 {
 			c.ok(c.s.Tidy(t.Context()))
@@ -171,7 +174,7 @@ func TestCrashAtRandom(t *testing.T) {
 		}
 	}
 	t.Logf("%d changes in %d rounds", total, rounds)
-	if total < 100 {
+	if total < 4*rounds {
 		t.Errorf("only %d changes", total)
 	}
 	c.ok(c.s.Tidy(t.Context()))

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -21,7 +22,7 @@ import (
 func TestHungDirectory(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store")
 	store(t, Config{Path: path})
-	s, err := New(Config{Path: path, Timeout: 300 * time.Millisecond})
+	s, err := New(Config{Path: path, Timeout: 5 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,10 +42,9 @@ func TestHungDirectory(t *testing.T) {
 		func(ctx context.Context) error { return s.Delete(ctx, "v") },
 		func(ctx context.Context) error { _, err := s.List(ctx); return err },
 	} {
-		begun := time.Now()
 		err := call(t.Context())
-		if took := time.Since(begun); !errors.Is(err, datastore.ErrUnavailable) || took > 5*time.Second || n > 0 && took > 100*time.Millisecond {
-			t.Errorf("call %d: %v after %s", n, err, took)
+		if !errors.Is(err, datastore.ErrUnavailable) || n > 0 && !strings.Contains(err.Error(), "earlier operations still hang") {
+			t.Errorf("call %d: %v", n, err)
 		}
 	}
 	if err := fuse.Close(); err != nil { // what hangs fails now
@@ -58,9 +58,12 @@ func TestHungDirectory(t *testing.T) {
 		if st.Err == nil {
 			break
 		}
-		if time.Since(begun) > 20*time.Second {
+		if time.Since(begun) > time.Minute {
 			t.Fatal(st.Err)
 		}
+	}
+	if s, err = New(Config{Path: path}); err != nil { // which waits longer
+		t.Fatal(err)
 	}
 	if _, err := s.Create(t.Context(), datastore.Spec{ID: "v", Size: 1 << 30}); err != nil {
 		t.Error(err)

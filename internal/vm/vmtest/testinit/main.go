@@ -129,7 +129,7 @@ func loadModules() error {
 
 // openPort finds a virtio-serial port by name.
 func openPort(name string) (*os.File, error) {
-	for range 500 {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
 		for _, p := range names {
 			if data, _ := os.ReadFile(p); strings.TrimSpace(string(data)) == name {
@@ -140,9 +140,10 @@ func openPort(name string) (*os.File, error) {
 				return os.NewFile(uintptr(fd), name), nil
 			}
 		}
-		time.Sleep(10 * time.Millisecond)
+		if time.Now().After(end) {
+			return nil, errors.New("no port " + name)
+		}
 	}
-	return nil, errors.New("no port " + name)
 }
 
 func handle(w []string) (string, error) {
@@ -244,26 +245,30 @@ func bySerial(serial string) (string, error) {
 	return "", errors.New("no disk " + serial)
 }
 
+// appears bounds how long a hot-added disk takes to appear: a moment, or seconds on a busy host. The one who asked
+// waits a little longer.
+const appears = 45 * time.Second
+
 func byLUN(lun string) (string, error) {
-	for range 500 {
+	for end := time.Now().Add(appears); ; time.Sleep(2 * time.Millisecond) {
 		names, _ := filepath.Glob("/sys/class/scsi_device/*:0:0:" + lun + "/device/block/*")
 		if len(names) == 1 {
 			return "/dev/" + filepath.Base(names[0]), nil
 		}
-		time.Sleep(2 * time.Millisecond)
+		if time.Now().After(end) {
+			return "", errors.New("no disk at lun " + lun)
+		}
 	}
-	return "", errors.New("no disk at lun " + lun)
 }
 
 // open opens a disk. A hot-added one has its name a moment before it can be opened.
-func open(dev string, flag int) (f *os.File, err error) {
-	for range 500 {
-		if f, err = os.OpenFile(dev, flag, 0); !errors.Is(err, unix.ENXIO) && !errors.Is(err, unix.ENOENT) {
+func open(dev string, flag int) (*os.File, error) {
+	for end := time.Now().Add(appears); ; time.Sleep(2 * time.Millisecond) {
+		f, err := os.OpenFile(dev, flag, 0)
+		if !errors.Is(err, unix.ENXIO) && !errors.Is(err, unix.ENOENT) || time.Now().After(end) {
 			return f, err
 		}
-		time.Sleep(2 * time.Millisecond)
 	}
-	return nil, err
 }
 
 func read(dev, off, n string) (string, error) {
