@@ -340,11 +340,8 @@ func (l *life) event(e hardware.Event) {
 	switch e.Kind {
 	case hardware.EventReset:
 		l.mu.Lock()
-		files := l.files
+		l.files.Reset()
 		l.mu.Unlock()
-		if files != nil {
-			files.Reset()
-		}
 		poke(l.reset)
 	case hardware.EventShutdown, hardware.EventTray, hardware.EventSuspend, hardware.EventWakeup, hardware.EventUnplug, hardware.EventRefused:
 		poke(l.wake)

@@ -57,8 +57,12 @@ func New(cfg Config) *Guest {
 	return &Guest{Config: cfg, turn: make(chan struct{}, 1), reset: make(chan struct{}, 1)}
 }
 
-// Reset says that the guest has begun anew: nothing in it is frozen any more. It does not wait.
+// Reset says that the guest has begun anew: nothing in it is frozen any more. It does not wait. Of a machine that does
+// not run yet (nil) there is nothing to know.
 func (g *Guest) Reset() {
+	if g == nil {
+		return
+	}
 	select {
 	case g.reset <- struct{}{}:
 	default:
