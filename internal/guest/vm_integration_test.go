@@ -27,6 +27,7 @@ import (
 	"atoll.dev/atoll/internal/guest/channel"
 	"atoll.dev/atoll/internal/guest/flatspec"
 	"atoll.dev/atoll/internal/guest/rehearsal"
+	"atoll.dev/atoll/internal/linux/tsc"
 	"atoll.dev/atoll/internal/vm/qemu"
 )
 
@@ -62,7 +63,7 @@ func boot(t testing.TB) *vm {
 	argv := []string{
 		"-M", "q35", "-accel", "tcg", "-m", "256", "-smp", "1,maxcpus=2", "-nodefaults", "-no-reboot", "-display", "none",
 		"-bios", "qboot.rom", "-kernel", a.kernel, "-initrd", a.initrd,
-		"-append", "console=ttyS0 loglevel=5 panic=-1 rcupdate.rcu_expedited=1 tsc=reliable", "-serial", "file:" + v.console,
+		"-append", "console=ttyS0 loglevel=5 panic=-1 rcupdate.rcu_expedited=1 tsc=reliable" + rate(t), "-serial", "file:" + v.console,
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=c,path=" + sock,
 		"-device", "virtserialport,chardev=c,name=" + channel.PortName,
 		"-drive", "if=none,id=s,format=raw,cache=unsafe,file=" + scratch, "-device", "virtio-blk-pci,drive=s,serial=scratch",
@@ -100,6 +101,21 @@ func boot(t testing.TB) *vm {
 	}
 	v.guest = guestv1.NewGuestClient(ttrpc.NewClient(st))
 	return v
+}
+
+// rate tells a kernel how fast the host's time stamp counter runs, as package vm does: on a busy host it measures a
+// rate of its own that is far off.
+func rate(t testing.TB) string {
+	t.Helper()
+	for range 20 {
+		switch khz, err := tsc.KHz(50 * time.Millisecond); {
+		case err == nil:
+			return fmt.Sprintf(" tsc_early_khz=%d", khz)
+		case !errors.Is(err, tsc.ErrUnsteady):
+			t.Fatal(err)
+		}
+	}
+	return ""
 }
 
 func setupRequest() *guestv1.SetupRequest {
