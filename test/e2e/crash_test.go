@@ -191,7 +191,9 @@ func kill(t *testing.T, n *namespace, victim string) (revived func() error) {
 		case pattern == "" && now != before:
 			t.Fatalf("the pod was restarted when %s died", victim)
 		}
-		return nil
+		// A kubelet that has just begun does not know its pods yet.
+		_, err := n.try("exec", "db", "--", "true")
+		return err
 	}
 }
 
