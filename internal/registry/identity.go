@@ -172,9 +172,8 @@ func (r *Registry) loggable(ctx context.Context, name string) string {
 	if len(name) > maxLogged {
 		return ""
 	}
-	if robot, ok := strings.CutPrefix(name, atoll.RobotPrefix); ok {
-		namespace, account, _ := strings.Cut(robot, "+")
-		if projectName.MatchString(namespace) && len(validation.IsDNS1123Subdomain(account)) == 0 {
+	if strings.HasPrefix(name, atoll.RobotPrefix) {
+		if _, _, ok := robotName(name); ok {
 			return name
 		}
 		return ""
@@ -188,10 +187,16 @@ func (r *Registry) loggable(ctx context.Context, name string) string {
 // maxLogged is how many bytes a name may have that is logged.
 const maxLogged = 128
 
+// robotName is which robot account a user name is of. Whether there is one is not looked at.
+func robotName(user string) (namespace, name string, ok bool) {
+	namespace, name, ok = strings.Cut(strings.TrimPrefix(user, atoll.RobotPrefix), "+")
+	return namespace, name, ok && projectName.MatchString(namespace) && len(validation.IsDNS1123Subdomain(name)) == 0
+}
+
 // robot checks the password of a robot account.
 func (r *Registry) robot(ctx context.Context, user, password string) (Identity, error) {
-	namespace, name, ok := strings.Cut(strings.TrimPrefix(user, atoll.RobotPrefix), "+")
-	if !ok || !projectName.MatchString(namespace) || len(validation.IsDNS1123Subdomain(name)) != 0 {
+	namespace, name, ok := robotName(user)
+	if !ok {
 		return Identity{}, errors.Join(errCredentials, errNoRobots)
 	}
 	sum := sha256.Sum256([]byte(password))
