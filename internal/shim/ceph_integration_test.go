@@ -302,7 +302,7 @@ func cephKilled(a *cephAgent) {
 	eventually(a.t, "something is written", func() bool { return len(c.sh("ls /data")) > 40 })
 	a.ok(unix.Kill(int(p.pid), unix.SIGKILL))
 	eventually(a.t, "QEMU ends", func() bool { return !alive(int(p.pid)) })
-	c.output.Wait()
+	c.ended()
 	acknowledged := last(a.t, c.stdout.String(), 0)
 	a.stop(p, "killed")
 	begun := time.Now()

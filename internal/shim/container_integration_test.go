@@ -5,6 +5,7 @@ package shim_test
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -28,8 +29,41 @@ type container struct {
 	exec   string
 	stdin  string // path of the FIFO
 	output sync.WaitGroup
+	keep   []*os.File // the FIFOs' writing ends, until the shim has certainly opened its own
 	stdout transcript
 	stderr transcript
+}
+
+// ended waits for the end of output, once nothing that writes it can still begin.
+func (c *container) ended() {
+	for _, f := range c.keep {
+		_ = f.Close()
+	}
+	c.keep = nil
+	c.output.Wait()
+}
+
+// collect makes a FIFO and copies what is written to it. It is open before the shim hears of it:
+// one that ends early, or never opens it, leaves nobody waiting.
+func (c *container) collect(name string, to *transcript) error {
+	if err := unix.Mkfifo(name, 0o600); err != nil {
+		return err
+	}
+	keep, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	c.keep = append(c.keep, keep)
+	c.t.Cleanup(func() { _ = keep.Close() })
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	c.output.Go(func() {
+		defer f.Close()
+		_, _ = io.Copy(to, f)
+	})
+	return nil
 }
 
 // transcript is what a process has written so far.
@@ -84,33 +118,20 @@ func (c *container) fifos(stdin bool) (in, out, errs string) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	out, errs = filepath.Join(dir, "out"), filepath.Join(dir, "err")
-	names := []string{out, errs}
 	if stdin {
 		in = filepath.Join(dir, "in")
-		names = append(names, in)
-	}
-	for _, n := range names {
-		if err := unix.Mkfifo(n, 0o600); err != nil {
+		if err := unix.Mkfifo(in, 0o600); err != nil {
 			c.t.Fatal(err)
 		}
 	}
-	for name, buf := range map[string]*transcript{out: &c.stdout, errs: &c.stderr} {
-		c.output.Go(func() {
-			f, err := os.Open(name)
-			if err != nil {
-				c.t.Error(err)
-				return
-			}
-			defer f.Close()
-			_, _ = io.Copy(buf, f)
-		})
+	out, errs = filepath.Join(dir, "out"), filepath.Join(dir, "err")
+	if err := errors.Join(c.collect(out, &c.stdout), c.collect(errs, &c.stderr)); err != nil {
+		c.t.Fatal(err)
 	}
 	c.stdin = in
 	return in, out, errs
 }
 
-// create makes a container.
 // create takes a container on.
 func (p *pod) create(id string, s *specs.Spec) (*container, error) {
 	p.t.Helper()
@@ -166,7 +187,7 @@ func (c *container) wait() uint32 {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	c.output.Wait()
+	c.ended()
 	return resp.ExitStatus
 }
 
@@ -229,17 +250,9 @@ func (p *pod) createTerminal(id string, s *specs.Spec) (*container, error) {
 	}
 	out := filepath.Join(dir, "out")
 	c.stdin = filepath.Join(dir, "in")
-	for _, n := range []string{out, c.stdin} {
-		if err := unix.Mkfifo(n, 0o600); err != nil {
-			return nil, err
-		}
+	if err := errors.Join(unix.Mkfifo(c.stdin, 0o600), c.collect(out, &c.stdout)); err != nil {
+		return nil, err
 	}
-	c.output.Go(func() {
-		if f, err := os.Open(out); err == nil {
-			_, _ = io.Copy(&c.stdout, f)
-			_ = f.Close()
-		}
-	})
 	bundle := filepath.Join(p.dir, "containerd", id)
 	if err := os.MkdirAll(bundle, 0o700); err != nil {
 		return nil, err

@@ -394,7 +394,7 @@ func killed(t *testing.T, a *agent, id string, shim bool, kill func(*pod)) {
 		time.Sleep(time.Duration(300+200*round) * time.Millisecond) // somewhere in the middle
 		kill(p)
 		eventually(t, "QEMU ends", func() bool { return !alive(int(p.pid)) })
-		c.output.Wait()
+		c.ended()
 		acknowledged = last(t, c.stdout.String(), acknowledged)
 		a.survived(d.Disk.Layers[1].File)
 		if shim {
