@@ -135,10 +135,9 @@ func TestPrintStatus(t *testing.T) {
 			t.Errorf("status does not say %q:\n%s", want, out.String())
 		}
 	}
-	bad := &wire.Status{
-		Error: "no memory", FailuresInARow: 7, RetryAt: time.Now().Add(time.Minute), LastFailure: "no memory", LastFailureAt: time.Now(),
-	}
-	good := &wire.Status{LastFailure: "no memory", LastFailureAt: time.Now().Add(-3 * time.Hour)}
+	now := time.Now()
+	bad := &wire.Status{Error: "no memory", FailuresInARow: 7, RetryAt: now.Add(time.Minute), LastFailure: "no memory", LastFailureAt: now}
+	good := &wire.Status{LastFailure: "no memory", LastFailureAt: now.Add(-3 * time.Hour)}
 	for _, c := range []struct {
 		status *wire.Status
 		want   []string
@@ -148,7 +147,7 @@ func TestPrintStatus(t *testing.T) {
 		{bad, []string{"no memory (7 failures in a row, the next attempt is in 1m0s)", "atoll preflight", "atoll logs pool"}},
 		{good, []string{"last failure was 3h0m ago: no memory", "atoll logs pool"}},
 	} {
-		got := poolProblem(c.status)
+		got := poolProblem(c.status, now)
 		if c.want == nil && got != "" {
 			t.Errorf("poolProblem(%+v) = %q", c.status, got)
 		}

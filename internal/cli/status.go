@@ -106,7 +106,7 @@ func (a *app) printStatus(r up.Report, wide bool) {
 		{"data", r.DataDir},
 	}
 	a.Table(facts)
-	if p := poolProblem(r.Pool); p != "" {
+	if p := poolProblem(r.Pool, time.Now()); p != "" {
 		problems = append(problems, p)
 	}
 	if p := r.NetworkPolicy; p != nil && p.Error != "" {
@@ -133,7 +133,7 @@ func poolLine(s *wire.Status) string {
 }
 
 // poolProblem says what failed in the pool and what to do, "" if nothing did.
-func poolProblem(s *wire.Status) string {
+func poolProblem(s *wire.Status, now time.Time) string {
 	switch {
 	case s == nil || s.Error == "" && s.LastFailure == "":
 		return ""
@@ -141,7 +141,7 @@ func poolProblem(s *wire.Status) string {
 		return fmt.Sprintf("pool: the last failure was %s ago: %s (see `atoll logs pool`)", text.Age(s.LastFailureAt), s.LastFailure)
 	}
 	line := fmt.Sprintf("pool: micro-VMs do not come up: %s (%d failures in a row", s.Error, s.FailuresInARow)
-	if wait := time.Until(s.RetryAt); wait > 0 {
+	if wait := s.RetryAt.Sub(now); wait > 0 {
 		line += fmt.Sprintf(", the next attempt is in %s", wait.Round(time.Second))
 	}
 	return line + "); `atoll preflight` checks this host, `atoll logs pool` says more"

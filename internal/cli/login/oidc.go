@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"html"
+	"io"
 	"net"
 	"net/http"
 	"os/exec"
@@ -179,8 +180,11 @@ func (f foreign) callback(state string, codes chan<- callback) http.Handler {
 		if got.err != nil {
 			text = "You are not logged in: " + got.err.Error()
 		}
+		page := "<!doctype html><title>atoll</title><p>" + html.EscapeString(text)
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		_, _ = fmt.Fprintf(w, "<!doctype html><title>atoll</title><p>%s", html.EscapeString(text))
+		w.Header().Set("Content-Length", strconv.Itoa(len(page)))
+		_, _ = io.WriteString(w, page)
+		_ = http.NewResponseController(w).Flush() // what waits for the code closes the server
 		select {
 		case codes <- got:
 		default:

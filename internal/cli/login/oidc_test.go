@@ -185,6 +185,7 @@ func TestBrowserFlow(t *testing.T) {
 			i := newIssuer(t)
 			s := supervisorOf(t, i, false)
 			address := regexp.MustCompile(`https://\S+/auth\?\S+`)
+			var visits sync.WaitGroup
 			screen := &terminal{answer: func(text string) bool {
 				at := address.FindString(text)
 				if at == "" {
@@ -202,10 +203,11 @@ func TestBrowserFlow(t *testing.T) {
 					i.nonce = tt.nonce
 				}
 				i.mu.Unlock()
-				go visit(t, asked, tt.tamper)
+				visits.Go(func() { visit(t, asked, tt.tamper) })
 				return true
 			}}
 			out, err := loginForeign(t, s, t.TempDir(), screen, "--flow", "browser")
+			visits.Wait()
 			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%s, %v", out, err)
 			}
