@@ -80,7 +80,7 @@ func (s *Service) Login(ctx context.Context, typed, secret string, whole bool) (
 }
 
 // seenWithin is how long the directory may take to see a user that the API server has.
-const seenWithin = 10 * time.Second
+const seenWithin = 25 * time.Second
 
 // seen waits until the directory, which is asked at each request, has seen a user as the API server has it. The first
 // requests of somebody who was made, enabled or given a password a moment ago would be refused otherwise.

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	probeWithin  = 10 * time.Second
+	probeWithin  = 25 * time.Second
 	maxDiscovery = 1 << 20
 )
 

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -36,6 +37,8 @@ const (
 	prefix     = "session-"
 	// maxPerUser is how many sessions a user may have; one more ends the oldest.
 	maxPerUser = 50
+	// lag is more than what the informer may tell late.
+	lag = 10 * time.Minute
 )
 
 // Session is one login.
@@ -56,13 +59,14 @@ type Store struct {
 	now    func() time.Time
 	logger *slog.Logger
 
-	mu   sync.Mutex
-	byID map[string]Session
+	mu    sync.Mutex
+	byID  map[string]Session
+	ended map[string]time.Time // here, of which the informer may yet tell that they began
 }
 
 // New makes a store. Handler must be registered with an informer of the Secrets that have Label.
 func New(c client.Client, now func() time.Time, logger *slog.Logger) *Store {
-	return &Store{client: c, now: now, logger: logger, byID: map[string]Session{}}
+	return &Store{client: c, now: now, logger: logger, byID: map[string]Session{}, ended: map[string]time.Time{}}
 }
 
 // Get returns a session that has not ended.
@@ -114,7 +118,10 @@ func (s *Store) Begin(ctx context.Context, one Session) error {
 
 // End removes a session. One that is not there is no error.
 func (s *Store) End(ctx context.Context, id string) error {
-	s.drop(id)
+	s.mu.Lock()
+	delete(s.byID, id)
+	s.ended[id] = s.now()
+	s.mu.Unlock()
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: api.IdentityNamespace, Name: prefix + id}}
 	if err := s.client.Delete(ctx, secret); err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("ending a session: %w", err)
@@ -131,6 +138,7 @@ func (s *Store) Sweep(ctx context.Context) {
 			old = append(old, id)
 		}
 	}
+	maps.DeleteFunc(s.ended, func(_ string, at time.Time) bool { return s.now().Sub(at) > lag })
 	s.mu.Unlock()
 	for _, id := range old {
 		if err := s.End(ctx, id); err != nil {
@@ -179,7 +187,9 @@ func (s *Store) see(object any) {
 func (s *Store) put(one Session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.byID[one.ID] = one
+	if _, ended := s.ended[one.ID]; !ended {
+		s.byID[one.ID] = one
+	}
 }
 
 func (s *Store) drop(id string) {

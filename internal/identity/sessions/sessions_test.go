@@ -78,3 +78,29 @@ func TestHandler(t *testing.T) {
 		t.Error("a session that is being deleted goes on")
 	}
 }
+
+// TestEndedStays: what the informer tells late does not bring back a session that was ended here.
+func TestEndedStays(t *testing.T) {
+	now := time.Now()
+	c := fake.NewClientBuilder().Build()
+	s := New(c, func() time.Time { return now }, slog.New(slog.DiscardHandler))
+	if err := s.Begin(t.Context(), Session{ID: "a", User: "anna", Expires: now.Add(time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	secret := &corev1.Secret{}
+	if err := c.Get(t.Context(), client.ObjectKey{Namespace: api.IdentityNamespace, Name: prefix + "a"}, secret); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.End(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	s.Handler().OnAdd(secret, false)
+	if _, ok := s.Get("a"); ok {
+		t.Error("a session that was ended goes on")
+	}
+	now = now.Add(2 * lag)
+	s.Sweep(t.Context())
+	if len(s.ended) != 0 {
+		t.Errorf("kept for ever: %v", s.ended)
+	}
+}
