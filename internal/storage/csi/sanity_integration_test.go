@@ -78,7 +78,7 @@ func TestSanity(t *testing.T) {
 	config.TestVolumeMutableParameters = map[string]string{csi.ParamIOPS: "500"}
 	config.IdempotentCount = 3
 	config.RemoveTargetPathCmd, config.RemoveStagingPathCmd = "", ""
-	config.CheckPathCmdTimeout = 10 * time.Second
+	config.CheckPathCmdTimeout = time.Minute
 	sanity.Test(t, config)
 }
 

@@ -33,6 +33,7 @@ import (
 
 	"atoll.dev/atoll/internal/datadir/attach"
 	"atoll.dev/atoll/internal/datadir/handover"
+	"atoll.dev/atoll/internal/linux/process"
 	"atoll.dev/atoll/internal/storage/qcow2"
 	"atoll.dev/atoll/internal/vm/qmp"
 )
@@ -46,10 +47,9 @@ const (
 )
 
 const (
-	// startTimeout bounds the start of a daemon and each change of it.
-	startTimeout = 30 * time.Second
-	endTimeout   = 10 * time.Second
-	poll         = 5 * time.Millisecond
+	defaultPatience = 30 * time.Second
+	endTimeout      = 10 * time.Second
+	poll            = 5 * time.Millisecond
 )
 
 // ErrMissing is wrapped when the host lacks something.
@@ -60,6 +60,8 @@ type Config struct {
 	Dir    string // for what is above
 	Binary string // of the storage daemon
 	UID    uint32 // and group of the daemons
+	// Patience bounds the start of a daemon and each change of it; 30 s if 0.
+	Patience time.Duration
 }
 
 // Set is the exported volumes of this host.
@@ -110,6 +112,9 @@ func New(cfg Config) *Set {
 	if cfg.UID == 0 {
 		cfg.UID = DefaultUID
 	}
+	if cfg.Patience == 0 {
+		cfg.Patience = defaultPatience
+	}
 	return &Set{cfg: cfg, locks: map[string]*lock{}}
 }
 
@@ -141,7 +146,7 @@ func (s *Set) Export(ctx context.Context, name string, o attach.Opened) (string,
 	if err := s.remove(name); err != nil { // what is left of a daemon that has died
 		return "", fmt.Errorf("exporting volume: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Patience)
 	defer cancel()
 	for i := 1; ; i++ {
 		err := s.export(ctx, name, o)
@@ -387,7 +392,7 @@ func (s *Set) change(ctx context.Context, name string, f func(context.Context, *
 	if _, ok := s.exported(name); !ok {
 		return ErrNotExported
 	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.Patience)
 	defer cancel()
 	c, err := s.dial(ctx, name)
 	if err != nil {
@@ -472,19 +477,20 @@ func (s *Set) remove(name string) error {
 
 // end has the daemon close the volume.
 func (s *Set) end(name string) error {
-	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
-		pid, ok := s.running(name)
-		if !ok {
-			return nil
-		}
-		if err := unix.Kill(pid, sig); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("ending storage daemon: %w", err)
-		}
-		for deadline := time.Now().Add(endTimeout); time.Now().Before(deadline); time.Sleep(poll) {
-			if _, ok := s.running(name); !ok {
-				return nil
-			}
-		}
+	pid, ok := s.running(name)
+	if !ok {
+		return nil
 	}
-	return errors.New("the storage daemon does not end")
+	p, err := process.Read(pid)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	// It has lost its name before it has let go of its files, so its very end is awaited.
+	if err == nil {
+		err = process.End(context.Background(), endTimeout, p)
+	}
+	if err != nil {
+		return fmt.Errorf("ending storage daemon: %w", err)
+	}
+	return nil
 }

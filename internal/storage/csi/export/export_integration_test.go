@@ -109,7 +109,7 @@ func TestExport(t *testing.T) {
 	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the file after the end: %v", err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); unix.Kill(atoi(t, pid), 0) == nil; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); unix.Kill(atoi(t, pid), 0) == nil; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) { // it is a zombie for a moment
 			t.Fatal("the daemon lives")
 		}
@@ -143,11 +143,12 @@ func atoi(t *testing.T, b []byte) int {
 // TestStuckDaemon: one that does not answer holds up no other volume.
 func TestStuckDaemon(t *testing.T) {
 	ctx, dir, images := t.Context(), t.TempDir(), t.TempDir()
-	s := export.New(export.Config{Dir: dir})
+	s := export.New(export.Config{Dir: dir, Patience: 10 * time.Minute})
 	t.Cleanup(func() { _ = s.RemoveAll() })
 	opened := func(id string) attach.Opened {
 		return attach.Opened{Disk: handover.Disk{Volume: id, Size: bytesOf, Layers: []handover.Layer{layer(t, images, id)}}}
 	}
+	other := opened("w")
 	_, err := s.Export(ctx, "v", opened("v"))
 	must(t, err)
 	pid, err := os.ReadFile(filepath.Join(dir, "v", "pid"))
@@ -159,15 +160,15 @@ func TestStuckDaemon(t *testing.T) {
 	exported := make(chan error, 1)
 	go func() {
 		time.Sleep(100 * time.Millisecond) // for Limit to be on its way; nothing fails if it is not
-		_, err := s.Export(ctx, "w", opened("w"))
+		_, err := s.Export(ctx, "w", other)
 		exported <- err
 	}()
 	select {
 	case err := <-exported:
 		must(t, err)
 	case err := <-done:
-		t.Errorf("the stuck daemon answered: %v", err)
-	case <-time.After(20 * time.Second):
+		t.Fatalf("the stuck daemon answered: %v", err)
+	case <-time.After(5 * time.Minute):
 		t.Error("another volume waits for the stuck daemon")
 	}
 	waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)

@@ -83,7 +83,7 @@ func (s *Set) start(name string, dirs []string, ceph *handover.Ceph) (pid int, e
 	}
 	go func() { _, _ = p.Wait() }() // reaps it, for as long as this process lives
 	// Nobody may connect before the daemon has set itself up.
-	for deadline := time.Now().Add(startTimeout); time.Now().Before(deadline); time.Sleep(poll) {
+	for deadline := time.Now().Add(s.cfg.Patience); time.Now().Before(deadline); time.Sleep(poll) {
 		if _, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", p.Pid, ready)); err == nil || unix.Kill(p.Pid, 0) != nil {
 			break
 		}

@@ -44,7 +44,7 @@ func (h *host) serveAgent() (stop func()) {
 		})
 	}
 	h.t.Cleanup(stop)
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		if _, err := os.Stat(attach.AgentSocket(h.run)); err == nil {
 			return stop
 		}
@@ -124,7 +124,7 @@ func TestMachineVolumes(t *testing.T) {
 	stop()
 	h.restart()
 	h.serveAgent()
-	for end := time.Now().Add(10 * time.Second); h.held("disk") != ""; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); h.held("disk") != ""; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("still held by %q", h.held("disk"))
 		}

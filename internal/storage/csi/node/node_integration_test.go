@@ -253,7 +253,7 @@ func TestHostGrowth(t *testing.T) {
 	h.publish(r)
 	_, err := h.store.Expand(t.Context(), "grow", 2*size, h.Live(v))
 	must(t, err)
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		_, err = h.NodeExpandVolume(t.Context(), &csispec.NodeExpandVolumeRequest{VolumeId: v, VolumePath: r.TargetPath, CapacityRange: &csispec.CapacityRange{RequiredBytes: 2 * size}})
 		must(t, err)
 		stats, err := h.NodeGetVolumeStats(t.Context(), &csispec.NodeGetVolumeStatsRequest{VolumeId: v, VolumePath: r.TargetPath})
@@ -312,7 +312,7 @@ func TestMicroVMPods(t *testing.T) {
 	ask := func(pod string) (attach.Opened, error) {
 		var o attach.Opened
 		var err error
-		for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 			err = attach.Call(ctx, attach.AgentSocket(h.run), attach.MethodOpen, attach.OpenRequest{Volume: v, Pod: pod}, &o)
 			var refused *attach.Error
 			if err == nil || errors.As(err, &refused) {

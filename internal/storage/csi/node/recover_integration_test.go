@@ -44,8 +44,10 @@ func TestStorageDaemonKilled(t *testing.T) {
 	must(t, err)
 	device, _ := h.record(r)["loop"].(string)
 	must(t, p.Kill())
-	for i := 0; unix.Kill(p.Pid, 0) == nil && i < 1000; i++ {
-		time.Sleep(5 * time.Millisecond)
+	for end := time.Now().Add(time.Minute); unix.Kill(p.Pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the daemon lives")
+		}
 	}
 	h.publish(r)
 	if data, err := os.ReadFile(filepath.Join(r.TargetPath, "file")); err != nil || string(data) != "synchronized" {
@@ -78,7 +80,7 @@ func TestSweptAtStart(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ran := make(chan error, 1)
 	go func() { ran <- h.Run(ctx) }()
-	for deadline := time.Now().Add(20 * time.Second); exports() > 1 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(2 * time.Minute); exports() > 1 && time.Now().Before(deadline); {
 		time.Sleep(5 * time.Millisecond)
 	}
 	if n := exports(); n != 1 {
