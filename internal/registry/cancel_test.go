@@ -30,7 +30,11 @@ func TestCancelWhileWritten(t *testing.T) {
 	body, send := io.Pipe()
 	ended := make(chan int, 1)
 	go func() {
-		status, _, _ := h.do(http.MethodPatch, at, token, body, nil)
+		status, _, _, err := h.try(http.MethodPatch, at, token, body, nil)
+		if err != nil {
+			t.Error(err)
+			body.CloseWithError(err)
+		}
 		ended <- status
 	}()
 	if _, err := send.Write(make([]byte, part)); err != nil {

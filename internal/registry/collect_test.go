@@ -260,6 +260,9 @@ func TestCollectBesidePushes(t *testing.T) {
 	if pushes.Load() < 10 || runs.Load() < 5 {
 		t.Error("too little happened for a test")
 	}
+	// What lost its last link within the grace period still counts, and would not anew.
+	age(t, h.dir, time.Second)
+	h.collect(false)
 	counted, _ := h.reg.Usage(t.Context(), "shop")
 	again := start(t, func(c *Config) { c.Dir = h.dir })
 	if fresh, err := again.reg.Usage(t.Context(), "shop"); err != nil || fresh != counted {

@@ -250,6 +250,8 @@ func (r *Registry) serveUpload(w *explainer, req *http.Request, c *call) {
 	r.app.ServeHTTP(w, req)
 	if w.replaced {
 		r.abandon(c)
+	}
+	if w.status >= http.StatusBadRequest {
 		linger(w, req)
 	}
 }

@@ -316,9 +316,18 @@ func (h *harness) token(user, password string, scopes ...string) (status int, to
 // do sends a request with a token, and returns status, headers and body.
 func (h *harness) do(method, path, token string, body io.Reader, headers map[string]string) (int, http.Header, string) {
 	h.t.Helper()
-	req, err := http.NewRequestWithContext(h.t.Context(), method, h.srv.URL+path, body)
+	status, header, text, err := h.try(method, path, token, body, headers)
 	if err != nil {
 		h.t.Fatal(err)
+	}
+	return status, header, text
+}
+
+// try is for other goroutines than the test's.
+func (h *harness) try(method, path, token string, body io.Reader, headers map[string]string) (int, http.Header, string, error) {
+	req, err := http.NewRequestWithContext(h.t.Context(), method, h.srv.URL+path, body)
+	if err != nil {
+		return 0, nil, "", err
 	}
 	if token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
@@ -328,14 +337,11 @@ func (h *harness) do(method, path, token string, body io.Reader, headers map[str
 	}
 	answer, err := h.srv.Client().Do(req)
 	if err != nil {
-		h.t.Fatal(err)
+		return 0, nil, "", err
 	}
 	defer answer.Body.Close()
 	text, err := io.ReadAll(answer.Body)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	return answer.StatusCode, maps.Clone(answer.Header), string(text)
+	return answer.StatusCode, maps.Clone(answer.Header), string(text), err
 }
 
 func quantity(n int64) *resource.Quantity { return resource.NewQuantity(n, resource.BinarySI) }

@@ -221,7 +221,7 @@ func (r *Registry) robotSeen(robot *Robot) bool {
 
 const (
 	// robotWithin is how long the directory may take to see a robot account that the API server has.
-	robotWithin = 10 * time.Second
+	robotWithin = 25 * time.Second
 	// robotQuestions are questions to the API server about robot accounts in a second: anybody may send a wrong password.
 	robotQuestions = 20
 )

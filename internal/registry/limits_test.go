@@ -139,6 +139,7 @@ func TestManifestsAtTheSameTime(t *testing.T) {
 	h := start(t)
 	h.reg.bodies = newBudget(2*firstBody, firstBody)
 	h.reg.bodies.within = time.Millisecond
+	h.reg.stallWithin, h.reg.manifestWithin = time.Hour, time.Hour
 	tokens := map[string]string{}
 	for project, who := range map[string]string{"shop": "olga", "bank": "root", "library": "root"} {
 		_, tokens[project] = h.token(who, passwords()[who], "repository:"+project+"/web:pull,push")
@@ -210,6 +211,7 @@ func TestManifestsAtTheSameTime(t *testing.T) {
 func TestManifestsThatDoNotCome(t *testing.T) {
 	h := start(t)
 	h.reg.bodies.within = time.Millisecond
+	h.reg.stallWithin, h.reg.manifestWithin = time.Hour, time.Hour
 	_, token := h.token("olga", passwords()["olga"], "repository:shop/web:pull,push")
 	put := func(body io.Reader) int {
 		status, _, _ := h.do(http.MethodPut, "/v2/shop/web/manifests/1", token, body, nil)

@@ -296,7 +296,7 @@ func TestQuota(t *testing.T) {
 	if again, _ := h.reg.Usage(t.Context(), "shop"); again != used {
 		t.Errorf("used %d, before %d", again, used)
 	}
-	err = remote.Write(h.ref("shop/c:1"), h.image(90_000, 1), h.as("olga")...)
+	err = remote.Write(h.ref("shop/c:1"), h.image(90_000, 1), append(h.as("olga"), remote.WithJobs(1))...)
 	refused(t, err, "DENIED", "project shop", "quota 136.7 KiB", "used")
 	// What was refused is not counted: the upload is given up. Its configuration has come.
 	after, _ := h.reg.Usage(t.Context(), "shop")

@@ -191,7 +191,7 @@ func (c *Cluster) Configuration() atoll.RegistryConfigurationSpec {
 }
 
 // askWithin is how long the API server may take to answer.
-const askWithin = 10 * time.Second
+const askWithin = 25 * time.Second
 
 // Review implements registry.Authority.
 func (c *Cluster) Review(ctx context.Context, token, audience string) (registry.Identity, bool, error) {
