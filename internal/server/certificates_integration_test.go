@@ -60,7 +60,7 @@ func checkCertificates(t *testing.T, cfg Config) {
 	}
 
 	for _, name := range slices.Sorted(maps.Keys(ports)) {
-		err := wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, 3*time.Minute, true, func(context.Context) (bool, error) {
+		err := wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, 3*patience, true, func(context.Context) (bool, error) {
 			return presented(t, ports[name], client) != before[name], nil
 		})
 		if err != nil {
@@ -73,7 +73,7 @@ func checkCertificates(t *testing.T, cfg Config) {
 	if _, err := kube.CoreV1().Namespaces().Create(ctx, namespace, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	err = wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+	err = wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
 		_, err := kube.CoreV1().ServiceAccounts("renewed").Get(ctx, "default", metav1.GetOptions{})
 		return err == nil, nil
 	})
@@ -84,7 +84,7 @@ func checkCertificates(t *testing.T, cfg Config) {
 	if _, err := kube.CoreV1().Pods("renewed").Create(ctx, pod, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	err = wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+	err = wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
 		got, err := kube.CoreV1().Pods("renewed").Get(ctx, "p", metav1.GetOptions{})
 		return err == nil && len(got.Status.Conditions) > 0 && got.Status.Conditions[0].Reason == corev1.PodReasonUnschedulable, nil
 	})

@@ -55,7 +55,7 @@ func clientOf(t *testing.T, kubeconfig string) client.Client {
 func eventually[T client.Object](t *testing.T, c client.Client, obj T, ok func(T) bool) T {
 	t.Helper()
 	var last error
-	err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
 		last = c.Get(ctx, client.ObjectKeyFromObject(obj), obj)
 		return last == nil && ok(obj), nil
 	})
@@ -123,7 +123,7 @@ func checkClasses(t *testing.T, c client.Client) {
 	if class.Spec.Hardware.Cpus != 32 || class.Spec.Policies.Resources.Requests.Memory.String() != "128Gi" {
 		t.Errorf("%+v", class.Spec)
 	}
-	err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
 		var classes vmopv1.VirtualMachineClassList
 		var instances vmopv1.VirtualMachineClassInstanceList
 		if err := c.List(ctx, &classes, client.InNamespace(namespace)); err != nil {
@@ -242,12 +242,14 @@ func checkRefusals(t *testing.T, c client.Client) {
 		{"restart one that is off", "only a virtual machine whose spec.powerState is PoweredOn", func(vm *vmopv1.VirtualMachine) { vm.Spec.NextRestartTime = "now" }},
 	} {
 		t.Run(r.name, func(t *testing.T) {
-			vm := &vmopv1.VirtualMachine{}
-			if err := c.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: "old"}, vm); err != nil {
-				t.Fatal(err)
-			}
-			r.change(vm)
-			err := c.Update(t.Context(), vm)
+			err := retry.RetryOnConflict(retry.DefaultBackoff, func() error { // with the controller
+				vm := &vmopv1.VirtualMachine{}
+				if err := c.Get(t.Context(), client.ObjectKey{Namespace: namespace, Name: "old"}, vm); err != nil {
+					t.Fatal(err)
+				}
+				r.change(vm)
+				return c.Update(t.Context(), vm)
+			})
 			if err == nil || !strings.Contains(err.Error(), r.want) {
 				t.Fatalf("error %v", err)
 			}
@@ -335,7 +337,7 @@ func checkDeletion(t *testing.T, c client.Client) {
 		if err := c.Delete(t.Context(), vm); err != nil {
 			t.Fatal(err)
 		}
-		err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+		err := wait.PollUntilContextTimeout(t.Context(), 100*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
 			return apierrors.IsNotFound(c.Get(ctx, client.ObjectKeyFromObject(vm), vm)), nil
 		})
 		if err != nil {

@@ -138,9 +138,14 @@ func checkDrift(t *testing.T, c client.Client) {
 		}
 	}
 	// Drift.
-	quota.Spec.Hard["limits.memory"] = resource.MustParse("1Ti")
-	quota.Spec.Hard["count/secrets"] = resource.MustParse("1")
-	if err := c.Update(ctx, quota); err != nil {
+	if err := retry.RetryOnConflict(retry.DefaultBackoff, func() error { // with the controller of quotas
+		if err := c.Get(ctx, client.ObjectKeyFromObject(quota), quota); err != nil {
+			return err
+		}
+		quota.Spec.Hard["limits.memory"] = resource.MustParse("1Ti")
+		quota.Spec.Hard["count/secrets"] = resource.MustParse("1")
+		return c.Update(ctx, quota)
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Delete(ctx, policy); err != nil {
@@ -225,7 +230,7 @@ func checkMachineQuota(t *testing.T, c client.Client) {
 	eventually(t, c, sn, isReady)
 	vm := machine("db")
 	vm.Namespace, vm.Spec.ClassName = "vms", "big"
-	err := wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
 		return c.Create(ctx, vm) == nil, nil // the webhook's cache has the image in a moment
 	})
 	if err != nil {
@@ -317,7 +322,7 @@ func checkRoles(t *testing.T, c client.Client) {
 	)
 	for _, k := range checks {
 		var got bool
-		err := wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+		err := wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
 			review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
 				User: atoll.SubjectName(k.user, atoll.LocalDomain), Groups: []string{"system:authenticated"},
 				ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: k.verb, Group: k.group, Resource: k.resource, Namespace: k.namespace, Name: k.name},
@@ -375,13 +380,23 @@ func checkSelfService(t *testing.T, cfg Config, c client.Client) {
 		t.Fatal(err)
 	}
 	eventually(t, olga, supervisorNamespace("quick", atoll.SupervisorNamespaceSpec{}), isReady)
-	if err := olga.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "quick", Name: "x"}}); err != nil {
+	allowed := func(do func() error) error { // once the API server has seen the binding
+		var err error
+		_ = wait.PollUntilContextTimeout(ctx, 200*time.Millisecond, patience, true, func(context.Context) (bool, error) {
+			err = do()
+			return !apierrors.IsForbidden(err), nil
+		})
+		return err
+	}
+	if err := allowed(func() error {
+		return olga.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "quick", Name: "x"}})
+	}); err != nil {
 		t.Errorf("an owner in a new namespace: %v", err)
 	}
 	if err := olga.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "third"}}); err == nil || !strings.Contains(err.Error(), "allows 2 for each user") {
 		t.Errorf("one too many: %v", err)
 	}
-	if err := olga.Delete(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "quick"}}); err != nil {
+	if err := allowed(func() error { return olga.Delete(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "quick"}}) }); err != nil {
 		t.Errorf("deleting an own namespace: %v", err)
 	}
 	gone(t, c, supervisorNamespace("quick", atoll.SupervisorNamespaceSpec{}))
@@ -390,7 +405,7 @@ func checkSelfService(t *testing.T, cfg Config, c client.Client) {
 
 func gone(t *testing.T, c client.Client, obj client.Object) {
 	t.Helper()
-	err := wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, 2*time.Minute, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, 2*patience, true, func(ctx context.Context) (bool, error) {
 		return apierrors.IsNotFound(c.Get(ctx, client.ObjectKeyFromObject(obj), obj)), nil
 	})
 	if err != nil {
@@ -448,7 +463,7 @@ func checkMany(t *testing.T, c client.Client) {
 			t.Fatal(err)
 		}
 	}
-	err := wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, 5*time.Minute, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, 5*patience, true, func(ctx context.Context) (bool, error) {
 		var list atoll.SupervisorNamespaceList
 		if err := c.List(ctx, &list); err != nil {
 			return false, err

@@ -37,6 +37,9 @@ import (
 // process can run one server only, and tests must be able to kill it.
 const childEnv = "ATOLL_TEST_SERVER"
 
+// patience is what anything may take that happens by itself, on a host that is busy with other things.
+const patience = 5 * time.Minute
+
 func TestMain(m *testing.M) {
 	if text := os.Getenv(childEnv); text != "" {
 		if err := child(text); err != nil {
@@ -154,7 +157,7 @@ func start(t *testing.T, cfg Config) (p *process, ready bool) {
 		return p, true
 	case <-p.ended:
 		return p, false
-	case <-time.After(3 * time.Minute):
+	case <-time.After(2 * patience):
 		p.stop(syscall.SIGKILL)
 		t.Fatalf("the server is not ready:\n%s", p.output)
 	}
@@ -342,7 +345,7 @@ func checkAdmission(t *testing.T, client *kubernetes.Clientset) {
 	ctx := t.Context()
 	// The default service accounts are made by a controller.
 	for _, namespace := range []string{"default", "kube-system"} {
-		err := wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+		err := wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
 			_, err := client.CoreV1().ServiceAccounts(namespace).Get(ctx, "default", metav1.GetOptions{})
 			return err == nil, nil
 		})
@@ -372,13 +375,21 @@ func checkAdmission(t *testing.T, client *kubernetes.Clientset) {
 func checkAccess(t *testing.T, cfg Config) {
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	for path, want := range map[string]int{"/livez": 200, "/readyz": 200, "/version": 401, "/metrics": 401, "/api/v1/namespaces": 401, "/debug/pprof/": 401} {
-		answer, err := client.Get(apiURL("127.0.0.1", cfg.Ports.API) + path)
-		if err != nil {
-			t.Fatal(err)
+		status := func() int {
+			answer, err := client.Get(apiURL("127.0.0.1", cfg.Ports.API) + path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = answer.Body.Close()
+			return answer.StatusCode
 		}
-		_ = answer.Body.Close()
-		if answer.StatusCode != want {
-			t.Errorf("%s: %s, want %d", path, answer.Status, want)
+		got := status()
+		// They ask etcd, which may need longer for once than they wait.
+		for end := time.Now().Add(patience); got == http.StatusInternalServerError && want == http.StatusOK && time.Now().Before(end); got = status() {
+			time.Sleep(200 * time.Millisecond)
+		}
+		if got != want {
+			t.Errorf("%s: %d, want %d", path, got, want)
 		}
 	}
 	old := &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10}
@@ -437,7 +448,7 @@ func checkAudit(t *testing.T, cfg Config) {
 
 // checkControllers waits for work of the controller manager and the scheduler.
 func checkControllers(t *testing.T, client *kubernetes.Clientset) {
-	err := wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+	err := wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
 		pod, err := client.CoreV1().Pods("default").Get(ctx, "plain", metav1.GetOptions{})
 		if err != nil {
 			return false, err
@@ -452,7 +463,7 @@ func checkControllers(t *testing.T, client *kubernetes.Clientset) {
 	if err != nil {
 		t.Errorf("the scheduler has not looked at the pod: %v", err)
 	}
-	err = wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
+	err = wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, patience, true, func(ctx context.Context) (bool, error) {
 		_, err := client.CoreV1().ConfigMaps("default").Get(ctx, "kube-root-ca.crt", metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			return false, nil

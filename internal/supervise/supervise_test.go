@@ -201,7 +201,7 @@ func TestProcessLogsAndRestarts(t *testing.T) {
 	}}})
 	defer stop()
 	for want := range 2 {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		_, err := s.units[0].status.Wait(ctx, func(st Status) bool { return st.State == Ready && st.Restarts == want })
 		cancel()
 		if err != nil {
@@ -230,7 +230,7 @@ func TestLastWords(t *testing.T) {
 		s, stop := runIn(t, Config{MinDelay: time.Hour, Services: []Service{{
 			Name: "sh", Process: &Process{Path: "/bin/sh", Args: []string{"sh", "-c", script}, Log: log},
 		}}})
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		st, err := s.units[0].status.Wait(ctx, func(st Status) bool { return st.State == Backoff })
 		cancel()
 		stop()
@@ -294,7 +294,7 @@ func TestParentDeath(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 		if err != nil || strings.Contains(string(stat), ") Z ") {
 			return

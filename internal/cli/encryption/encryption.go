@@ -36,7 +36,7 @@ import (
 
 const (
 	// timeout bounds a request to the API server.
-	timeout = 10 * time.Second
+	timeout = time.Minute
 	// keySize is the length of a key-encryption key.
 	keySize = 32
 	// lookEvery is how often progress is looked at.

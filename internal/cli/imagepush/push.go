@@ -99,7 +99,7 @@ func (s Session) transport() (*http.Transport, error) {
 			return nil, errors.New("the certificate authority of the kubeconfig is no certificate in PEM; log in again")
 		}
 	}
-	dialer := net.Dialer{Timeout: 10 * time.Second}
+	dialer := net.Dialer{Timeout: time.Minute}
 	return &http.Transport{
 		Proxy:           http.ProxyFromEnvironment,
 		TLSClientConfig: config,
@@ -109,7 +109,7 @@ func (s Session) transport() (*http.Transport, error) {
 			}
 			return dialer.DialContext(ctx, network, address)
 		},
-		TLSHandshakeTimeout:   10 * time.Second,
+		TLSHandshakeTimeout:   time.Minute,
 		ResponseHeaderTimeout: 2 * time.Minute,
 		MaxIdleConnsPerHost:   8,
 	}, nil

@@ -30,9 +30,11 @@ import (
 )
 
 const (
-	timeout   = 30 * time.Second
-	tokenLife = int64(600)
-	operator  = "atoll-registry-operator"
+	timeout = 30 * time.Second
+	// passwordWithin is how long the controller may take to make a password.
+	passwordWithin = 3 * time.Minute
+	tokenLife      = int64(600)
+	operator       = "atoll-registry-operator"
 	// collectWithin is how long a collection may take before this stops to wait for it.
 	collectWithin = 30 * time.Minute
 )
@@ -303,7 +305,7 @@ func (c *Client) RotateRobot(ctx context.Context, namespace, name string) (user,
 
 // robotPassword waits until an account has a password of a rotation.
 func (c *Client) robotPassword(ctx context.Context, namespace, name string, rotation int64) (string, string, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, passwordWithin)
 	defer cancel()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()

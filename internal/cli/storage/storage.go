@@ -35,7 +35,7 @@ import (
 )
 
 // timeout bounds a request to the API server.
-const timeout = 10 * time.Second
+const timeout = time.Minute
 
 // Client reads and writes Datastore objects.
 type Client struct {

@@ -103,7 +103,7 @@ func newPod(t *testing.T) *corev1.Pod {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%s: not in time", what)
 		}
@@ -141,15 +141,19 @@ func TestFollow(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	applied := func(revisions ...int64) func() bool {
+		return func() bool {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return slices.Equal(h.applied, revisions)
+		}
+	}
+	eventually(t, "the first is applied", applied(1))
 	pod.Annotations[machinev1.Annotation] = machineText(t, 7)
 	if _, err := pods.Update(t.Context(), pod, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the change is applied", func() bool {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		return slices.Equal(h.applied, []int64{1, 7})
-	})
+	eventually(t, "the change is applied", applied(1, 7))
 	h.mu.Lock()
 	h.shim = false
 	h.mu.Unlock()

@@ -61,7 +61,7 @@ func TestController(t *testing.T) {
 	go func() { ended <- c.Run(ctx) }()
 	next := func(ok func(*policyv1.State) bool) {
 		t.Helper()
-		for end := time.After(30 * time.Second); ; {
+		for end := time.After(2 * time.Minute); ; {
 			select {
 			case s := <-host.applied:
 				if ok(s) {
@@ -83,10 +83,16 @@ func TestController(t *testing.T) {
 	if got := c.Name(netip.MustParseAddr("10.244.0.2")); got != "shop/db" {
 		t.Errorf("name: %q", got)
 	}
-	if err := client.NetworkingV1().NetworkPolicies("shop").Delete(ctx, "p", metav1.DeleteOptions{}); err != nil {
+	policies := client.NetworkingV1().NetworkPolicies("shop")
+	// A fake client loses what is deleted before it is watched.
+	if _, err := policies.Create(ctx, aPolicy(t, "shop", "q", `podSelector: {}`), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	next(func(s *policyv1.State) bool { return len(s.Policies) == 0 })
+	next(func(s *policyv1.State) bool { return s.Policies["shop/q"] != nil })
+	if err := policies.Delete(ctx, "p", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	next(func(s *policyv1.State) bool { return len(s.Policies) == 1 && s.Policies["shop/p"] == nil })
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)

@@ -74,7 +74,7 @@ webhooks:
   sideEffects: None
   failurePolicy: Fail
   matchPolicy: Equivalent
-  timeoutSeconds: 10
+  timeoutSeconds: 30
   clientConfig:
     url: %s
     caBundle: %s

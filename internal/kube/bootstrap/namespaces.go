@@ -93,7 +93,7 @@ webhooks:
   admissionReviewVersions: [v1]
   sideEffects: None
   failurePolicy: Fail
-  timeoutSeconds: 10
+  timeoutSeconds: 30
   clientConfig:
     url: %s
     caBundle: %s

@@ -73,7 +73,7 @@ func (l lab) while(t *testing.T, f func(*clientv3.Client)) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- e.Run(ctx) }()
@@ -111,13 +111,29 @@ func (l lab) client(t *testing.T, cert string) *clientv3.Client {
 func fill(t *testing.T, client *clientv3.Client) {
 	t.Helper()
 	for i := range 50 {
-		if _, err := client.Put(t.Context(), "key"+string(rune('a'+i)), strings.Repeat("v", 8<<10)); err != nil {
-			t.Fatal(err)
-		}
+		persist(t, func(ctx context.Context) error {
+			_, err := client.Put(ctx, "key"+string(rune('a'+i)), strings.Repeat("v", 8<<10))
+			return err
+		})
 	}
 	// The database is written behind the log; make it catch up.
-	if _, err := client.Defragment(t.Context(), client.Endpoints()[0]); err != nil {
-		t.Fatal(err)
+	persist(t, func(ctx context.Context) error {
+		_, err := client.Defragment(ctx, client.Endpoints()[0])
+		return err
+	})
+}
+
+// persist repeats what etcd gives up after some seconds when the disk is slow.
+func persist(t *testing.T, do func(context.Context) error) {
+	t.Helper()
+	for deadline := time.Now().Add(2 * time.Minute); ; {
+		err := do(t.Context())
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
 	}
 }
 
