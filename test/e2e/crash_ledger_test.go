@@ -5,6 +5,8 @@ package e2e
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -173,10 +175,15 @@ func (l *ledger) verify() verdict {
 	l.t.Helper()
 	l.gate.Lock()
 	defer l.gate.Unlock()
-	found, err := l.read()
-	if err != nil {
-		l.t.Fatalf("reading all rows: %v", err)
-	}
+	var found map[int64]int
+	eventually(l.t, "an answer with all rows", func() error {
+		var err error
+		found, err = l.read()
+		if late, ok := errors.AsType[net.Error](err); err != nil && !errors.Is(err, driver.ErrBadConn) && (!ok || !late.Timeout()) {
+			l.t.Fatalf("reading all rows: %v", err)
+		}
+		return err
+	})
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var missing, foreign []string

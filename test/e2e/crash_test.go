@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -173,11 +172,7 @@ func kill(t *testing.T, n *namespace, victim string) (revived func() error) {
 	if pattern == "" {
 		killed = killService(t, victim)
 	} else {
-		for _, pid := range pidsOfPod(t, n, "db", pattern) {
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-				t.Fatalf("killing %s: %v", victim, err)
-			}
-		}
+		killAll(t, pidsOfPod(t, n, "db", pattern))
 	}
 	return func() error {
 		if now := servicePID(t, victim); pattern == "" && (now == 0 || now == killed) {

@@ -65,7 +65,7 @@ func TestExecStdin(t *testing.T) {
 	hash := sha256.New()
 	source := io.TeeReader(io.LimitReader(rand.NewChaCha8([32]byte{1}), size), hash)
 	got := feed(t, source, "-n", n.name, "exec", "-i", "box", "--", "sha256sum")
-	equal(t, "sha256 of stdin", strings.Fields(got)[0], hex.EncodeToString(hash.Sum(nil)))
+	equal(t, "sha256 of stdin", got, hex.EncodeToString(hash.Sum(nil))+"  -")
 }
 
 func TestAttach(t *testing.T) {
@@ -145,36 +145,38 @@ spec:
       image: busybox
       imagePullPolicy: IfNotPresent
       command: [sh, -c, "mkdir /w; echo forwarded > /w/index.html; exec httpd -f -p 127.0.0.1:8080 -h /w"]
-      # kubectl ends when the first connection is refused.
       readinessProbe: {exec: {command: [wget, -q, -O-, "http://127.0.0.1:8080/"]}, periodSeconds: 2, timeoutSeconds: 10}
 `)
 	n.ready("web")
-	ctx, cancel := context.WithCancel(t.Context())
+	eventually(t, "the forwarded port", func() error {
+		page, err := n.forwardedPage("web", "8080", "/")
+		return errors.Join(err, is(page, "forwarded\n"))
+	})
+}
+
+// forwardedPage gets a page by a port-forward of its own, since kubectl ends with the first connection that fails.
+func (n *namespace) forwardedPage(pod, port, path string) (string, error) {
+	ctx, cancel := context.WithCancel(n.t.Context())
 	defer cancel()
-	forward := kubectlCommand(ctx, "-n", n.name, "port-forward", "pod/web", ":8080")
+	forward := kubectlCommand(ctx, "-n", n.name, "port-forward", "pod/"+pod, ":"+port)
 	out, err := forward.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	if err := forward.Start(); err != nil {
-		t.Fatal(err)
+		return "", err
 	}
-	buf := make([]byte, 256)
-	k, err := out.Read(buf)
+	defer func() { _ = forward.Wait() }() // killed by cancel
+	defer cancel()
+	var local int
+	if _, err := fmt.Fscanf(out, "Forwarding from 127.0.0.1:%d", &local); err != nil {
+		return "", fmt.Errorf("kubectl port-forward: %w", err)
+	}
+	page, err := exec.CommandContext(ctx, "curl", "-fsS", "--max-time", "60", fmt.Sprintf("http://127.0.0.1:%d%s", local, path)).CombinedOutput()
 	if err != nil {
-		t.Fatal(err)
+		return "", fmt.Errorf("the forwarded port: %w: %s", err, page)
 	}
-	var port int
-	if _, err := fmt.Sscanf(string(buf[:k]), "Forwarding from 127.0.0.1:%d", &port); err != nil {
-		t.Fatalf("%v in %q", err, buf[:k])
-	}
-	eventually(t, "the forwarded port", func() error {
-		body, err := exec.Command("curl", "-fsS", fmt.Sprintf("http://127.0.0.1:%d/", port)).CombinedOutput()
-		if err == nil && string(body) != "forwarded\n" {
-			err = fmt.Errorf("got %q", body)
-		}
-		return err
-	})
+	return string(page), nil
 }
 
 func TestEphemeralDebugContainer(t *testing.T) {

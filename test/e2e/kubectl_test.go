@@ -114,6 +114,12 @@ func (n *namespace) apply(yaml string) {
 	run(n.t, yaml, "-n", n.name, "apply", "-f", "-")
 }
 
+// tryApply is apply for what may not be taken yet.
+func (n *namespace) tryApply(yaml string) error {
+	_, err := kubectl(n.t.Context(), yaml, "-n", n.name, "apply", "-f", "-")
+	return err
+}
+
 // refused applies what must be refused and returns the message.
 func (n *namespace) refused(yaml string) string {
 	n.t.Helper()
@@ -127,7 +133,25 @@ func (n *namespace) refused(yaml string) string {
 // exec runs a command in a pod and returns its output.
 func (n *namespace) exec(pod string, command ...string) string {
 	n.t.Helper()
-	return n.kubectl(append([]string{"exec", pod, "--"}, command...)...)
+	out, err := n.delivered(pod, command...)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return out
+}
+
+// delivered is exec for commands that may fail, or end what they run in. What did not get to the guest agent of a machine is
+// sent again.
+func (n *namespace) delivered(pod string, command ...string) (out string, err error) {
+	n.t.Helper()
+	eventually(n.t, "a command to get to "+pod, func() error {
+		out, err = n.try(append([]string{"exec", pod, "--"}, command...)...)
+		if strings.Contains(out, "has answered before and does not now") || strings.Contains(out, "no guest agent answers in the machine") {
+			return err
+		}
+		return nil
+	})
+	return out, err
 }
 
 // field reads one JSONPath of an object.
@@ -207,12 +231,9 @@ func (n *namespace) waiting(pod string, reasons ...string) string {
 	n.t.Helper()
 	var message string
 	eventually(n.t, strings.Join(reasons, " or ")+" of pod "+pod, func() error {
-		const state = ".status.containerStatuses[0].state.waiting."
-		reason, err := n.tryField("pod/"+pod, state+"reason")
-		if err != nil {
-			return err
-		}
-		message, err = n.tryField("pod/"+pod, state+"message")
+		got, err := n.tryField("pod/"+pod, ".status.containerStatuses[0].state.waiting['reason','message']")
+		reason, text, _ := strings.Cut(got, " ")
+		message = text
 		if !slices.Contains(reasons, reason) {
 			return fmt.Errorf("the reason is %q, the message %q", reason, message)
 		}

@@ -52,7 +52,7 @@ func runSuite(m *testing.M) (int, error) {
 		}
 		suite.dataDir, suite.own = dir, true
 		var printed strings.Builder
-		err = commandTo(io.MultiWriter(os.Stdout, &printed), "up", "--detach")
+		err = commandTo(io.MultiWriter(os.Stdout, &printed), "up", "--detach", "--timeout", "15m")
 		suite.printed = printed.String()
 		if err != nil {
 			dumpLogs()

@@ -18,12 +18,12 @@ func boundedNamespace(t *testing.T, name string, flags ...string) *namespace {
 			out, _ := kubectl(context.Background(), "", "get", "supervisornamespace", name, "-o", "yaml")
 			t.Log(out)
 		}
-		out, err := exec.Command(suite.atoll, "ns", "delete", name, "--with-contents", "--yes", "--data-dir", suite.dataDir).CombinedOutput()
+		out, err := exec.Command(suite.atoll, "ns", "delete", name, "--with-contents", "--yes", "--timeout", longPatience.String(), "--data-dir", suite.dataDir).CombinedOutput()
 		if err != nil && !strings.Contains(string(out), "no SupervisorNamespace") {
 			t.Errorf("deleting %s: %v\n%s", name, err, out)
 		}
 	})
-	contains(t, atollOK(t, append([]string{"ns", "create", name}, flags...)...), name+" is ready")
+	contains(t, atollOK(t, append([]string{"ns", "create", name, "--timeout", longPatience.String()}, flags...)...), name+" is ready")
 	n := &namespace{t: t, name: name}
 	n.account()
 	return n

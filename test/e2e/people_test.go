@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -114,6 +115,33 @@ func checkPlugin(t *testing.T, p *actor, namespace string) {
 	}
 }
 
+// guessed has somebody guess a person's password until it is locked. Then the right one is not taken, if it comes in time.
+func (p *actor) guessed() {
+	p.t.Helper()
+	eventually(p.t, p.name+" to be locked", func() error {
+		var ends time.Time
+		for tries := 0; ends.IsZero(); tries++ {
+			out, err := p.tryLogin("wrong")
+			if err == nil || tries == 30 {
+				p.t.Fatalf("wrong password %d was taken, or locked nothing: %s", tries, out)
+			}
+			if _, at, found := strings.Cut(out, "try again after "); found {
+				if ends, err = time.Parse(time.RFC3339, at[:min(len(at), len("2006-01-02T15:04:05Z"))]); err != nil {
+					p.t.Fatal(err)
+				}
+			}
+		}
+		out, err := p.tryLogin(p.password)
+		switch {
+		case err == nil && time.Now().After(ends):
+			return fmt.Errorf("it was over at %s", ends)
+		case err == nil:
+			p.t.Errorf("a locked user could log in: %s", out)
+		}
+		return nil
+	})
+}
+
 // TestPeopleAreStopped: what ends a session does so within seconds, guessing locks, and the way out works.
 func TestPeopleAreStopped(t *testing.T) {
 	ben := newActor(t, "e2e-ben")
@@ -143,16 +171,26 @@ func TestPeopleAreStopped(t *testing.T) {
 	stops("disabled")
 	host(t, "", "user", "enable", ben.name)
 	right := ben.password
-	for range 5 {
-		out, err := ben.atoll("wrong\n", "login", "--server", portal(t), "--user", ben.name, "--password-stdin")
-		if err == nil || !strings.Contains(out, "wrong user name or password") {
+	eventually(t, "the user to be locked", func() error {
+		for range 5 {
+			out, err := ben.atoll("wrong\n", "login", "--server", portal(t), "--user", ben.name, "--password-stdin")
+			if err == nil || !strings.Contains(out, "wrong user name or password") {
+				t.Errorf("%s, %v", out, err)
+			}
+		}
+		ends := (&namespace{t: t}).time("user/"+ben.name, ".status.lockedUntil")
+		out, err := ben.atoll(right+"\n", "login", "--server", portal(t), "--user", ben.name, "--password-stdin")
+		list := host(t, "", "user", "ls")
+		if time.Now().After(ends) {
+			host(t, "", "user", "unlock", ben.name)
+			return errors.New("it was over before all was asked")
+		}
+		if err == nil || !strings.Contains(out, "too many failed logins") {
 			t.Errorf("%s, %v", out, err)
 		}
-	}
-	if out, err := ben.atoll(right+"\n", "login", "--server", portal(t), "--user", ben.name, "--password-stdin"); err == nil || !strings.Contains(out, "too many failed logins") {
-		t.Errorf("%s, %v", out, err)
-	}
-	contains(t, host(t, "", "user", "ls"), "Locked until")
+		contains(t, list, "Locked until")
+		return nil
+	})
 	_, made, _ := strings.Cut(host(t, "", "user", "reset-password", ben.name), "(shown this once): ")
 	made = strings.TrimSpace(made)
 	if out, err := ben.atoll(made+"\n", "login", "--server", portal(t), "--user", ben.name, "--password-stdin"); err == nil || !strings.Contains(out, "must be changed") {

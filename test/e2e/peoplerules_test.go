@@ -18,7 +18,7 @@ import (
 // and it is printed by the first start only.
 func TestFirstAdministrator(t *testing.T) {
 	const once = "This is the only time the password is shown"
-	if again := host(t, "", "up", "--detach"); strings.Contains(again, once) || !strings.Contains(again, "Ready after") {
+	if again := host(t, "", "up", "--detach", "--timeout", "15m"); strings.Contains(again, once) || !strings.Contains(again, "Ready after") {
 		t.Errorf("the second start prints: %s", again)
 	}
 	p := account(t, "administrator")

@@ -137,9 +137,9 @@ spec:
       image: busybox
       imagePullPolicy: IfNotPresent
       command: [sh, -c, "mkdir /w; touch /w/ok /tmp/alive; exec httpd -f -p 80 -h /w"]
-      startupProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 60}
-      readinessProbe: {httpGet: {path: /ok, port: 80}, periodSeconds: 1}
-      livenessProbe: {exec: {command: [cat, /tmp/alive]}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 2}
+      startupProbe: {tcpSocket: {port: 80}, periodSeconds: 1, timeoutSeconds: 10, failureThreshold: 600}
+      readinessProbe: {httpGet: {path: /ok, port: 80}, periodSeconds: 1, timeoutSeconds: 10}
+      livenessProbe: {exec: {command: [cat, /tmp/alive]}, periodSeconds: 1, timeoutSeconds: 120, failureThreshold: 2}
 `)
 	n.ready("probed")
 	n.exec("probed", "rm", "/w/ok")
@@ -168,7 +168,7 @@ spec:
       image: atoll.dev/tester
       imagePullPolicy: IfNotPresent
       command: [tester, health]
-      readinessProbe: {grpc: {port: 50051}, periodSeconds: 1}
+      readinessProbe: {grpc: {port: 50051}, periodSeconds: 1, timeoutSeconds: 10}
 `)
 	n.ready("grpc")
 	n.exec("grpc", "touch", "/tmp/down")
@@ -185,12 +185,12 @@ apiVersion: v1
 kind: Pod
 metadata: {name: hooks}
 spec:
-  terminationGracePeriodSeconds: 120
+  terminationGracePeriodSeconds: 300
   containers:
     - name: main
       image: busybox
       imagePullPolicy: IfNotPresent
-      command: [sh, -c, "trap 'echo got TERM; exit 0' TERM; while true; do sleep 0.2; done"]
+      command: [sh, -c, "trap 'echo got TERM; until test -e /heard; do sleep 0.2; done; exit 0' TERM; while true; do sleep 0.2; done"]
       lifecycle:
         postStart: {exec: {command: [sh, -c, "echo started > /proc/1/fd/1"]}}
         preStop: {exec: {command: [sh, -c, "echo stopping > /proc/1/fd/1"]}}
@@ -206,16 +206,26 @@ spec:
 	}
 	defer func() { _ = follow.Wait() }()
 	log := bufio.NewReader(out)
-	first, err := log.ReadString('\n') // it is followed from here on
-	if err != nil {
-		t.Fatal(err)
+	text := ""
+	follows := func(until string) {
+		t.Helper()
+		for !strings.HasSuffix(text, until) {
+			line, err := log.ReadString('\n')
+			if text += line; err != nil {
+				t.Fatalf("the log: %v after %q", err, text)
+			}
+		}
 	}
-	n.kubectl("delete", "pod", "hooks", timeout(longPatience))
+	follows("\n") // it is followed from here on
+	n.kubectl("delete", "pod", "hooks", "--wait=false")
+	follows("got TERM\n")
+	n.exec("hooks", "touch", "/heard") // what nobody has read goes with the container
+	n.kubectl("wait", "--for=delete", "pod/hooks", timeout(longPatience))
 	rest, err := io.ReadAll(log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	equal(t, "log", first+string(rest), "started\nstopping\ngot TERM")
+	equal(t, "log", text+string(rest), "started\nstopping\ngot TERM")
 }
 
 func TestTerminationMessage(t *testing.T) {

@@ -30,7 +30,7 @@ func downAndUp(t *testing.T, between func()) {
 	}
 	// Also when between fails: other tests follow.
 	defer func() {
-		if err := command("up", "--detach"); err != nil {
+		if err := command("up", "--detach", "--timeout", "15m"); err != nil {
 			t.Error(err)
 		}
 	}()
@@ -145,7 +145,7 @@ func TestTruncatedEtcd(t *testing.T) {
 		if err := os.Truncate(database, left); err != nil {
 			t.Fatal(err)
 		}
-		out := atoll(t, 1, suite.atoll, "up", "--detach", "--timeout", "60s", "--data-dir", suite.dataDir)
+		out := atoll(t, 1, suite.atoll, "up", "--detach", "--timeout", "90s", "--data-dir", suite.dataDir)
 		contains(t, out, "etcd data is damaged and was left untouched; restore it from a backup")
 		contains(t, out, filepath.Join(suite.dataDir, "logs", "server.log"))
 		if err := command("down"); err != nil {

@@ -164,8 +164,8 @@ spec: {refusePercent: 100, directory: {path: %s/store, node: %q}}
 	boot := n.exec("machine", "cat", "/proc/sys/kernel/random/boot_id")
 	data := n.exec("machine", "sh", "-c", "dd if=/dev/urandom of=/run/data bs=1M count=16 2>/dev/null && md5sum </run/data")
 	sh("fallocate -l $(($(stat -f -c '%a * %S' $2) - 6291456)) $2/ballast")
-	n.exec("one", "sh", "-c", "(sleep 5; yes written | head -c 16000000 > /data/big && sync && echo done > /data/done && sync) >/dev/null 2>&1 &")
-	n.exec("machine", "sh", "-c", "setsid sh -c 'sleep 5; dd if=/run/data of="+device+" bs=1M conv=fsync && touch /run/done' >/dev/null 2>&1 &")
+	n.exec("one", "sh", "-c", "(sleep 20; yes written | head -c 16000000 > /data/big && sync && echo done > /data/done && sync) >/dev/null 2>&1 &")
+	_, _ = n.delivered("machine", "sh", "-c", "setsid sh -c 'sleep 20; dd if=/run/data of="+device+" bs=1M conv=fsync && touch /run/done' >/dev/null 2>&1 &")
 	n.says("pod/one", "the datastore is full")
 	eventually(t, "the condition of the virtual machine", func() error {
 		got, err := n.tryField("vm/machine", `.status.conditions[?(@.type=="atoll.dev/GuestHealthy")]['status','reason','message']`)

@@ -38,7 +38,7 @@ func kubeletStatus(t *testing.T, node, path, authorization string) int {
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}
-	resp, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Do(req)
+	resp, err := (&http.Client{Transport: transport, Timeout: patience}).Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,9 +65,13 @@ func TestAttackNetwork(t *testing.T) {
 	// Whoever answers for another's address does not get what is sent there.
 	shell("ip addr add " + web + "/32 dev eth0; mkdir -p /w; echo stolen >/w/index.html; httpd -p 80 -h /w; arping -U -c 3 -I eth0 " + web)
 	for range 5 {
-		if out := v.exec("client", "timeout", "60", "wget", "-qO-", "http://"+web+"/"); strings.TrimSpace(out) != v.name {
-			t.Errorf("the attacker answered for the victim: %q", out)
-		}
+		eventually(t, "the victim to answer", func() error {
+			out, err := v.tryExec("client", "timeout", "60", "wget", "-qO-", "http://"+web+"/")
+			if err == nil && strings.TrimSpace(out) != v.name {
+				t.Errorf("the attacker answered for the victim: %q", out)
+			}
+			return err
+		})
 	}
 	shell("ip addr del " + web + "/32 dev eth0")
 	// The host fetches nothing from a pod for somebody who cannot.
@@ -309,12 +313,12 @@ func TestAttackPortal(t *testing.T) {
 	config := &tls.Config{InsecureSkipVerify: true} //nolint:gosec // an attacker does not care
 	raw := func(bytes []byte, secure bool) string {
 		t.Helper()
-		conn, err := net.DialTimeout("tcp", address, 10*time.Second)
+		conn, err := net.DialTimeout("tcp", address, patience)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+		_ = conn.SetDeadline(time.Now().Add(patience))
 		if secure {
 			tlsConn := tls.Client(conn, config)
 			if err := tlsConn.HandshakeContext(t.Context()); err != nil {
@@ -322,6 +326,7 @@ func TestAttackPortal(t *testing.T) {
 			}
 			conn = tlsConn
 		}
+		_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
 		_, _ = conn.Write(bytes)
 		line, _ := bufio.NewReader(io.LimitReader(conn, 1<<16)).ReadString('\n')
 		return strings.TrimSpace(line)

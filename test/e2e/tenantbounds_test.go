@@ -282,7 +282,7 @@ func TestTenantPods(t *testing.T) {
 	n.editor.kubectl("-n", n.name, "delete", "deployment", "evil")
 	// Privileged is a thing of the pod's own kernel once it is allowed.
 	n.declare(`"podRuntime": {"privilegedAllowed": true}`)
-	n.editor.apply(n.name, with("image: busybox", "securityContext: {privileged: true}, image: busybox"))
+	n.editor.applySoon(n.name, with("image: busybox", "securityContext: {privileged: true}, image: busybox"))
 	n.ready("other")
 	n.onTheHost()
 }
@@ -300,7 +300,7 @@ func (n *tenant) onTheHost() {
 	debug := []string{"-n", n.name, "debug", "plain", "--image=busybox", "--profile=sysadmin", "--attach=false", "--quiet", "--", "sleep", "100000"}
 	mounted := strings.Replace(needs("files", files), "image: busybox", "volumeMounts: [{name: v, mountPath: /host, readOnly: true}], image: busybox", 1)
 	n.declare(`"podRuntime": {"policy": "Runc"}, "resources": {"memoryLimit": "1Gi", "memoryLimitDefault": "64Mi", "counts": {"podCount": 4}}`)
-	n.editor.apply(n.name, needs("plain", "restartPolicy: Always")+"---"+mounted)
+	n.editor.applySoon(n.name, needs("plain", "restartPolicy: Always")+"---"+mounted)
 	n.ready("plain")
 	n.ready("files")
 	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
@@ -318,7 +318,7 @@ func (n *tenant) onTheHost() {
 	})
 	n.editor.refused(n.name, needs("fifth", "restartPolicy: Always"), "exceeded quota: "+n.name+"-quota", "pods=4", "administrator")
 	n.declare(`"podRuntime": {"policy": "Runc", "privilegedAllowed": true}`)
-	n.editor.apply(n.name, privileged)
+	n.editor.applySoon(n.name, privileged)
 	n.ready("root")
 	first, err := os.ReadFile("/proc/1/comm")
 	if err != nil {
@@ -327,8 +327,8 @@ func (n *tenant) onTheHost() {
 	equal(t, "the host's first process", n.exec("root", "cat", "/proc/1/comm"), string(first))
 	n.editor.kubectl(debug...)
 	n.declare(`"podRuntime": {"policy": "MicroVM", "privilegedAllowed": true}`)
+	n.editor.refusedSoon(n.name, needs("fifth", "restartPolicy: Always"), bounded(n, "spec.podRuntime")...)
 	n.editor.denied(debug, bounded(n, "spec.podRuntime.policy")...)
-	n.editor.refused(n.name, needs("fifth", "restartPolicy: Always"), bounded(n, "spec.podRuntime")...)
 	n.editor.refused(n.name, needs("sixth", files), bounded(n, "spec.podRuntime")...)
 	equal(t, "what ran already", n.field("pod/plain", ".status.phase"), "Running")
 }
@@ -348,6 +348,7 @@ func TestTenantHosts(t *testing.T) {
 		}
 		return nil
 	})
+	n.editor.refusedSoon(n.name, strings.Replace(strings.Replace(sleeper, "name: box}", "name: direct}", 1), "spec:", "spec:\n  nodeName: "+node, 1), bounded(n, "spec.zones")...)
 	n.editor.apply(n.name, strings.Replace(sleeper, "name: box}", "name: later}", 1))
 	n.editor.apply(n.name, machine("server", "tiny"))
 	eventually(t, "the machine's pod", func() error {
@@ -362,7 +363,6 @@ func TestTenantHosts(t *testing.T) {
 	if state := n.field("vm/server", ".status.powerState"); state == "PoweredOn" {
 		t.Errorf("the machine is %s where it may not be", state)
 	}
-	n.editor.refused(n.name, strings.Replace(strings.Replace(sleeper, "name: box}", "name: direct}", 1), "spec:", "spec:\n  nodeName: "+node, 1), bounded(n, "spec.zones")...)
 	equal(t, "the pod that was there", n.field("pod/box", ".status.phase"), "Running")
 	n.elsewhere(node)
 }
@@ -376,7 +376,7 @@ func (n *tenant) elsewhere(node string) {
 	named := func(name, spec string) string {
 		return strings.Replace(strings.Replace(sleeper, "name: box}", "name: "+name+"}", 1), "spec:", "spec:"+spec, 1)
 	}
-	n.editor.refused(n.name, named("direct", "\n  nodeName: "+node), bounded(n, "spec.hosts", "only elsewhere")...)
+	n.editor.refusedSoon(n.name, named("direct", "\n  nodeName: "+node), bounded(n, "spec.hosts", "only elsewhere")...)
 	n.editor.apply(n.name, named("outside", ""))
 	n.says("pod/outside", "didn't match")
 	zone := []string{"label", "node", node, "topology.kubernetes.io/zone=" + n.name}
@@ -385,9 +385,9 @@ func (n *tenant) elsewhere(node string) {
 	})
 	run(t, "", zone...)
 	n.declare(fmt.Sprintf(`"zones": [{"name": %q}]`, n.name))
+	n.editor.applySoon(n.name, named("direct", "\n  nodeName: "+node))
+	n.ready("direct")
 	n.editor.apply(n.name, named("inside", ""))
 	n.ready("inside")
-	n.editor.apply(n.name, named("direct", "\n  nodeName: "+node))
-	n.ready("direct")
 	equal(t, "the node of the pod of other hosts", n.field("pod/outside", ".spec.nodeName"), "")
 }

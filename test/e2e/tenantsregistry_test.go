@@ -21,7 +21,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"k8s.io/client-go/tools/clientcmd"
 )
@@ -83,7 +82,7 @@ func newDocker(t *testing.T, user, password string) *docker {
 		},
 	}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &docker{t: t, user: user, password: password, client: &http.Client{Transport: transport, Timeout: time.Minute}}
+	return &docker{t: t, user: user, password: password, client: &http.Client{Transport: transport, Timeout: patience}}
 }
 
 // token asks for rights; what it gives may be less than what was asked for.

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -67,7 +68,7 @@ func (p *actor) login(trust ...string) {
 	p.t.Helper()
 	eventually(p.t, "logging in as "+p.name, func() error {
 		out, err := p.tryLogin(p.password, trust...)
-		if err != nil && !strings.Contains(out, "too many failed logins") { // by attackers beside us, from the same address
+		if err != nil && strings.Contains(out, "wrong user name or password") {
 			p.t.Fatalf("%v\n%s", err, out)
 		}
 		return err
@@ -120,6 +121,30 @@ func (p *actor) apply(namespace, yaml string) {
 	if _, err := p.try(yaml, "-n", namespace, "apply", "-f", "-"); err != nil {
 		p.t.Fatalf("as %s: %v", p.name, err)
 	}
+}
+
+// applySoon is apply of what a change of the namespace allows: admission hears of it a moment after the status has it.
+func (p *actor) applySoon(namespace, yaml string) {
+	p.t.Helper()
+	eventually(p.t, p.name+" to be allowed to apply", func() error {
+		_, err := p.try(yaml, "-n", namespace, "apply", "-f", "-")
+		return err
+	})
+}
+
+// refusedSoon is refused for what such a change forbids.
+func (p *actor) refusedSoon(namespace, yaml string, wants ...string) {
+	p.t.Helper()
+	eventually(p.t, p.name+" to be refused", func() error {
+		out, err := p.try(yaml, "-n", namespace, "apply", "--dry-run=server", "-f", "-")
+		for _, want := range wants {
+			if err == nil || !strings.Contains(out, want) {
+				return fmt.Errorf("%q is not in: %s", want, out)
+			}
+		}
+		return nil
+	})
+	p.refused(namespace, yaml, wants...)
 }
 
 // refused applies what must be refused for the reason given.
@@ -176,15 +201,25 @@ func (p *actor) can(verb, resource string, where ...string) bool {
 	return answer.Status.Allowed
 }
 
-// token is that of the session.
+// token is that of the session, and another one when it is about to expire.
 func (p *actor) token() string {
 	p.t.Helper()
-	var login struct{ Token string }
-	for _, file := range p.sessions() {
-		if b, err := os.ReadFile(file); err != nil || json.Unmarshal(b, &login) != nil {
-			p.t.Fatalf("reading the session of %s: %v", p.name, err)
-		}
+	var login struct {
+		Token   string
+		Expires time.Time
 	}
+	eventually(p.t, "a token of "+p.name, func() error {
+		for _, file := range p.sessions() {
+			if b, err := os.ReadFile(file); err != nil || json.Unmarshal(b, &login) != nil {
+				p.t.Fatalf("reading the session of %s: %v", p.name, err)
+			}
+		}
+		if time.Until(login.Expires) > 30*time.Second {
+			return nil
+		}
+		_, err := p.atoll("", "whoami") // gets another one from there on
+		return errors.Join(err, fmt.Errorf("it expires at %s", login.Expires))
+	})
 	return login.Token
 }
 
@@ -201,7 +236,7 @@ func (p *actor) post(path string, body []byte, into any) (code int) {
 	}
 	req.Header.Set("Authorization", "Bearer "+p.token())
 	req.Header.Set("Content-Type", "application/json")
-	resp, err := (&http.Client{Transport: transport, Timeout: time.Minute}).Do(req)
+	resp, err := (&http.Client{Transport: transport, Timeout: patience}).Do(req)
 	if err != nil {
 		p.t.Fatal(err)
 	}

@@ -80,7 +80,7 @@ func TestMachineLife(t *testing.T) {
 	again("a restart")
 	n.vm("restart", "box", "--soft")
 	again("a restart that only asks")
-	_, _ = n.try("exec", "box", "--", "reboot") // its agent may be gone before it has answered
+	_, _ = n.delivered("box", "reboot") // its agent may be gone before it has answered
 	again("a restart from inside")
 	n.exec("box", "touch", "/run/ignore-power-button")
 	n.vm("restart", "box", "--hard")
@@ -89,7 +89,7 @@ func TestMachineLife(t *testing.T) {
 	if at := newest(".status.lastRestartTime"); at == "" || at == restarted {
 		t.Errorf("last restart: %q, was %q", at, restarted)
 	}
-	if _, err := n.try("exec", "box", "--", "poweroff"); err != nil {
+	if _, err := n.delivered("box", "poweroff"); err != nil {
 		t.Logf("powering off from inside: %v", err) // the agent may be gone before it has answered
 	}
 	again("a machine that is declared to be on to come back")
@@ -103,7 +103,7 @@ func TestMachineLife(t *testing.T) {
 	t.Logf("the unused ticket expires in %s", time.Until(unused.expires))
 	time.Sleep(time.Until(unused.expires.Add(time.Second))) // which is long ago
 	unused.refused(t)
-	n.ticket("fresh", "box").good(t)
+	n.seen("fresh", "box")
 
 	out, err := n.try("delete", "pod", "box", "--wait=false")
 	if err == nil || !strings.Contains(out, "powerState") {
@@ -119,27 +119,10 @@ func TestMachineLife(t *testing.T) {
 func (n *namespace) forwarded(name string) {
 	t := n.t
 	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	forward := kubectlCommand(ctx, "-n", n.name, "port-forward", "pod/"+name, ":80")
-	out, err := forward.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := forward.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = forward.Wait() }() // killed by cancel
-	defer cancel()
-	var port int
-	if _, err := fmt.Fscanf(out, "Forwarding from 127.0.0.1:%d", &port); err != nil {
-		t.Fatal(err)
-	}
-	page, err := exec.CommandContext(ctx, "curl", "-fsS", "--retry", "5", "--retry-all-errors", fmt.Sprintf("http://127.0.0.1:%d/hostname", port)).CombinedOutput()
-	if err != nil {
-		t.Fatalf("the forwarded port: %v: %s", err, page)
-	}
-	equal(t, "host name by the forwarded port", string(page), name)
+	eventually(t, "the host name by the forwarded port", func() error {
+		page, err := n.forwardedPage(name, "80", "/hostname")
+		return errors.Join(err, is(page, name+"\n"))
+	})
 	eventually(t, "kubectl top pod", func() error {
 		out, err := n.try("top", "pod", name, "--no-headers")
 		if err == nil && !strings.Contains(out, "Mi") {
@@ -153,7 +136,7 @@ func (n *namespace) forwarded(name string) {
 func (n *namespace) crash(name string) {
 	n.t.Helper()
 	pod := n.field("pod/"+name, ".metadata.uid")
-	_, _ = n.try("exec", name, "--", "sh", "-c", "sysctl -w kernel.panic=0; echo c >/proc/sysrq-trigger") // its agent goes with it
+	_, _ = n.delivered(name, "sh", "-c", "sysctl -w kernel.panic=0; echo c >/proc/sysrq-trigger") // its agent goes with it
 	eventually(n.t, "a condition that says so", func() error {
 		return n.fieldIs("vm/"+name, guestHealthy, "False GuestPanicked")
 	})
@@ -380,7 +363,7 @@ spec:
 func (n *namespace) deafSuspend(name string) {
 	n.t.Helper()
 	patch := func(spec string) { n.kubectl("patch", "vm", name, "--type=merge", "-p", `{"spec":{`+spec+`}}`) }
-	n.exec(name, "sh", "-c", "(sleep 20; touch /run/agent-off) >/dev/null 2>&1 &") // it has to be answered first
+	_, _ = n.delivered(name, "sh", "-c", "(sleep 20; touch /run/agent-off) >/dev/null 2>&1 &") // it has to be answered first, if it can be
 	eventually(n.t, "the agent to be off", func() error {
 		if out, err := n.try("exec", name, "--", "/atoll/heartbeat"); err == nil {
 			return fmt.Errorf("it answers: %s", out)

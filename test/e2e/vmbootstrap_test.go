@@ -75,18 +75,20 @@ spec:
 		n.guest("box", "status: done", "cloud-init", "status", "--wait")
 		equal(t, "hardware address", n.exec("box", "cat", "/sys/class/net/eth0/address"), mac)
 	}
-	done := func() string {
+	done := func(what, want string) {
 		t.Helper()
-		return n.exec("box", "sh", "-c", "echo $(cat /data/runs) $(ls /data | grep new)")
+		eventually(t, what, func() error {
+			return n.execIs("box", want+"\n", "sh", "-c", "echo $(cat /data/runs) $(ls /data | grep new)")
+		})
 	}
 	change(`{"cloudConfig":{"write_files":[{"path":"/data/new","content":"new"}],"runcmd":["echo again >>/data/runs"]}}`)
 	cycle()
-	equal(t, "what is done once, at the next start", done(), "once")
+	done("what is done once, at the next start", "once")
 	change(`{"instanceID":"second","waitOnNetwork4":true}`)
 	cycle()
 	contains(t, n.seedFile("box", "meta-data"), "instance-id: second\nlocal-hostname: inline\npublic-keys:\n- ssh-ed25519 ")
 	contains(t, n.seedFile("box", "meta-data"), "wait-on-network:\n  ipv4: true\n  ipv6: false\n")
-	equal(t, "what is done for another instance", done(), "once again new")
+	done("what is done for another instance", "once again new")
 
 	secret := func(text string) string {
 		return fmt.Sprintf("apiVersion: v1\nkind: Secret\nmetadata: {name: raw}\nstringData: {user-data: %q}\n", text)
@@ -100,7 +102,7 @@ spec:
 	n.apply(secret("#cloud-config\nwrite_files: [{path: /proc/none/file, content: x}]\nruncmd: [echo raw >>/data/runs]\n"))
 	n.condition("box", "VirtualMachineBootstrapReady", "True", "")
 	n.condition("box", "GuestBootstrap", "False", "write_files[0]")
-	equal(t, "what is done in spite of that", done(), "once again raw new")
+	done("what is done in spite of that", "once again raw new")
 }
 
 // seedFile reads a file of the disk that is made of the bootstrap of a machine.

@@ -52,9 +52,7 @@ func TestMachineConsoles(t *testing.T) {
 
 	n.screen("box")
 	n.sshClient("box")
-	look := n.ticket("look", "box")
-	look.good(t)
-	look.refused(t)
+	n.seen("look", "box").refused(t)
 	user := "system:serviceaccount:" + n.name + ":default"
 	n.kubectl("create", "rolebinding", "look", "--clusterrole=view", "--serviceaccount="+n.name+":default")
 	if out, err := exec.CommandContext(t.Context(), suite.atoll, "vm", "--kubeconfig", suite.dataDir+"/admin.kubeconfig", "-n", n.name, "--as", user, "console", "box").CombinedOutput(); err == nil ||
@@ -80,15 +78,18 @@ func (n *namespace) screen(name string) {
 	said.wait(t, " (VNC)")
 	_, rest, _ := strings.Cut(said.String(), "is at ")
 	address, _, _ := strings.Cut(rest, " ")
-	conn, err := net.Dial("tcp", address)
-	if err != nil {
-		t.Fatalf("%v\n%s", err, said)
-	}
-	defer conn.Close()
-	greeting := make([]byte, 7)
-	if _, err := io.ReadFull(conn, greeting); err != nil || string(greeting) != "RFB 003" {
-		t.Errorf("at %s the screen says %q, %v\n%s", address, greeting, err, said)
-	}
+	eventually(t, "the screen at "+address, func() error {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			return fmt.Errorf("%w\n%s", err, said)
+		}
+		defer conn.Close()
+		greeting := make([]byte, 7)
+		if _, err := io.ReadFull(conn, greeting); err != nil || string(greeting) != "RFB 003" {
+			return fmt.Errorf("it says %q, %w\n%s", greeting, err, said)
+		}
+		return nil
+	})
 }
 
 // sshClient has `atoll vm ssh` call an ssh client that says how it was called, and what the guest says at the port that it got.
@@ -104,15 +105,19 @@ func (n *namespace) sshClient(name string) {
 	if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte("#!/bin/bash\necho \"$@\"\nhead -n 1 </dev/tcp/127.0.0.1/$2\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), suite.atoll, "vm", "--kubeconfig", suite.dataDir+"/admin.kubeconfig", "-n", n.name, "ssh", name, "--user", "ann", "--", "uname", "-n")
-	cmd.Env = append(os.Environ(), "HOME="+home, "PATH="+bin+":"+os.Getenv("PATH"))
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("atoll vm ssh: %v\n%s", err, out)
-	}
+	var out []byte
+	eventually(t, "the guest to answer an ssh client", func() error {
+		cmd := exec.CommandContext(t.Context(), suite.atoll, "vm", "--kubeconfig", suite.dataDir+"/admin.kubeconfig", "-n", n.name, "ssh", name, "--user", "ann", "--", "uname", "-n")
+		cmd.Env = append(os.Environ(), "HOME="+home, "PATH="+bin+":"+os.Getenv("PATH"))
+		var err error
+		if out, err = cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("\nSSH-2.0-tiny\n")) {
+			return fmt.Errorf("atoll vm ssh: %w\n%s", err, out)
+		}
+		return nil
+	})
 	for _, want := range []string{
 		"-p ", " -l ann ", " HostKeyAlias=atoll-vm-" + n.field("vm/"+name, ".metadata.uid") + " ", " UserKnownHostsFile=" + filepath.Join(home, ".atoll", "known_hosts") + " ",
-		" 127.0.0.1 uname -n\n", "\nSSH-2.0-tiny\n",
+		" 127.0.0.1 uname -n\n",
 	} {
 		contains(t, string(out), want)
 	}
@@ -177,18 +182,30 @@ func (k ticket) dial(t *testing.T) (*gwebsocket.Conn, *http.Response, error) {
 	return dialer.DialContext(t.Context(), k.target, nil)
 }
 
-// good wants to see the screen.
-func (k ticket) good(t *testing.T) {
-	t.Helper()
+// seen looks at the screen and returns the ticket that was good for it. Who gets no answer has used theirs up as well.
+func (n *namespace) seen(request, machine string) (used ticket) {
+	n.t.Helper()
+	asked := 0
+	eventually(n.t, "the screen of "+machine, func() error {
+		asked++
+		used = n.ticket(fmt.Sprintf("%s-%d", request, asked), machine)
+		return used.good(n.t)
+	})
+	return used
+}
+
+// good is nil if the screen is seen.
+func (k ticket) good(t *testing.T) error {
 	conn, _, err := k.dial(t)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	_, greeting, err := conn.ReadMessage()
 	if err != nil || !strings.HasPrefix(string(greeting), "RFB 003") {
-		t.Errorf("the screen says %q, %v", greeting, err)
+		return fmt.Errorf("the screen says %q, %w", greeting, err)
 	}
+	return nil
 }
 
 // refused wants not to.

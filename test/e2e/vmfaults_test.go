@@ -132,7 +132,7 @@ spec: {className: giant, imageName: tiny, storageClass: atoll}
 		t.Fatalf("processes of box: %v", pids)
 	}
 	limitMemory(t, pids[0], 8<<20)
-	_, _ = n.try("exec", "box", "--", "sh", "-c", "head -c 140000000 /dev/urandom >/run/fill") // its agent goes with it
+	_, _ = n.delivered("box", "sh", "-c", "head -c 140000000 /dev/urandom >/run/fill") // its agent goes with it
 	eventually(t, "an event that says why it has ended", func() error {
 		if out, err := n.tryVM("events", "box"); err != nil || !strings.Contains(out, "memory ran out") {
 			return fmt.Errorf("events:\n%s", out)

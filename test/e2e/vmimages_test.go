@@ -300,7 +300,7 @@ func (s *slowly) Write(p []byte) (int, error) {
 			}
 			time.Sleep(5 * time.Millisecond)
 			if s.sent.Load() > 4<<20 {
-				time.Sleep(100 * time.Millisecond)
+				time.Sleep(time.Second)
 			}
 		}
 	}

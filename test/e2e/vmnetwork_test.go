@@ -71,7 +71,13 @@ spec:
 	n.guest("box", "lease of "+n.field("pod/box", ".status.podIP")+" obtained", "sh", "-c", "udhcpc -i eth0 -n -q -s /etc/udhcpc.sh 2>&1")
 	eventually(t, "the guest to answer on the bridge", func() error { return get(t, "http://198.18.7.10/", "hello from box") })
 	contains(t, n.exec("box", "ip", "addr", "show", "eth1"), "198.18.7.10/24")
-	contains(t, n.field("vm/box", `.status.network.interfaces[?(@.name=="eth1")].ip.addresses[*].address`), "198.18.7.10/24")
+	eventually(t, "the status to have what the agent says of eth1", func() error {
+		got, err := n.tryField("vm/box", `.status.network.interfaces[?(@.name=="eth1")].ip.addresses[*].address`)
+		if err == nil && !strings.Contains(got, "198.18.7.10/24") {
+			err = fmt.Errorf("it has %q", got)
+		}
+		return err
+	})
 	equal(t, "networks of its interfaces", sortedWords(n.kubectl("get", "networkinterfaces.netoperator.vmware.com", "-l", "vmoperator.vmware.com/vm-name=box", "-o", "jsonpath={.items[*].spec.networkName}")), "lan "+primary)
 	says := func(name, text string) {
 		t.Helper()

@@ -29,7 +29,7 @@ spec:
           imagePullPolicy: IfNotPresent
           command: [sh, -c, "mkdir /w; echo $VERSION > /w/version; exec httpd -f -p 80 -h /w"]
           env: [{name: VERSION, value: one}]
-          readinessProbe: {httpGet: {path: /version, port: 80}, periodSeconds: 1}
+          readinessProbe: {httpGet: {path: /version, port: 80}, periodSeconds: 1, timeoutSeconds: 10}
 `)
 	// served waits for the rollout and checks the version that each pod serves.
 	served := func(want string) {
