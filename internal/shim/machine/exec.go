@@ -146,10 +146,11 @@ func guestExec(ctx context.Context, e ends, hw Hardware, args []string) uint32 {
 	}
 	r, err := hw.Agent().Exec(ctx, guestagent.Command{Path: args[0], Args: args[1:], Stdin: input})
 	if err != nil {
-		_, _ = fmt.Fprintf(e.err, "running %s in the guest: %v\n", args[0], err)
 		if errors.Is(err, guestagent.ErrNoAgent) {
+			_, _ = fmt.Fprintf(e.err, "running %s in the guest: %v; it may have run all the same\n", args[0], err)
 			return failed
 		}
+		_, _ = fmt.Fprintf(e.err, "running %s in the guest: %v\n", args[0], err)
 		return failed + 1 // not found, mostly
 	}
 	var both sync.WaitGroup

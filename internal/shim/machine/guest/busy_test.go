@@ -99,5 +99,8 @@ func TestInfoBusy(t *testing.T) {
 		if err := Info(context.WithoutCancel(t.Context()), agent, []string{"ready", "^yes$"}); !errors.Is(err, ErrSilent) {
 			t.Errorf("when it has fallen silent: %v", err)
 		}
+		if err := Heartbeat(context.WithoutCancel(t.Context()), agent); !errors.Is(err, ErrSilent) {
+			t.Errorf("its heartbeat: %v", err)
+		}
 	})
 }

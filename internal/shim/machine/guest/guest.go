@@ -104,10 +104,13 @@ func Shutdown(ctx context.Context, agent *guestagent.Client, how guestagent.Shut
 
 // Heartbeat returns nil when the agent answers.
 func Heartbeat(ctx context.Context, agent *guestagent.Client) error {
-	if ping(ctx, agent, Timeout) != nil {
-		return ErrNoAgent
+	switch err := ping(ctx, agent, Timeout); {
+	case err == nil:
+		return nil
+	case agent.Answered():
+		return ErrSilent
 	}
-	return nil
+	return ErrNoAgent
 }
 
 func interfaces(all []guestagent.Interface) []machinev1.GuestInterface {
