@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -261,19 +262,11 @@ func addresses() []string {
 	return out
 }
 
+// ip runs the command of that name. A busy host may let the machine stand still for a minute.
 func ip(args ...string) error {
-	done := make(chan struct{})
-	cmd := exec.Command("ip", args...)
-	timer := time.AfterFunc(10*time.Second, func() {
-		select {
-		case <-done:
-		default:
-			_ = cmd.Process.Kill()
-		}
-	})
-	out, err := cmd.CombinedOutput()
-	close(done)
-	timer.Stop()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "ip", args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("ip %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(string(out)))
 	}

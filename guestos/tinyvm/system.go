@@ -85,7 +85,7 @@ func (s *system) loadModules() int {
 
 // mountData mounts the data partition; without one the data are in memory.
 func (s *system) mountData() {
-	device, ok := s.waitForBlock("ext4", "tinydata", 30*time.Second)
+	device, ok := s.waitForBlock("ext4", "tinydata", 5*time.Minute)
 	if err := os.MkdirAll("/data", 0o755); err != nil {
 		s.say("creating /data: %v", err)
 	}

@@ -138,7 +138,7 @@ func testGrow(t *testing.T, m *machine.Machine, guest guestv1.GuestService) {
 	if err := m.SetCPUs(t.Context(), 2); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(time.Minute); ; {
+	for end := time.Now().Add(patience); ; {
 		now, err := guest.OnlineResources(t.Context(), &guestv1.Empty{})
 		if err != nil {
 			t.Fatal(err)

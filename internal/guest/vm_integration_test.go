@@ -42,6 +42,9 @@ type vm struct {
 	ids     *atomic.Int64
 }
 
+// patience is far above what a guest needs under emulation on a busy host.
+const patience = 5 * time.Minute
+
 // boot starts a micro-VM and passes the barrier. Set-up is the caller's.
 func boot(t testing.TB) *vm {
 	t.Helper()
@@ -81,12 +84,13 @@ func boot(t testing.TB) *vm {
 	}
 	go func() { _ = v.qemu.Wait(); close(v.exited) }()
 	t.Cleanup(v.close)
+	_ = l.(*net.UnixListener).SetDeadline(time.Now().Add(patience))
 	conn, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	_ = conn.SetReadDeadline(start.Add(60 * time.Second))
+	_ = conn.SetReadDeadline(start.Add(patience))
 	if err := channel.WaitReady(conn); err != nil {
 		t.Fatalf("%v\n%s", err, v.log())
 	}
@@ -150,6 +154,7 @@ func (v *vm) setUp(change func(*guestv1.SetupRequest)) {
 			v.t.Fatalf("%v\n%s", err, v.log())
 		}
 	}
+	req.UnixNanos = time.Now().UnixNano() // the rehearsal took its time
 	if _, err := v.guest.Setup(v.t.Context(), req); err != nil {
 		v.t.Fatalf("%v\n%s", err, v.log())
 	}
@@ -378,7 +383,7 @@ func (v *vm) process(j *job, execID string) error {
 		if j.until != "" {
 			select {
 			case <-stdout.seen:
-			case <-time.After(2 * time.Minute):
+			case <-time.After(patience):
 				return fmt.Errorf("%s does not say %q", j.id, j.until)
 			}
 		}

@@ -23,7 +23,7 @@ import (
 // dialIn connects from inside a namespace, like containerd's port-forward.
 func dialIn(path, network, to string) (conn net.Conn, err error) {
 	err = netns.Do(path, func() error {
-		conn, err = net.DialTimeout(network, to, 2*time.Second)
+		conn, err = net.DialTimeout(network, to, 20*time.Second)
 		return err
 	})
 	return conn, err
@@ -140,11 +140,11 @@ func TestPortForwardWithoutPod(t *testing.T) {
 
 func waitFor(t *testing.T, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		if ok() {
 			return
 		}
 		<-time.After(10 * time.Millisecond)
 	}
-	t.Fatal(fmt.Errorf("condition not reached in 10 s"))
+	t.Fatal(fmt.Errorf("condition not reached in a minute"))
 }

@@ -57,7 +57,7 @@ const (
 	// rebuildAfter is how many members may fail in a row before the template is built anew.
 	rebuildAfter = 3
 	// firstBackoff is the pause after a failure; each further one doubles it, up to lastBackoff, which is
-	// many times what an attempt may take.
+	// longer than an attempt may take.
 	firstBackoff = 100 * time.Millisecond
 	lastBackoff  = 5 * time.Minute
 	// settleTime is how long a member must have been ready to count as a success.

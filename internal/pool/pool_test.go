@@ -162,7 +162,7 @@ func startPool(t *testing.T, warm int, f *fakeMaker) string {
 
 func take(t *testing.T, socket, id string) wire.Taken {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	got, err := wire.Take(ctx, socket, wire.Assignment{Sandbox: id, Since: time.Now()})
 	if err != nil {
@@ -177,7 +177,7 @@ func take(t *testing.T, socket, id string) wire.Taken {
 // until waits for a status.
 func until(t *testing.T, socket string, ok func(wire.Status) bool) wire.Status {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(2 * time.Millisecond) {
 		s, err := wire.GetStatus(t.Context(), socket)
 		if err == nil && ok(s) {
 			return s

@@ -46,7 +46,7 @@ func attrs(name string) netlink.LinkAttrs {
 // checkKernel tries the kernel features on a thread that is put into its own
 // namespaces.
 func checkKernel(ctx context.Context) []Result {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	done := make(chan []Result)
 	go onOwnThread(func() { done <- tryFeatures(ctx) })

@@ -3,7 +3,6 @@
 package shim_test
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -362,9 +361,9 @@ func (p *pod) writer(id string, mount specs.Mount, from int) *container {
 // last is the last number that a writer has acknowledged.
 func last(t testing.TB, out string, before int) int {
 	t.Helper()
-	scanner := bufio.NewScanner(strings.NewReader(out))
-	for scanner.Scan() {
-		if n, err := strconv.Atoi(scanner.Text()); err == nil {
+	for line := range strings.Lines(out) {
+		text, whole := strings.CutSuffix(line, "\n")
+		if n, err := strconv.Atoi(text); err == nil && whole {
 			before = n
 		}
 	}

@@ -52,9 +52,10 @@ func TestFaults(t *testing.T) {
 // eventually waits for a condition.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+	const patience = 3 * time.Minute
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within 30 s", what)
+			t.Fatalf("%s: not within %s", what, patience)
 		}
 	}
 }
@@ -129,14 +130,18 @@ func testShimKilled(t *testing.T, h *host) {
 	eventually(t, "shim and QEMU end", func() bool { return !alive(pid) && !alive(int(q.pid)) })
 }
 
-// shimDelete executes "shim delete" as containerd does.
+// shimDelete executes "shim delete" as containerd does, until it gets done in the time it has.
 func (h *host) shimDelete(id string) {
 	h.t.Helper()
-	cmd := exec.Command(h.shim, "-namespace", "k8s.io", "-id", id, "-address", filepath.Join(h.run, "containerd.sock"), "-bundle", h.dir, "delete")
-	out, err := cmd.Output()
-	if err != nil {
-		h.t.Fatalf("shim delete: %v", err)
-	}
+	var out []byte
+	eventually(h.t, "shim delete", func() (done bool) {
+		cmd := exec.Command(h.shim, "-namespace", "k8s.io", "-id", id, "-address", filepath.Join(h.run, "containerd.sock"), "-bundle", h.dir, "delete")
+		var err error
+		if out, err = cmd.Output(); err != nil {
+			h.t.Logf("shim delete: %v", err)
+		}
+		return err == nil
+	})
 	var resp taskapi.DeleteResponse
 	if err := proto.Unmarshal(out, &resp); err != nil || resp.ExitStatus != 137 || resp.ExitedAt == nil {
 		h.t.Errorf("shim delete printed %v, %v", &resp, err)
@@ -187,12 +192,11 @@ func (h *host) member(sandbox string) string {
 
 // testGuestPanics: a kernel panic ends the sandbox.
 func testGuestPanics(t *testing.T, h *host) {
-	p := h.runPod("panic", nil)
-	s := p.spec("/bin/sh", "-c", "echo c > /proc/sysrq-trigger")
-	c := p.mustCreate("panic-c", s)
-	c.start()
+	p, c := h.running("panic")
+	e := c.newExec("panic", false, "/bin/sh", "-c", "echo c > /proc/sysrq-trigger")
+	_, startErr := p.task.Start(t.Context(), &taskapi.StartRequest{ID: e.id, ExecID: e.exec}) // the guest may have no time to answer
 	if status := c.wait(); status != 137 {
-		t.Errorf("status %d: %s", status, c.stderr.String())
+		t.Errorf("status %d: %v, %s", status, startErr, e.stderr.String())
 	}
 	resp, err := p.sandbox.WaitSandbox(t.Context(), &sandboxapi.WaitSandboxRequest{SandboxID: p.id})
 	if err != nil || resp.ExitStatus != 137 {
@@ -214,10 +218,17 @@ func testPoolRestarts(t *testing.T, h *host) {
 	if got := c.sh("echo alive"); got != "alive\n" {
 		t.Errorf("got %q", got)
 	}
-	started := make(chan *pod)
-	go func() { started <- h.runPod("patient", nil) }() // waits for the pool
+	started := make(chan *pod, 1)
+	go func() {
+		defer close(started) // runPod does not return when it fails
+		started <- h.runPod("patient", nil)
+	}() // waits for the pool
 	h.startPool()
-	(<-started).stop()
+	patient, ok := <-started
+	if !ok {
+		t.FailNow()
+	}
+	patient.stop()
 	h.waitReady(2)
 	if got := c.sh("echo alive"); got != "alive\n" {
 		t.Errorf("got %q", got)
@@ -320,12 +331,12 @@ func TestNetwork(t *testing.T) {
 		var out []byte
 		eventually(t, "connecting to "+addr, func() bool {
 			err := netns.Do(ns, func() error {
-				conn, err := net.DialTimeout("tcp", addr, time.Second)
+				conn, err := net.DialTimeout("tcp", addr, 20*time.Second)
 				if err != nil {
 					return err
 				}
 				defer conn.Close()
-				_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+				_ = conn.SetDeadline(time.Now().Add(time.Minute))
 				out, err = io.ReadAll(conn)
 				return err
 			})

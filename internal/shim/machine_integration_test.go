@@ -3,7 +3,6 @@
 package shim_test
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"os"
@@ -272,11 +271,7 @@ func TestMachineKilled(t *testing.T) {
 	if found, err := attach.NewRecords(h.run).Find("s/boot"); len(found) > 0 || err != nil {
 		t.Errorf("records %v, %v", found, err)
 	}
-	cmd := exec.CommandContext(context.Background(), h.shim, "-namespace", "k8s.io", "-id", v.pod.id, "-address", filepath.Join(h.run, "containerd.sock"), "delete")
-	cmd.Dir = h.dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Errorf("shim delete: %v %s", err, out)
-	}
+	h.shimDelete(v.pod.id)
 	if _, ok, err := registry.New(h.run).Find(v.pod.id); ok || err != nil {
 		t.Errorf("the record is left: %v, %v", ok, err)
 	}

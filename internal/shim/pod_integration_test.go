@@ -143,7 +143,7 @@ func testVolumes(t *testing.T, p *pod) {
 		t.Errorf("got %q", got)
 	}
 	publish("..2", "two")
-	for deadline := time.Now().Add(20 * time.Second); c.sh("cat /cm/key") != "two"; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); c.sh("cat /cm/key") != "two"; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("the update did not arrive")
 		}

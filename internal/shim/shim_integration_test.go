@@ -179,7 +179,7 @@ func (h *host) stopPool() {
 func (h *host) waitReady(n int) wire.Status {
 	h.t.Helper()
 	var last wire.Status
-	for deadline := time.Now().Add(90 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		s, err := wire.GetStatus(context.Background(), filepath.Join(h.run, "pool.sock"))
 		if err == nil && s.Ready >= n {
 			return s
@@ -203,7 +203,7 @@ func (h *host) event(topic string, into proto.Message) {
 				h.t.Fatal(err)
 			}
 			return
-		case <-time.After(20 * time.Second):
+		case <-time.After(3 * time.Minute):
 			h.t.Fatalf("no event %s", topic)
 		}
 	}

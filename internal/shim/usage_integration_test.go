@@ -14,6 +14,7 @@ import (
 
 	"atoll.dev/atoll/internal/datadir/handover"
 	"atoll.dev/atoll/internal/pool/registry"
+	"atoll.dev/atoll/internal/pool/wire"
 )
 
 // testUsage: what a container writes into an emptyDir and into its own layer is written down for the
@@ -79,6 +80,10 @@ func testWaitingKilled(t *testing.T, h *host) {
 	if killed == 0 {
 		t.Fatalf("nobody waits among %+v", entries)
 	}
+	eventually(t, "the pool knows", func() bool {
+		s, err := wire.GetStatus(t.Context(), filepath.Join(h.run, "pool.sock"))
+		return err == nil && s.Failed > before.Failed
+	})
 	after := h.waitReady(2)
 	if after.Failed != before.Failed+killed || after.Error != "" || !strings.Contains(after.LastFailure, "a waiting micro-VM ended") {
 		t.Errorf("status %+v", after)

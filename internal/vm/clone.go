@@ -24,7 +24,7 @@ const (
 )
 
 // cloneTimeout is far above what the busiest host needs to load a state.
-const cloneTimeout = 60 * time.Second
+const cloneTimeout = 3 * time.Minute
 
 // Clone makes a new machine from the template and returns when the state is loaded. Unless
 // cfg.Paused, it runs from then on. The guest has been told to leave the barrier; Channel carries

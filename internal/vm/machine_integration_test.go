@@ -56,7 +56,7 @@ func exited(t *testing.T, m *vm.Machine) vm.Exit {
 	select {
 	case <-m.Done():
 		return m.Exit()
-	case <-time.After(30 * time.Second):
+	case <-time.After(3 * time.Minute):
 		t.Fatal("the machine does not end")
 		return vm.Exit{}
 	}

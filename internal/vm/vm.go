@@ -61,7 +61,7 @@ const (
 	DefaultFirmware     = "qboot.rom"
 	DefaultMemoryMiB    = 128
 	DefaultScratchBytes = 16 << 30
-	DefaultBootTimeout  = 90 * time.Second // the guest gives up before
+	DefaultBootTimeout  = 3 * time.Minute // the guest gives up before
 )
 
 // Config is the machine that a template is made from. Only Kernel, Initramfs and UID are required.

@@ -287,6 +287,7 @@ func TestVolumeHostile(t *testing.T) {
 func TestVolumeDeepest(t *testing.T) {
 	ctx := t.Context()
 	m := vmtest.Clone(t, build(t), vm.CloneConfig{})
+	m.SetPatience(10 * time.Minute)
 	names := []string{qcow2(t, "layer", "")}
 	for len(names) < handover.MaxLayers {
 		names = append(names, qcow2(t, "layer", names[len(names)-1]))
@@ -340,11 +341,17 @@ func TestVolumeFull(t *testing.T) {
 	lun, err := m.AddVolume(ctx, vm.Volume{Serial: "v", Layers: layers(t, os.O_RDWR, image)})
 	must(t, err)
 	data := strings.Repeat("77", 512)
-	stalled := 0
+	stalled := false
 	for i := range 24 {
 		g.Send(t, "write %d %d %s", lun, i*128<<10, data)
 		answer := make(chan string, 1)
-		go func() { answer <- g.Receive(t) }()
+		go func() {
+			got, err := g.Answer()
+			if err != nil {
+				got = err.Error()
+			}
+			answer <- got
+		}()
 		for done := false; !done; {
 			select {
 			case got := <-answer:
@@ -353,14 +360,14 @@ func TestVolumeFull(t *testing.T) {
 				}
 				done = true
 			case <-time.After(20 * time.Millisecond):
-				if m.Stalled() && stalled == 0 {
-					stalled = i
+				if m.Stalled() && !stalled {
+					stalled = true
 					must(t, os.Remove(ballast))
 				}
 			}
 		}
 	}
-	if stalled == 0 {
+	if !stalled {
 		t.Error("the file system never was full")
 	}
 	must(t, m.RemoveVolume(ctx, "v"))

@@ -16,9 +16,9 @@ const (
 	// started is still passed on after it has ended. Looks and not time: a guest whose processors stood
 	// still has not had the time that its clock says.
 	graceEOF = 30
-	// graceAttach is how long the output of an ended process is kept for a stream that was
+	// graceAttach is for how many looks the output of an ended process is kept for a stream that was
 	// announced and has not come.
-	graceAttach = 5 * time.Second
+	graceAttach = 500
 	pollDrain   = 10 * time.Millisecond
 )
 
@@ -132,20 +132,18 @@ func (o *output) finish() {
 // hold the pipe have graceEOF after their last output; then the stream ends, and their output is
 // read and dropped so that they do not die of it.
 func (o *output) drain() {
-	start, gaveUp := time.Now(), false
-	idle := 0 // looks
+	waited, idle := 0, 0 // looks
 	tick := time.NewTicker(pollDrain)
 	defer tick.Stop()
 	for {
 		select {
 		case <-o.sent:
 			return
-		case now := <-tick.C:
+		case <-tick.C:
 			attached, passed := o.state()
 			switch {
 			case !attached:
-				if !gaveUp && now.Sub(start) > graceAttach {
-					gaveUp = true
+				if waited++; waited == graceAttach {
 					close(o.giveUp)
 				}
 			case !passed:

@@ -190,15 +190,15 @@ func (l *Lab) Del(t testing.TB, id, pod string) {
 
 const (
 	// patience is how long something is tried that has to work.
-	patience = 10 * time.Second
+	patience = time.Minute
 	// again is after how long a packet is sent again that nothing answers.
 	again = time.Second
 	// silence is how long nobody must answer.
 	silence = 2 * time.Second
 )
 
-// Ping sends ICMP echoes from the namespace of the calling thread, one a second, until one is answered or ten seconds
-// have passed.
+// Ping sends ICMP echoes from the namespace of the calling thread, one a second, until one is answered or a minute
+// has passed.
 func Ping(to netip.Addr) error {
 	_, err := PingCount(to)
 	return err
@@ -316,7 +316,7 @@ func check(t testing.TB, err error) {
 	}
 }
 
-// Who asks a server of ServeWho, from a namespace, which address it sees. It tries for ten seconds.
+// Who asks a server of ServeWho, from a namespace, which address it sees. It tries for a minute.
 func Who(path, network, to string) (seen string, err error) {
 	return who(path, network, to, patience)
 }

@@ -141,7 +141,7 @@ func (h *host) set(id string, pods ...string) {
 const (
 	// soon is how long an answer may take that must not come, patience one that must.
 	soon     = 400 * time.Millisecond
-	patience = 10 * time.Second
+	patience = time.Minute
 )
 
 // ask connects to a server of ServeWho and waits for its answer.

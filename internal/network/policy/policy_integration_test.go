@@ -5,6 +5,7 @@ package policy_test
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -303,7 +304,8 @@ func TestPodsCannotForge(t *testing.T) {
 		})
 		var to netip.Addr
 		networktest.Do(t, h.Host, func() error {
-			for _, l := range allLinks(t) {
+			links, err := allLinks()
+			for _, l := range links {
 				if l.Attrs().Name != h.state.Pods[a.address].Interface {
 					continue
 				}
@@ -313,7 +315,7 @@ func TestPodsCannotForge(t *testing.T) {
 				}
 				to, _ = netip.AddrFromSlice(addrs[0].IP)
 			}
-			return nil
+			return err
 		})
 		if !to.IsValid() {
 			t.Log("the host's end has no IPv6 address")
@@ -325,13 +327,14 @@ func TestPodsCannotForge(t *testing.T) {
 	})
 }
 
-func allLinks(t *testing.T) []netlink.Link {
-	t.Helper()
-	links, err := netlink.LinkList()
-	if err != nil {
-		t.Fatal(err)
+// allLinks lists the interfaces in the namespace of the calling thread, again if they change meanwhile.
+func allLinks() (links []netlink.Link, err error) {
+	for range 10 {
+		if links, err = netlink.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
 	}
-	return links
+	return links, err
 }
 
 func TestEstablishedConnectionsAreCut(t *testing.T) {
@@ -385,7 +388,7 @@ func TestRestart(t *testing.T) {
 	wg.Go(func() {
 		for ctx.Err() == nil {
 			asked++
-			if ask(client.netns, "tcp4", db.at(80), 5*time.Second) != nil {
+			if ask(client.netns, "tcp4", db.at(80), patience) != nil {
 				refused++
 			}
 		}

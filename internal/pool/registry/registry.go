@@ -172,7 +172,7 @@ func (r Registry) End(ctx context.Context, e Entry) error {
 	if e.QEMU > 0 {
 		errs = append(errs, endQEMU(ctx, e))
 	}
-	errs = append(errs, hostcgroup.Remove(e.Cgroups), r.Remove(e))
+	errs = append(errs, hostcgroup.Remove(ctx, e.Cgroups), r.Remove(e))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("ending shim daemon %s: %w", e.Member, err)
 	}

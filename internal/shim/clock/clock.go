@@ -1,9 +1,10 @@
 // Package clock makes a guest's wall clock follow the host's.
 //
 // A guest has the host's time from Setup on and then counts by itself. The follower tells it the time
-// again soon after the start, when the host's clock has been set, when the guest has stood still, and every ten minutes, since the two
-// drift apart by some 60 ms at most meanwhile. It never sets the host's clock. Package sandbox runs one per
-// micro-VM; between its calls it waits for one timer and costs nothing.
+// again soon after the start, when the host's clock has been set, when the guest has stood still, and
+// every ten minutes, since the two drift apart by some 60 ms at most meanwhile. One that does not answer
+// is told again soon, then less and less often. It never sets the host's clock. Package sandbox runs one
+// per micro-VM; between its calls it waits for one timer and costs nothing.
 //
 // The way to a guest takes from less than a millisecond to seconds, on a host that is busy. So the time
 // is told until it got there quickly, by the host's own measurement; only then the guest is asked to
@@ -97,6 +98,7 @@ func (f *Follower) follow(ctx context.Context) error {
 	if err := f.cfg.Timer.Arm(jitter(settle)); err != nil {
 		return err
 	}
+	retry := settle
 	for {
 		stepped, err := f.cfg.Timer.Wait()
 		if err != nil {
@@ -104,13 +106,8 @@ func (f *Follower) follow(ctx context.Context) error {
 		}
 		f.soon.Store(false)
 		// Armed first: a clock that is set while the guest is told the time goes on to the next round.
-		if err := f.cfg.Timer.Arm(jitter(period)); err != nil {
+		if err := f.arm(period); err != nil {
 			return err
-		}
-		if f.soon.Load() {
-			if err := f.cfg.Timer.Arm(soonAfter); err != nil {
-				return err
-			}
 		}
 		err = f.sync(ctx)
 		switch {
@@ -118,10 +115,24 @@ func (f *Follower) follow(ctx context.Context) error {
 			return err
 		case err != nil:
 			slog.Warn("guest does not follow the host's clock", "hostWasSet", stepped, "error", err)
+			if err := f.arm(retry); err != nil { // forgets that the clock was set meanwhile; it is told again anyway
+				return err
+			}
+			retry = min(2*retry, period)
+			continue
 		case stepped:
 			slog.Info("guest was told that the host's clock was set")
 		}
+		retry = settle
 	}
+}
+
+// arm sets the timer to go off after about d, or soon if that was asked for.
+func (f *Follower) arm(d time.Duration) error {
+	if err := f.cfg.Timer.Arm(jitter(d)); err != nil || !f.soon.Load() {
+		return err
+	}
+	return f.cfg.Timer.Arm(soonAfter)
 }
 
 // sync makes the guest set its clock by the host's.

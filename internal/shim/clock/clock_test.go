@@ -180,10 +180,10 @@ func TestSlowWay(t *testing.T) {
 	}
 }
 
-// TestGuestDoesNotAnswer: the follower tries again next time.
+// TestGuestDoesNotAnswer: the follower tries again soon, then less and less often, until the guest answers.
 func TestGuestDoesNotAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := &fakeGuest{delays: []time.Duration{time.Hour}}
+		g := &fakeGuest{delays: []time.Duration{time.Hour, time.Hour, time.Hour}}
 		_ = follow(t, g, func(timer *fakeTimer) {
 			timer.step <- struct{}{}
 			time.Sleep(callTimeout + time.Second)
@@ -191,9 +191,15 @@ func TestGuestDoesNotAnswer(t *testing.T) {
 				t.Errorf("told %d times, set %d times", len(g.told), len(g.set))
 			}
 			timer.step <- struct{}{}
+			time.Sleep(period / 2)
 		})
-		if len(g.told) != 2 || len(g.set) != 1 {
-			t.Errorf("then told %d times, set %d times", len(g.told), len(g.set))
+		if len(g.told) != 4 || len(g.set) != 1 {
+			t.Fatalf("then told %d times, set %d times", len(g.told), len(g.set))
+		}
+		for i, pause := range []time.Duration{2 * settle, 4 * settle} {
+			if d := g.told[i+2].Sub(g.told[i+1]) - callTimeout; d < pause*3/4 || d > pause*5/4 {
+				t.Errorf("told again after %v, want about %v", d, pause)
+			}
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -108,5 +109,5 @@ func (c *cgroups) Leave() error {
 	if err := g.Leave(os.Getpid()); err != nil {
 		return err
 	}
-	return hostcgroup.Remove(g.Dirs)
+	return hostcgroup.Remove(context.Background(), g.Dirs)
 }

@@ -12,6 +12,7 @@ package hostcgroup
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -30,7 +31,7 @@ import (
 var ErrNoParent = errors.New("pod's cgroup does not exist")
 
 // removeTimeout bounds how long Remove waits for processes to be gone.
-const removeTimeout = 2 * time.Second
+const removeTimeout = 10 * time.Second
 
 // hierarchy is a mounted cgroup hierarchy.
 type hierarchy struct {
@@ -282,16 +283,17 @@ func hierarchies(mountinfo string) ([]hierarchy, error) {
 }
 
 // Remove removes a group's directories once their processes are gone. Missing ones are no error.
-func Remove(dirs []string) error {
+func Remove(ctx context.Context, dirs []string) error {
 	var errs []error
-	deadline := time.Now().Add(removeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
+	defer cancel()
 	for _, dir := range dirs {
 		for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
 			err := unix.Rmdir(dir)
 			if err == nil || errors.Is(err, unix.ENOENT) {
 				break
 			}
-			if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			if !errors.Is(err, unix.EBUSY) || ctx.Err() != nil {
 				errs = append(errs, fmt.Errorf("removing cgroup %s: %w", dir, err))
 				break
 			}

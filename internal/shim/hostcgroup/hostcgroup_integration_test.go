@@ -73,16 +73,16 @@ func TestJoin(t *testing.T) {
 	if raised != 2 {
 		t.Errorf("%d limits, want one of processors and one of memory", raised)
 	}
-	if err := Remove(g.Dirs[:1]); err == nil {
+	if err := Remove(t.Context(), g.Dirs[:1]); err == nil {
 		t.Error("removed a group with a process in it")
 	}
 	if err := g.Leave(cmd.Process.Pid); err != nil {
 		t.Error(err)
 	}
-	if err := Remove(g.Dirs); err != nil {
+	if err := Remove(t.Context(), g.Dirs); err != nil {
 		t.Error(err)
 	}
-	if err := Remove(g.Dirs); err != nil {
+	if err := Remove(t.Context(), g.Dirs); err != nil {
 		t.Error(err)
 	}
 	_ = cmd.Process.Kill()

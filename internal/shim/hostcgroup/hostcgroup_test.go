@@ -31,7 +31,7 @@ func TestHierarchies(t *testing.T) {
 }
 
 func TestRemoveMissing(t *testing.T) {
-	if err := Remove([]string{filepath.Join(t.TempDir(), "none")}); err != nil {
+	if err := Remove(t.Context(), []string{filepath.Join(t.TempDir(), "none")}); err != nil {
 		t.Error(err)
 	}
 }

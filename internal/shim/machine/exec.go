@@ -170,7 +170,7 @@ func guestExec(ctx context.Context, e ends, hw Hardware, args []string) uint32 {
 func (l *life) open2(ctx context.Context, hw Hardware, kind machinev1.StreamKind) (io.ReadWriteCloser, error) {
 	switch kind {
 	case machinev1.StreamVNC:
-		ctx, cancel := context.WithTimeout(ctx, askTimeout)
+		ctx, cancel := context.WithTimeout(ctx, guest.Busy)
 		defer cancel()
 		return hw.VNC(ctx)
 	case machinev1.StreamSerial:

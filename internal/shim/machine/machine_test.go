@@ -132,7 +132,7 @@ func TestEnds(t *testing.T) {
 func TestCutOff(t *testing.T) {
 	w := newWorld(t)
 	m := sample()
-	m.Stop = machinev1.Stop{Mode: machinev1.TrySoft, TimeoutSeconds: 1}
+	m.Stop = machinev1.Stop{Mode: machinev1.TrySoft, TimeoutSeconds: 10}
 	p := w.start(m)
 	p.running()
 	p.s.life.askAgain = time.Millisecond

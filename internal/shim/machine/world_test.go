@@ -379,7 +379,7 @@ func (w *world) start(m *machinev1.Machine) *machinePod {
 // until waits until the state is as wanted.
 func (p *machinePod) until(what string, ok func(machinev1.State) bool) machinev1.State {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(p.t.Context(), time.Minute)
 	defer cancel()
 	st := p.s.board.Get()
 	for !ok(st) {

@@ -54,8 +54,9 @@ const (
 	statusKilled  = 137 // QEMU ended by itself or was killed
 )
 
-// killTimeout bounds how long QEMU may take to be gone after SIGKILL.
-const killTimeout = 10 * time.Second
+// killTimeout bounds how long QEMU may take to be gone after SIGKILL. With what volumes and cgroups take that is within
+// the two minutes that the kubelet gives a sandbox to stop.
+const killTimeout = 20 * time.Second
 
 // Machine is the part of a virtual machine that a sandbox needs.
 type Machine interface {
@@ -147,6 +148,7 @@ type Service struct {
 	room    *room // memory and CPUs of the VM
 	created time.Time
 	stop    bool // was asked for
+	ending  bool // the tasks are being told
 
 	started chan struct{} // closed when the start has succeeded or failed
 	err     error         // of the start
@@ -332,23 +334,20 @@ func (s *Service) settle(ctx context.Context) error {
 	}
 }
 
-// end records the end of the sandbox, once, and tells the tasks.
+// end records the end of the sandbox, once, and tells the tasks. All callers return when they have been told.
 func (s *Service) end(status uint32, at time.Time) {
 	s.mu.Lock()
-	if s.ended() {
+	if s.ending {
 		s.mu.Unlock()
+		<-s.stopped
 		return
 	}
-	s.exit, s.exitAt = status, at
+	s.ending, s.exit, s.exitAt = true, status, at
 	s.mu.Unlock()
 	s.cancel()
 	// Containers first: whoever waits for the sandbox then finds them ended.
 	s.cfg.Tasks.Gone(at)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.ended() {
-		close(s.stopped)
-	}
+	close(s.stopped)
 }
 
 // ended reports whether the sandbox has ended.

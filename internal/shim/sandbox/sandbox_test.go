@@ -91,6 +91,14 @@ func (w *world) OnlineResources(context.Context, *guestv1.Empty) (*guestv1.Onlin
 	return &guestv1.OnlineResourcesResponse{MemoryBytes: uint64(w.memory - 40<<20), Cpus: w.cpus}, nil
 }
 
+func (*world) TellTime(context.Context, *guestv1.TellTimeRequest) (*guestv1.Empty, error) {
+	return &guestv1.Empty{}, nil
+}
+
+func (*world) SetTime(context.Context, *guestv1.SetTimeRequest) (*guestv1.Empty, error) {
+	return &guestv1.Empty{}, nil
+}
+
 func (w *world) NextEvent(ctx context.Context, _ *guestv1.Empty) (*guestv1.Event, error) {
 	select {
 	case e := <-w.events:

@@ -31,7 +31,7 @@ import (
 var ErrGone = errors.New("the micro-VM has ended")
 
 // dialTimeout bounds how long the guest may take to connect to a port of the pod.
-const dialTimeout = 10 * time.Second
+const dialTimeout = 90 * time.Second
 
 // Session is the connection to one guest. Its methods may be called from several goroutines.
 type Session struct {
@@ -67,7 +67,7 @@ func translate(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, _ 
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, ttrpc.ErrClosed), errors.Is(err, yamux.ErrSessionShutdown):
+	case errors.Is(err, ttrpc.ErrClosed), errors.Is(err, yamux.ErrSessionShutdown), errors.Is(err, yamux.ErrStreamClosed):
 		return fmt.Errorf("%w: %w", ErrGone, errdefs.ErrUnavailable)
 	case ctx.Err() != nil:
 		return fmt.Errorf("guest did not answer %s: %w", req.Method, ctx.Err())

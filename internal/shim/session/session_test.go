@@ -22,6 +22,7 @@ import (
 // fake answers the few calls that the tests make.
 type fake struct {
 	guestv1.GuestService
+	hangs chan struct{} // gets a token when a call hangs
 }
 
 func (fake) Kill(context.Context, *guestv1.KillRequest) (*guestv1.Empty, error) {
@@ -32,13 +33,14 @@ func (fake) OnlineResources(context.Context, *guestv1.Empty) (*guestv1.OnlineRes
 	return &guestv1.OnlineResourcesResponse{Cpus: 3}, nil
 }
 
-func (fake) Shutdown(ctx context.Context, _ *guestv1.Empty) (*guestv1.Empty, error) {
+func (f fake) Shutdown(ctx context.Context, _ *guestv1.Empty) (*guestv1.Empty, error) {
+	f.hangs <- struct{}{}
 	<-ctx.Done()
 	return nil, ctx.Err()
 }
 
 // guest serves the other end of conn.
-func guest(t *testing.T, conn net.Conn) *yamux.Session {
+func guest(t *testing.T, conn net.Conn, f fake) *yamux.Session {
 	t.Helper()
 	mux, err := channel.Server(conn)
 	if err != nil {
@@ -51,13 +53,13 @@ func guest(t *testing.T, conn net.Conn) *yamux.Session {
 			if err != nil {
 				return
 			}
-			go serve(t, st)
+			go serve(t, st, f)
 		}
 	}()
 	return mux
 }
 
-func serve(t *testing.T, st *yamux.Stream) {
+func serve(t *testing.T, st *yamux.Stream, f fake) {
 	h, err := channel.ReadHeader(st)
 	if err != nil {
 		t.Error(err)
@@ -70,7 +72,7 @@ func serve(t *testing.T, st *yamux.Stream) {
 			t.Error(err)
 			return
 		}
-		guestv1.RegisterGuestService(srv, fake{})
+		guestv1.RegisterGuestService(srv, f)
 		_ = srv.Serve(context.Background(), channel.NewListener(st, nil))
 	case h.Kind == channel.KindDial && h.Port == 80:
 		_, _ = io.WriteString(st, "ok\n")
@@ -84,20 +86,21 @@ func serve(t *testing.T, st *yamux.Stream) {
 	}
 }
 
-func open(t *testing.T) (*Session, *yamux.Session) {
+func open(t *testing.T) (_ *Session, _ *yamux.Session, hangs <-chan struct{}) {
 	t.Helper()
 	a, b := net.Pipe()
-	mux := guest(t, b)
+	f := fake{hangs: make(chan struct{}, 1)}
+	mux := guest(t, b, f)
 	s, err := Open(a)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.Close() })
-	return s, mux
+	return s, mux, f.hangs
 }
 
 func TestCalls(t *testing.T) {
-	s, _ := open(t)
+	s, _, _ := open(t)
 	if r, err := s.OnlineResources(t.Context(), &guestv1.Empty{}); err != nil || r.Cpus != 3 {
 		t.Errorf("got %v, %v", r, err)
 	}
@@ -112,7 +115,7 @@ func TestCalls(t *testing.T) {
 }
 
 func TestStreams(t *testing.T) {
-	s, _ := open(t)
+	s, _, _ := open(t)
 	st, err := s.OpenIO("c", "e", 1)
 	if err != nil {
 		t.Fatal(err)
@@ -143,13 +146,13 @@ func TestStreams(t *testing.T) {
 }
 
 func TestGuestEnds(t *testing.T) {
-	s, mux := open(t)
+	s, mux, hangs := open(t)
 	failed := make(chan error, 1)
 	go func() {
 		_, err := s.Shutdown(t.Context(), &guestv1.Empty{})
 		failed <- err
 	}()
-	time.Sleep(10 * time.Millisecond)
+	<-hangs
 	_ = mux.Close()
 	if err := <-failed; !errors.Is(err, ErrGone) || !errdefs.IsUnavailable(err) {
 		t.Errorf("call in flight: %v", err)

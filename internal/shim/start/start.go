@@ -35,8 +35,9 @@ const (
 	RuntimeName = "io.containerd.atoll.v1"
 	// shimVersion is that of the sandbox API: one shim serves all containers of a sandbox.
 	shimVersion = 3
-	// startTimeout bounds the wait for a micro-VM, in a burst or while the pool restarts.
-	startTimeout = 90 * time.Second
+	// startTimeout bounds the wait for a micro-VM, in a burst or while the pool restarts. With the start of the
+	// sandbox after it that is within the four minutes that the kubelet waits.
+	startTimeout = 2 * time.Minute
 	// deleteTimeout is within the 5 s that containerd gives.
 	deleteTimeout = 4 * time.Second
 	// maxParams bounds the parameters.

@@ -179,7 +179,7 @@ func next[T proto.Message](t *testing.T, j journal) T {
 			t.Fatalf("event %T %v, want %T", m, m, zero)
 		}
 		return e
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("no event %T", zero)
 		return zero
 	}

@@ -25,7 +25,7 @@ import (
 )
 
 // logTimeout bounds the copying of a termination message, which delays the report of an exit.
-const logTimeout = 30 * time.Second
+const logTimeout = 90 * time.Second
 
 // Start starts a container's first process, or an exec.
 func (s *Service) Start(ctx context.Context, r *api.StartRequest) (*api.StartResponse, error) {

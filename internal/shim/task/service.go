@@ -39,8 +39,9 @@ import (
 	"atoll.dev/atoll/internal/shim/volumes"
 )
 
-// callTimeout bounds every call to the guest but Wait.
-const callTimeout = 60 * time.Second
+// callTimeout bounds every call to the guest but Wait, which may starve among emulated ones. The kubelet waits two
+// minutes.
+const callTimeout = 100 * time.Second
 
 // pidBase is above every pid that a Linux host can have (PID_MAX_LIMIT): what containerd takes for a
 // container's pid never names a process of the host.

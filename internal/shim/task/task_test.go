@@ -329,6 +329,9 @@ func TestUsage(t *testing.T) {
 		t.Errorf("with a directory in the way: %v", err)
 	}
 	p.guest.exit("c", "", 0, false)
+	next[*apievents.TaskCreate](t, p.events)
+	next[*apievents.TaskStart](t, p.events)
+	next[*apievents.TaskExit](t, p.events) // nothing is written down any more
 }
 
 func TestUpdate(t *testing.T) {

@@ -36,7 +36,7 @@ func (s *Set) reports(ctx context.Context) {
 			slog.Warn("reporting what volumes take", "error", err)
 		}
 		select {
-		case <-time.After(reportInterval):
+		case <-time.After(s.interval):
 		case <-ctx.Done():
 			return
 		}

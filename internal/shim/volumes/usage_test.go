@@ -18,6 +18,7 @@ import (
 func TestMeasure(t *testing.T) {
 	h, g := newHost(t), newGuest()
 	s := h.set(g)
+	s.interval = time.Hour
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
@@ -41,7 +42,7 @@ func TestMeasure(t *testing.T) {
 		s.Measure()
 	}
 	var got handover.Usage
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		var err error
 		if got, _, err = handover.ReadUsage(file); err == nil {
 			break

@@ -66,13 +66,14 @@ type Disks interface {
 
 // Set is the volumes of one pod.
 type Set struct {
-	guest   Guest
-	disks   Disks
-	roots   Roots
-	watch   *watcher
-	begun   chan error        // holds the result of Begin while nobody waits, nil before it is called
-	first   map[string][]byte // files of Begin
-	measure chan struct{}     // buffered; somebody wants to know what volumes take
+	guest    Guest
+	disks    Disks
+	roots    Roots
+	watch    *watcher
+	begun    chan error        // holds the result of Begin while nobody waits, nil before it is called
+	first    map[string][]byte // files of Begin
+	measure  chan struct{}     // buffered; somebody wants to know what volumes take
+	interval time.Duration     // between two reports of that
 
 	mu      sync.Mutex // held over each change in the guest; guards the fields below
 	volumes map[string]*volume
@@ -105,7 +106,7 @@ type podFile struct{ host, name string }
 // New makes an empty set. Paths outside of roots are refused.
 func New(guest Guest, disks Disks, roots Roots) *Set {
 	return &Set{
-		guest: guest, disks: disks, roots: roots, watch: newWatcher(), measure: make(chan struct{}, 1),
+		guest: guest, disks: disks, roots: roots, watch: newWatcher(), measure: make(chan struct{}, 1), interval: reportInterval,
 		volumes: map[string]*volume{}, files: map[string]digest{},
 	}
 }

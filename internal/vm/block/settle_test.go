@@ -68,66 +68,72 @@ func TestSnapshotNotWaitedFor(t *testing.T) {
 	for name, refuses := range map[string]bool{"taken": false, "refused": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			conn, child, err := qemu.SocketPair()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer child.Close()
-			q := &slowQEMU{conn: child, begun: make(chan struct{}), goOn: make(chan struct{}), refuses: refuses}
-			go q.run()
-			client := qmp.New(conn, nil)
-			defer client.Close()
-			g := New(run(client), 3*time.Second)
-			v := &Chain{prefix: "v0", next: 1, layers: []layer{{node: "v0.0"}}}
-			file := filepath.Join(t.TempDir(), "overlay")
-			header := append([]byte("QFI\xfb\x00\x00\x00\x03"), make([]byte, 200)...)
-			if err := os.WriteFile(file, header, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			snapshot := func() error {
-				frozen, err := os.Open(file)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer frozen.Close()
-				overlay, err := os.OpenFile(file, os.O_RDWR, 0)
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer overlay.Close()
-				return g.Snapshot(t.Context(), v, Layer{Format: QCOW2, File: frozen}, Layer{Format: QCOW2, File: overlay})
-			}
-			if err := snapshot(); !errors.Is(err, context.DeadlineExceeded) {
-				t.Fatal(err)
-			}
-			select {
-			case <-q.begun:
-			case <-time.After(time.Minute):
-				t.Fatal("QEMU was not asked for a snapshot")
-			}
-			if _, err := g.Depth(contextOf(t, 100*time.Millisecond), v); err == nil {
-				t.Error("known before QEMU knows")
-			}
-			close(q.goOn)
-			g.patience = 30 * time.Second
-			want := 2
-			if refuses {
-				want = 1
-			}
-			if n, err := g.Depth(t.Context(), v); n != want || err != nil {
-				t.Errorf("%d layers, %v; want %d", n, err, want)
-			}
-			if refuses {
-				return
-			}
-			if err := snapshot(); err != nil || strings.Count(strings.Join(q.said, " "), "blockdev-snapshot") != 1 {
-				t.Errorf("again: %v; %v", err, q.said)
-			}
-			if l := v.layers; len(l) != 2 || len(l[1].fds) != 1 || l[1].fds[0] != 7 {
-				t.Errorf("layers %+v", l)
-			}
+			patiently(t, func(patience time.Duration) bool { return snapshotNotWaitedFor(t, patience, refuses) })
 		})
 	}
+}
+
+// snapshotNotWaitedFor returns false if QEMU was not even asked in time.
+func snapshotNotWaitedFor(t *testing.T, patience time.Duration, refuses bool) bool {
+	conn, child, err := qemu.SocketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer child.Close()
+	q := &slowQEMU{conn: child, begun: make(chan struct{}), goOn: make(chan struct{}), refuses: refuses}
+	go q.run()
+	client := qmp.New(conn, nil)
+	defer client.Close()
+	g := New(run(client), patience)
+	v := &Chain{prefix: "v0", next: 1, layers: []layer{{node: "v0.0"}}}
+	file := filepath.Join(t.TempDir(), "overlay")
+	header := append([]byte("QFI\xfb\x00\x00\x00\x03"), make([]byte, 200)...)
+	if err := os.WriteFile(file, header, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	snapshot := func() error {
+		frozen, err := os.Open(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer frozen.Close()
+		overlay, err := os.OpenFile(file, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer overlay.Close()
+		return g.Snapshot(t.Context(), v, Layer{Format: QCOW2, File: frozen}, Layer{Format: QCOW2, File: overlay})
+	}
+	if err := snapshot(); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatal(err)
+	}
+	select {
+	case <-q.begun:
+	case <-time.After(patience):
+		return false
+	}
+	if _, err := g.Depth(contextOf(t, 100*time.Millisecond), v); err == nil {
+		t.Error("known before QEMU knows")
+	}
+	close(q.goOn)
+	g.patience = 30 * time.Second
+	want := 2
+	if refuses {
+		want = 1
+	}
+	if n, err := g.Depth(t.Context(), v); n != want || err != nil {
+		t.Errorf("%d layers, %v; want %d", n, err, want)
+	}
+	if refuses {
+		return true
+	}
+	if err := snapshot(); err != nil || strings.Count(strings.Join(q.said, " "), "blockdev-snapshot") != 1 {
+		t.Errorf("again: %v; %v", err, q.said)
+	}
+	if l := v.layers; len(l) != 2 || len(l[1].fds) != 1 || l[1].fds[0] != 7 {
+		t.Errorf("layers %+v", l)
+	}
+	return true
 }
 
 func contextOf(t *testing.T, d time.Duration) context.Context {

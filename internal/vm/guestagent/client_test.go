@@ -148,12 +148,12 @@ func TestNoAgent(t *testing.T) {
 
 // TestLateAnswer: an answer that came too late is not taken for the next one's.
 func TestLateAnswer(t *testing.T) {
-	a := &agent{answers: map[string]string{"guest-get-host-name": `{"return": {"host-name": "a"}}`}}
+	late := `{"return": {"host-name": "late"}}` + "\n"
+	a := &agent{answers: map[string]string{"guest-get-host-name": `{"return": {"host-name": "a"}}`}, noise: late}
 	c := serve(t, a)
 	if err := c.Ping(short(t)); !errors.Is(err, ErrNoAgent) {
 		t.Errorf("%v", err)
 	}
-	go fmt.Fprintln(a.conn, `{"return": {"host-name": "late"}}`)
 	if name, err := c.Hostname(t.Context()); err != nil || name != "a" {
 		t.Errorf("%q, %v", name, err)
 	}
@@ -278,15 +278,17 @@ func TestExecOfSilentAgent(t *testing.T) {
 }
 
 func TestShutdown(t *testing.T) {
-	a := &agent{}
-	if err := serve(t, a).Shutdown(t.Context(), Reboot); err != nil || <-a.said != "guest-shutdown" {
-		t.Errorf("%v", err)
-	}
-	refuses := &agent{answers: map[string]string{"guest-shutdown": `{"error": {"class": "GenericError", "desc": "no"}}`}}
-	var refused *Error
-	if err := serve(t, refuses).Shutdown(t.Context(), Reboot); !errors.As(err, &refused) {
-		t.Errorf("%v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		a := &agent{}
+		if err := serve(t, a).Shutdown(t.Context(), Reboot); err != nil || <-a.said != "guest-shutdown" {
+			t.Errorf("%v", err)
+		}
+		refuses := &agent{answers: map[string]string{"guest-shutdown": `{"error": {"class": "GenericError", "desc": "no"}}`}}
+		var refused *Error
+		if err := serve(t, refuses).Shutdown(t.Context(), Reboot); !errors.As(err, &refused) {
+			t.Errorf("%v", err)
+		}
+	})
 }
 
 func FuzzDecode(f *testing.F) {

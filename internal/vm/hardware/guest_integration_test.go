@@ -4,6 +4,7 @@ package hardware_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -17,6 +18,7 @@ import (
 	"atoll.dev/atoll/internal/vm"
 	"atoll.dev/atoll/internal/vm/guestagent"
 	"atoll.dev/atoll/internal/vm/hardware"
+	"atoll.dev/atoll/internal/vm/monitor"
 	"atoll.dev/atoll/internal/vm/vmtest"
 )
 
@@ -225,7 +227,7 @@ func (r *running) want(t testing.TB, want, script string) {
 	t.Helper()
 	var got string
 	var err error
-	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); {
+	for end := time.Now().Add(bootTimeout); time.Now().Before(end); {
 		if got, err = r.try(t, script); err == nil && got == want {
 			return
 		}
@@ -247,4 +249,49 @@ func (r *running) ended(t testing.TB) vm.Exit {
 		t.Fatal("the machine does not end")
 		return vm.Exit{}
 	}
+}
+
+// pressed presses the power button until the machine ends: a guest that has just booted may not have found it yet.
+func (r *running) pressed(t testing.TB) vm.Exit {
+	t.Helper()
+	for end := time.Now().Add(bootTimeout); time.Now().Before(end); {
+		if err := r.PowerDown(t.Context()); err != nil && !errors.Is(err, vm.ErrExited) {
+			t.Fatal(err)
+		}
+		select {
+		case <-r.Done():
+			return r.Exit()
+		case <-time.After(5 * time.Second):
+		}
+	}
+	t.Fatal("the machine does not end")
+	return vm.Exit{}
+}
+
+// again does something for which the guest may have been too slow, until it was not.
+func again(t testing.TB, slow error, do func() error) {
+	t.Helper()
+	err := do()
+	for end := time.Now().Add(bootTimeout); errors.Is(err, slow) && time.Now().Before(end); {
+		err = do()
+	}
+	must(t, err)
+}
+
+// removed takes a device away that the guest must let go of.
+func removed(t testing.TB, remove func(context.Context, string) error, name string) {
+	t.Helper()
+	again(t, hardware.ErrUnplug, func() error { return remove(t.Context(), name) })
+}
+
+// cpus gives the machine n processors.
+func (r *running) cpus(t testing.TB, n int) {
+	t.Helper()
+	again(t, monitor.ErrTranslations, func() error {
+		got, err := r.SetCPUs(t.Context(), n)
+		if err == nil && got != n {
+			t.Errorf("%d processors instead of %d", got, n)
+		}
+		return err
+	})
 }

@@ -31,7 +31,7 @@ func bySerial(i int) string {
 // device waits for a disk and returns its device.
 func (r *running) device(t testing.TB, i int) string {
 	t.Helper()
-	for end := time.Now().Add(2 * time.Minute); time.Now().Before(end); <-time.After(100 * time.Millisecond) {
+	for end := time.Now().Add(bootTimeout); time.Now().Before(end); <-time.After(100 * time.Millisecond) {
 		if dev := r.sh(t, bySerial(i)); dev != "" {
 			return dev
 		}
@@ -80,9 +80,9 @@ func TestBIOS(t *testing.T) {
 	if e := m.await(t, hardware.EventReset); e.Guest {
 		t.Errorf("%+v", e)
 	}
+	m.up(t)
 	m.want(t, "new", "test -e /run/before || echo new")
-	must(t, m.PowerDown(ctx))
-	if e := m.ended(t); e.Reason != vm.ExitShutdown {
+	if e := m.pressed(t); e.Reason != vm.ExitShutdown {
 		t.Errorf("%v", e)
 	}
 	if err := m.Pause(ctx); !errors.Is(err, vm.ErrExited) {
@@ -148,7 +148,7 @@ func hotDisks(t *testing.T, m *running) {
 	if _, err := m.SaveMemory(ctx, open(t, "/dev/null", os.O_WRONLY), hardware.SaveOptions{}); !errors.Is(err, hardware.ErrUnmigratable) {
 		t.Errorf("%v", err)
 	}
-	must(t, m.RemoveDisk(ctx, "nvme"))
+	removed(t, m.RemoveDisk, "nvme")
 }
 
 func refusals(t *testing.T, m *running) {
@@ -183,10 +183,7 @@ func hotSize(t *testing.T, m *running) {
 	if err != nil || added != 128<<20 {
 		t.Errorf("%d, %v", added, err)
 	}
-	n, err := m.SetCPUs(ctx, 3)
-	if err != nil || n != 3 {
-		t.Errorf("%d, %v", n, err)
-	}
+	m.cpus(t, 3)
 	m.want(t, "3", "for c in /sys/devices/system/cpu/cpu*/online; do echo 1 > $c; done 2>/dev/null; nproc")
 	m.want(t, "more", "test $(free -m | awk '/Mem/ {print $2}') -gt $(("+before+" + 100)) && echo more")
 	if s := m.Size(); s.CPUs != 3 || s.Memory != 640<<20 {
@@ -202,13 +199,13 @@ func hotNIC(t *testing.T, m *running) {
 	if err := m.AddNIC(ctx, nic, isolated(t, "tap1")); err == nil {
 		t.Error("the same was taken twice")
 	}
-	must(t, m.RemoveNIC(ctx, "eth1"))
+	removed(t, m.RemoveNIC, "eth1")
 	m.want(t, "0", "cat /sys/class/net/*/address | grep -c 52:54:00:00:00:77; true")
 	if err := m.RemoveNIC(ctx, "eth1"); !errors.Is(err, hardware.ErrNoNIC) {
 		t.Errorf("%v", err)
 	}
 	must(t, m.AddNIC(ctx, nic, isolated(t, "tap1"))) // again
-	must(t, m.RemoveNIC(ctx, "eth1"))
+	removed(t, m.RemoveNIC, "eth1")
 }
 
 // display speaks RFB as far as the size of the screen, on two connections at a time.
@@ -217,7 +214,7 @@ func display(t *testing.T, m *running) {
 		c, err := m.VNC(t.Context())
 		must(t, err)
 		t.Cleanup(func() { _ = c.Close() })
-		must(t, c.SetDeadline(time.Now().Add(time.Minute)))
+		must(t, c.SetDeadline(time.Now().Add(bootTimeout)))
 		read := func(n int) []byte {
 			buf := make([]byte, n)
 			if _, err := io.ReadFull(c, buf); err != nil {

@@ -45,8 +45,7 @@ func TestSnapshotAndRevert(t *testing.T) {
 	must(t, m.AddDisk(ctx, late, chain(t, false, more)))
 	_, err := m.AddMemory(ctx, 128<<20)
 	must(t, err)
-	_, err = m.SetCPUs(ctx, 2)
-	must(t, err)
+	m.cpus(t, 2)
 	nic := machinev1.NIC{Name: "eth1", Model: "virtio-net-pci", MAC: "52:54:00:00:00:02"}
 	must(t, m.AddNIC(ctx, nic, isolated(t, "tap1")))
 	m.want(t, "1", "echo 1 > /sys/devices/system/cpu/cpu1/online; cat /sys/devices/system/cpu/cpu1/online")
@@ -128,10 +127,9 @@ setsid sh /run/writer >/dev/null 2>&1 < /dev/null &`))
 			t.Errorf("%s at %d, memory at %d", dev, got, inMemory)
 		}
 	}
-	must(t, r.RemoveNIC(ctx, "eth1"))
+	removed(t, r.RemoveNIC, "eth1")
 	must(t, r.RemoveDisk(ctx, "late"))
-	_, err = r.SetCPUs(ctx, 3)
-	must(t, err)
+	r.cpus(t, 3)
 	_, err = r.AddMemory(ctx, 128<<20)
 	must(t, err)
 }

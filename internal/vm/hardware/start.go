@@ -241,7 +241,7 @@ func (m *Machine) blame(err error) error {
 // It does nothing in the setup. A BIOS has no setup; it offers its boot menu for setupDelay.
 const (
 	setupKey     = "f2"
-	setupPresses = 240
+	setupPresses = 480
 	setupPause   = 250 * time.Millisecond
 	setupDelay   = 5 * time.Second
 )

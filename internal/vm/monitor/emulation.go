@@ -21,7 +21,7 @@ import (
 var ErrTranslations = errors.New("qemu's buffer of translated code is full, and stays so since the guest does too little; try again")
 
 // flushTimeout is how long that may take: as long as a guest needs to run through enough code.
-const flushTimeout = 20 * time.Second
+const flushTimeout = time.Minute
 
 // regionBytes is the least that QEMU makes a region of, if there are enough.
 const regionBytes = 2 << 20

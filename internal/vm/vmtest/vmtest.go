@@ -97,15 +97,27 @@ func (g *Guest) Send(t testing.TB, format string, args ...any) {
 	}
 }
 
+// patience is far above what a guest needs under emulation on a busy host.
+const patience = 5 * time.Minute
+
+// Answer waits for one answer. Unlike Receive it may be called by any goroutine.
+func (g *Guest) Answer() (string, error) {
+	_ = g.conn.SetReadDeadline(time.Now().Add(patience))
+	line, err := g.in.ReadString('\n')
+	if err != nil {
+		return "", fmt.Errorf("reading from the guest: %w", err)
+	}
+	return strings.TrimSuffix(line, "\n"), nil
+}
+
 // Receive waits for one answer.
 func (g *Guest) Receive(t testing.TB) string {
 	t.Helper()
-	_ = g.conn.SetReadDeadline(time.Now().Add(time.Minute))
-	line, err := g.in.ReadString('\n')
+	answer, err := g.Answer()
 	if err != nil {
-		t.Fatalf("reading from the guest: %v", err)
+		t.Fatal(err)
 	}
-	return strings.TrimSuffix(line, "\n")
+	return answer
 }
 
 // Ask sends a command and returns the answer.
@@ -123,17 +135,16 @@ func (g *Guest) Want(t testing.TB, want, format string, args ...any) {
 	}
 }
 
-// Until sends a command until the answer is good, for a minute: what is added to a machine takes its guest a moment
-// to find.
+// Until sends a command until the answer is good: what is added to a machine takes its guest a moment to find.
 func (g *Guest) Until(t testing.TB, good func(answer string) bool, command string) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); ; {
+	for end := time.Now().Add(patience); ; {
 		got := g.Ask(t, "%s", command)
 		if good(got) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("%s: guest answers %q after a minute", command, got)
+			t.Fatalf("%s: guest answers %q after %s", command, got, patience)
 		}
 	}
 }

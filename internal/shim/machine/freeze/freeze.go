@@ -24,7 +24,7 @@ const (
 	// thawTimeout bounds for how long a caller waits for a thaw. It goes on after that.
 	thawTimeout = 10 * time.Second
 	// flushTimeout bounds how long a guest may take to write everything out, and then to go on.
-	flushTimeout = 30 * time.Second
+	flushTimeout = 2 * time.Minute
 	// firstRetry is the pause before a thaw is tried again; it doubles up to lastRetry.
 	firstRetry = time.Second
 	lastRetry  = 30 * time.Second

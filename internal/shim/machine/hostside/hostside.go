@@ -69,7 +69,7 @@ func (Network) ServeDHCP(ctx context.Context, netns string, c dhcp.Config) error
 }
 
 // dialTimeout bounds how long the guest may take to accept a forwarded connection.
-const dialTimeout = 10 * time.Second
+const dialTimeout = 90 * time.Second
 
 // ServePortForward implements machine.Network. The guest is reached from the host: in the pod's namespace the address is the
 // interface's, behind which the guest is.

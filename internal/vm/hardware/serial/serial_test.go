@@ -5,6 +5,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestPort(t *testing.T) {
@@ -38,6 +39,11 @@ func TestPort(t *testing.T) {
 	}
 	if err := late.Close(); err != nil {
 		t.Fatal(err)
+	}
+	for f, lost := early.(*follower), 0; lost < followBytes; time.Sleep(time.Millisecond) { // until all has come
+		f.mu.Lock()
+		lost = f.lost
+		f.mu.Unlock()
 	}
 	read(early, strings.Repeat(string(line), followBytes/len(line)))
 	if _, err := guest.Write([]byte("more")); err != nil {

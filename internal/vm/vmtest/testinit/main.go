@@ -247,7 +247,7 @@ func bySerial(serial string) (string, error) {
 
 // appears bounds how long a hot-added disk takes to appear: a moment, or seconds on a busy host. The one who asked
 // waits a little longer.
-const appears = 45 * time.Second
+const appears = 4 * time.Minute
 
 func byLUN(lun string) (string, error) {
 	for end := time.Now().Add(appears); ; time.Sleep(2 * time.Millisecond) {
