@@ -183,7 +183,7 @@ func (e *Engine) Cut(ctx context.Context) (int, error) {
 
 // cut also tells whether all entries that were to be removed have been.
 func (e *Engine) cut(ctx context.Context, f *finder) (n int, removed bool, err error) {
-	if f.local, err = hostAddresses(); err != nil {
+	if f.local, err = e.addresses(); err != nil {
 		return 0, false, err
 	}
 	entries, err := e.connections()

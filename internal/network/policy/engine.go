@@ -36,6 +36,7 @@ type Engine struct {
 	// connections and remove are of the kernel's table of connections.
 	connections func() ([]*netlink.ConntrackFlow, error)
 	remove      func(netlink.CustomConntrackFilter) (uint, error)
+	addresses   func() (map[netip.Addr]bool, error) // of the host
 
 	cutting sync.Mutex // of one Cut at a time, guards owed
 	// owed are holds that could not be written.

@@ -42,6 +42,7 @@ func fakeEngine(t testing.TB) (*Engine, *knftables.Fake) {
 	}
 	fake := knftables.NewFake(knftables.InetFamily, e.table)
 	e.nft, e.render.logs = fake, true
+	e.addresses = func() (map[netip.Addr]bool, error) { return map[netip.Addr]bool{addr("10.244.0.1"): true}, nil }
 	e.cuts, e.held = knftables.NewFake(knftables.InetFamily, CutTableName(e.cfg.Network)), map[string]bool{}
 	return e, fake
 }
