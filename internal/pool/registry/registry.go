@@ -163,7 +163,8 @@ func (e Entry) Process() (process.Info, bool) {
 	return info, at >= 0 && at+1 < len(info.Args) && info.Args[at+1] == e.Member
 }
 
-// End ends a daemon, and with it its QEMU, and removes what is left of both.
+// End ends a daemon, and with it its QEMU, and removes what is left of both. The record goes last: as long as there is
+// something, it is found again.
 func (r Registry) End(ctx context.Context, e Entry) error {
 	var errs []error
 	if info, ok := e.Process(); ok {
@@ -172,11 +173,11 @@ func (r Registry) End(ctx context.Context, e Entry) error {
 	if e.QEMU > 0 {
 		errs = append(errs, endQEMU(ctx, e))
 	}
-	errs = append(errs, hostcgroup.Remove(ctx, e.Cgroups), r.Remove(e))
+	errs = append(errs, hostcgroup.Remove(ctx, e.Cgroups))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("ending shim daemon %s: %w", e.Member, err)
 	}
-	return nil
+	return r.Remove(e)
 }
 
 // endQEMU makes sure of what the kernel does by itself: a QEMU is killed when its daemon ends.
