@@ -477,17 +477,20 @@ func (s *Set) remove(name string) error {
 
 // end has the daemon close the volume.
 func (s *Set) end(name string) error {
-	pid, ok := s.running(name)
-	if !ok {
-		return nil
+	pid, running := s.running(name)
+	if !running {
+		pid, _ = s.noted(name)
 	}
 	p, err := process.Read(pid)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+	switch {
+	case errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH):
 		return nil
-	}
-	// It has lost its name before it has let go of its files, so its very end is awaited.
-	if err == nil {
+	case err == nil && running:
 		err = process.End(context.Background(), endTimeout, p)
+	case err == nil && len(p.Args) == 0: // one that ends has lost its name before it has let go of its files
+		ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+		defer cancel()
+		_ = p.Wait(ctx) // if it is one
 	}
 	if err != nil {
 		return fmt.Errorf("ending storage daemon: %w", err)

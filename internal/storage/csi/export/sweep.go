@@ -111,15 +111,21 @@ func (s *Set) calledBy(pid int) (name string, ok bool) {
 
 // exported finds the daemon of a volume that is exported. Its id is noted when that is done.
 func (s *Set) exported(name string) (pid int, ok bool) {
-	data, err := os.ReadFile(s.pid(name))
-	if err != nil {
-		return 0, false
-	}
-	if pid, err = strconv.Atoi(strings.TrimSpace(string(data))); err != nil {
+	if pid, ok = s.noted(name); !ok {
 		return 0, false
 	}
 	n, ok := s.calledBy(pid)
 	return pid, ok && n == name
+}
+
+// noted is the process that a volume was exported by. It may have ended.
+func (s *Set) noted(name string) (pid int, ok bool) {
+	data, err := os.ReadFile(s.pid(name))
+	if err != nil {
+		return 0, false
+	}
+	pid, err = strconv.Atoi(strings.TrimSpace(string(data)))
+	return pid, err == nil
 }
 
 // running finds the daemon of a volume, also one whose start somebody died in the middle of.
