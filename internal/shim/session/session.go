@@ -81,15 +81,19 @@ func (s *Session) OpenIO(container, exec string, fd int) (io.ReadWriteCloser, er
 }
 
 // Dial connects to a TCP port of the pod.
-func (s *Session) Dial(_ context.Context, port uint16) (net.Conn, error) {
+func (s *Session) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 	st, err := channel.Open(s.mux, channel.Header{Kind: channel.KindDial, Port: port})
 	if err != nil {
 		return nil, fmt.Errorf("dialing port %d in the pod: %w", port, err)
 	}
 	_ = st.SetReadDeadline(time.Now().Add(dialTimeout))
+	stop := context.AfterFunc(ctx, func() { _ = st.SetReadDeadline(time.Unix(1, 0)) })
 	answer, err := channel.ReadLine(st, channel.MaxHeader)
 	if err == nil && answer != "ok" {
 		err = fmt.Errorf("%q", answer)
+	}
+	if !stop() {
+		err = errors.Join(err, ctx.Err())
 	}
 	if err != nil {
 		_ = st.Close()
