@@ -86,7 +86,7 @@ func (n *namespace) screen(name string) {
 		defer conn.Close()
 		greeting := make([]byte, 7)
 		if _, err := io.ReadFull(conn, greeting); err != nil || string(greeting) != "RFB 003" {
-			return fmt.Errorf("it says %q, %w\n%s", greeting, err, said)
+			return fmt.Errorf("it says %q, %v\n%s", greeting, err, said)
 		}
 		return nil
 	})
@@ -111,7 +111,7 @@ func (n *namespace) sshClient(name string) {
 		cmd.Env = append(os.Environ(), "HOME="+home, "PATH="+bin+":"+os.Getenv("PATH"))
 		var err error
 		if out, err = cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("\nSSH-2.0-tiny\n")) {
-			return fmt.Errorf("atoll vm ssh: %w\n%s", err, out)
+			return fmt.Errorf("atoll vm ssh: %v\n%s", err, out)
 		}
 		return nil
 	})
@@ -203,7 +203,7 @@ func (k ticket) good(t *testing.T) error {
 	t.Cleanup(func() { _ = conn.Close() })
 	_, greeting, err := conn.ReadMessage()
 	if err != nil || !strings.HasPrefix(string(greeting), "RFB 003") {
-		return fmt.Errorf("the screen says %q, %w", greeting, err)
+		return fmt.Errorf("the screen says %q, %v", greeting, err)
 	}
 	return nil
 }

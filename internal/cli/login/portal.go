@@ -22,7 +22,7 @@ import (
 
 const (
 	defaultPort = 443
-	askWithin   = 30 * time.Second
+	askWithin   = time.Minute
 	maxAnswer   = 4 << 20
 )
 

@@ -34,8 +34,12 @@ import (
 	"atoll.dev/atoll/internal/storage/stores"
 )
 
-// timeout bounds a request to the API server.
-const timeout = time.Minute
+const (
+	// timeout bounds a request to the API server.
+	timeout = time.Minute
+	// agentWithin is how long an agent may take to open a datastore, or to let it go.
+	agentWithin = time.Minute
+)
 
 // Client reads and writes Datastore objects.
 type Client struct {
@@ -85,7 +89,7 @@ func (c *Client) Create(ctx context.Context, d *api.Datastore) error {
 	if _, err := c.client.Create(ctx, &unstructured.Unstructured{Object: content}, metav1.CreateOptions{FieldManager: "atoll-cli"}); err != nil {
 		return fmt.Errorf("creating datastore %s: %w", d.Name, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 3*timeout)
+	ctx, cancel := context.WithTimeout(ctx, agentWithin)
 	defer cancel()
 	var last *metav1.Condition
 	err = wait.PollUntilContextCancel(ctx, 200*time.Millisecond, true, func(ctx context.Context) (bool, error) {
@@ -94,7 +98,7 @@ func (c *Client) Create(ctx context.Context, d *api.Datastore) error {
 	})
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return fmt.Errorf("datastore %s was created, but no agent has opened it in %v", d.Name, 3*timeout)
+		return fmt.Errorf("datastore %s was created, but no agent has opened it in %v", d.Name, agentWithin)
 	case err != nil:
 		return err
 	case last.Status != metav1.ConditionTrue:
@@ -141,7 +145,7 @@ func (c *Client) Remove(ctx context.Context, name string) error {
 	if err := c.client.Delete(ctx, name, metav1.DeleteOptions{}); err != nil {
 		return fmt.Errorf("removing datastore %s: %w", name, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, 3*timeout)
+	ctx, cancel := context.WithTimeout(ctx, agentWithin)
 	defer cancel()
 	err = wait.PollUntilContextCancel(ctx, 200*time.Millisecond, true, func(ctx context.Context) (bool, error) {
 		_, err := c.client.Get(ctx, name, metav1.GetOptions{})

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	probeWithin  = 25 * time.Second
+	probeWithin  = 10 * time.Second
 	maxDiscovery = 1 << 20
 )
 

@@ -134,6 +134,7 @@ func persist(t *testing.T, do func(context.Context) error) {
 		if time.Now().After(deadline) {
 			t.Fatal(err)
 		}
+		time.Sleep(100 * time.Millisecond)
 	}
 }
 

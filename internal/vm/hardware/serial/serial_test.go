@@ -40,7 +40,11 @@ func TestPort(t *testing.T) {
 	if err := late.Close(); err != nil {
 		t.Fatal(err)
 	}
+	end := time.Now().Add(time.Minute)
 	for f, lost := early.(*follower), 0; lost < followBytes; time.Sleep(time.Millisecond) { // until all has come
+		if time.Now().After(end) {
+			t.Fatalf("%d bytes are lost", lost)
+		}
 		f.mu.Lock()
 		lost = f.lost
 		f.mu.Unlock()
