@@ -11,6 +11,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -213,7 +214,7 @@ func (i *issuer) browses(p *actor) {
 		out, err := combined(i.t.Context(), "", env, "login", "--server", portal(i.t), "--provider", "corp", "--flow", "browser", "--ca-file", portalCA(i.t))
 		page, _ := os.ReadFile(filepath.Join(bin, "page"))
 		if err != nil || !strings.Contains(out, "Log in with a browser on this machine at") || !strings.Contains(out, "Logged in as "+p.name+"@corp.example") {
-			return fmt.Errorf("%v\n%s\nthe browser shows: %s", err, out, page)
+			return errors.Join(err, fmt.Errorf("%s\nthe browser shows: %s", out, page))
 		}
 		return nil
 	})

@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -86,7 +87,7 @@ func (n *namespace) screen(name string) {
 		defer conn.Close()
 		greeting := make([]byte, 7)
 		if _, err := io.ReadFull(conn, greeting); err != nil || string(greeting) != "RFB 003" {
-			return fmt.Errorf("it says %q, %v\n%s", greeting, err, said)
+			return errors.Join(err, fmt.Errorf("it says %q\n%s", greeting, said))
 		}
 		return nil
 	})
@@ -111,7 +112,7 @@ func (n *namespace) sshClient(name string) {
 		cmd.Env = append(os.Environ(), "HOME="+home, "PATH="+bin+":"+os.Getenv("PATH"))
 		var err error
 		if out, err = cmd.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("\nSSH-2.0-tiny\n")) {
-			return fmt.Errorf("atoll vm ssh: %v\n%s", err, out)
+			return errors.Join(err, fmt.Errorf("atoll vm ssh: %s", out))
 		}
 		return nil
 	})
@@ -203,7 +204,7 @@ func (k ticket) good(t *testing.T) error {
 	t.Cleanup(func() { _ = conn.Close() })
 	_, greeting, err := conn.ReadMessage()
 	if err != nil || !strings.HasPrefix(string(greeting), "RFB 003") {
-		return fmt.Errorf("the screen says %q, %v", greeting, err)
+		return errors.Join(err, fmt.Errorf("the screen says %q", greeting))
 	}
 	return nil
 }

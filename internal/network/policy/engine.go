@@ -87,7 +87,7 @@ func New(cfg Config) (*Engine, error) {
 		held[s.name] = true
 	}
 	return &Engine{
-		cfg: cfg, table: TableName(n), connections: connections, remove: remove,
+		cfg: cfg, table: TableName(n), connections: connections, remove: remove, addresses: hostAddresses,
 		render: &renderer{}, gone: map[netip.Addr]bool{}, held: held,
 	}, nil
 }
