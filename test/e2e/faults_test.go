@@ -106,7 +106,8 @@ func TestKilledServices(t *testing.T) {
 			return err
 		})
 		eventually(t, "the API to take a new pod after the death of "+service, func() error {
-			return n.tryApply(script("after-"+service, "echo fine"))
+			_, err := n.tryApply(script("after-"+service, "echo fine"))
+			return err
 		})
 		equal(t, "a new pod after the death of "+service, n.ended("after-"+service), "Succeeded")
 	}

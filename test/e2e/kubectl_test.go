@@ -114,16 +114,15 @@ func (n *namespace) apply(yaml string) {
 	run(n.t, yaml, "-n", n.name, "apply", "-f", "-")
 }
 
-// tryApply is apply for what may not be taken yet.
-func (n *namespace) tryApply(yaml string) error {
-	_, err := kubectl(n.t.Context(), yaml, "-n", n.name, "apply", "-f", "-")
-	return err
+// tryApply is apply for what may not be taken.
+func (n *namespace) tryApply(yaml string) (string, error) {
+	return kubectl(n.t.Context(), yaml, "-n", n.name, "apply", "-f", "-")
 }
 
 // refused applies what must be refused and returns the message.
 func (n *namespace) refused(yaml string) string {
 	n.t.Helper()
-	out, err := kubectl(n.t.Context(), yaml, "-n", n.name, "apply", "-f", "-")
+	out, err := n.tryApply(yaml)
 	if err == nil {
 		n.t.Fatalf("accepted, but should have been refused:\n%s", yaml)
 	}
