@@ -1,6 +1,6 @@
 // Command gotest runs `go test` and prints what a person and a CI want to see:
-// one line per package, the output of what failed, and a closing line with
-// numbers.
+// one line per package, the output of what failed, and closing lines with
+// numbers and what each failed test said.
 //
 //	gotest -stage <name> -log <file> -- <arguments of go test>
 //	gotest -total <directory>      adds up the stages that ran there
@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -44,7 +45,24 @@ type summary struct {
 	// Broken are packages that failed without a failing test: they do not
 	// compile, or crashed.
 	Broken []string `json:"broken,omitempty"`
+	// Failures are the failed tests, each with what it said of it.
+	Failures []failure `json:"failures,omitempty"`
 }
+
+type failure struct {
+	Test string `json:"test"`
+	// Messages are the first lines of what it reported, with file and line.
+	Messages []string `json:"messages,omitempty"`
+}
+
+// Bounds of what the closing lines say of one test.
+const (
+	maxMessages = 12
+	maxMessage  = 1000
+)
+
+// message is how `go test` begins what a test reports or logs.
+var message = regexp.MustCompile(`^\s+\S+\.go:\d+: `)
 
 func main() {
 	stage := flag.String("stage", "test", "`name` of the stage")
@@ -73,7 +91,27 @@ func (s summary) String() string {
 	if len(s.Broken) > 0 {
 		line += "; broken packages: " + strings.Join(s.Broken, " ")
 	}
+	for _, f := range s.Failures {
+		line += "\n  " + f.Test
+		for _, m := range f.Messages {
+			line += "\n    " + m
+		}
+	}
 	return line
+}
+
+// failed is what the output of a test says of its failure. What it said last
+// counts most.
+func failed(test string, output []string) failure {
+	f := failure{Test: test}
+	for _, line := range output {
+		if message.MatchString(line) {
+			line = strings.TrimSpace(line)
+			f.Messages = append(f.Messages, line[:min(len(line), maxMessage)])
+		}
+	}
+	f.Messages = f.Messages[max(len(f.Messages)-maxMessages, 0):]
+	return f
 }
 
 // run runs one stage.
@@ -158,6 +196,7 @@ func (r *reader) testEvent(e event) {
 	case "fail":
 		r.Failed++
 		r.failed[e.Package] = true
+		r.Failures = append(r.Failures, failed(e.Test, r.output[key]))
 		fmt.Print(strings.Join(r.output[key], ""))
 	default:
 		return
@@ -219,6 +258,8 @@ func addUp(dir string) (summary, error) {
 		if err := json.Unmarshal(b, &s); err != nil {
 			return total, fmt.Errorf("reading %s: %w", f, err)
 		}
+		total.Failures = append(total.Failures, s.Failures...)
+		s.Failures = nil // told once, at the end
 		fmt.Println(s)
 		total.Passed += s.Passed
 		total.Failed += s.Failed
