@@ -163,7 +163,7 @@ func (r *Reconciler) restart(ctx context.Context, v *view) error {
 		}
 		if op.ID == id && due {
 			// It is forgotten only when the status says so, so that it is not done again.
-			vm.Status.LastRestartTime = &metav1.Time{Time: r.Clock.Now()}
+			vm.Status.LastRestartTime = &metav1.Time{Time: asked} // one that is asked for from here on is another
 			health.Restarted(vm, v.state, asked, result.Error)
 			if result.Error != "" {
 				r.event(vm, warning, "RestartFailed", "Restart", "%s", health.Clean(result.Error))

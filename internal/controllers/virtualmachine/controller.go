@@ -93,6 +93,7 @@ type Reconciler struct {
 	Clock     clock.PassiveClock
 
 	restarts restarts.Restarts
+	suspends restarts.Suspends
 }
 
 // Hooks are what other packages add.

@@ -285,6 +285,22 @@ func TestRestart(t *testing.T) {
 	if len(w.machine().Operations) != 0 {
 		t.Fatal("it is restarted again")
 	}
+	ask := func() {
+		update(w, vm, func(vm *vmopv1.VirtualMachine) { vm.Spec.NextRestartTime = w.clock.Now().Format(time.RFC3339Nano) })
+		w.clock.SetTime(w.clock.Now().Add(time.Minute))
+	}
+	w.clock.SetTime(w.clock.Now().Add(time.Minute))
+	ask()
+	w.settle()
+	first := w.machine().Operations
+	w.run(func(_ *corev1.Pod, s *machinev1.State) {
+		s.Operations = []machinev1.OperationState{{ID: first[0].ID, Done: true}}
+	})
+	ask() // before the end of the first is noticed
+	w.settle()
+	if ops := w.machine().Operations; len(ops) != 1 || ops[0].ID == first[0].ID {
+		t.Errorf("a restart that was asked for in the meantime: %+v", ops)
+	}
 }
 
 func TestResizeInPlace(t *testing.T) {

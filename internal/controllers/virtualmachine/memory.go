@@ -3,6 +3,7 @@ package virtualmachine
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	corev1 "k8s.io/api/core/v1"
@@ -79,16 +80,61 @@ func (r *Reconciler) suspend(ctx context.Context, v *view) error {
 		v.missing = append(v.missing, text)
 		return nil
 	}
-	id := "suspend-" + string(v.pod.UID)
-	if result := running.Result(v.pod, id); result != nil && result.Done && result.Error != "" {
-		v.missing = append(v.missing, "its memory could not be saved: "+health.Clean(result.Error))
-		r.event(vm, warning, "SuspendFailed", "Suspend", "saving the memory: %s", health.Clean(result.Error))
-		v.soon(retryMost)
-		return running.Forget(ctx, r.Client, v.pod, id)
+	op := machinev1.Operation{
+		ID: suspendID(v), Kind: machinev1.Suspend, Mode: machine.Mode(vm.Spec.SuspendMode), Memory: &machinev1.MemoryState{Volume: handle},
 	}
-	return running.Request(ctx, r.Client, v.pod, machinev1.Operation{
-		ID: id, Kind: machinev1.Suspend, Mode: machine.Mode(vm.Spec.SuspendMode), Memory: &machinev1.MemoryState{Volume: handle},
-	})
+	if failed := suspendFailed(v); failed != "" {
+		return r.suspendAgain(ctx, v, op, failed)
+	}
+	if why := r.suspends.Why(v.pod.UID); why != "" {
+		v.missing = append(v.missing, why)
+	}
+	return running.Request(ctx, r.Client, v.pod, op)
+}
+
+func suspendID(v *view) string { return "suspend-" + string(v.pod.UID) }
+
+// suspendFailed is why the memory could not be saved, empty when it was or may yet be.
+func suspendFailed(v *view) string {
+	if result := running.Result(v.pod, suspendID(v)); result != nil && result.Done && result.Error != "" {
+		return health.Clean(result.Error)
+	}
+	return ""
+}
+
+// suspendAgain has an attempt forgotten that has failed, after a while or once another mode is wanted. The next one is
+// made when the host has forgotten it.
+func (r *Reconciler) suspendAgain(ctx context.Context, v *view, op machinev1.Operation, failed string) error {
+	why := "its memory could not be saved: " + failed
+	v.missing = append(v.missing, why)
+	at := slices.IndexFunc(v.machine.Operations, func(o machinev1.Operation) bool { return o.ID == op.ID })
+	if at < 0 {
+		return nil
+	}
+	left, news := r.suspends.Failed(v.pod.UID, why, r.Clock.Now())
+	if news {
+		r.event(v.vm, warning, "SuspendFailed", "Suspend", "saving the memory: %s", failed)
+	}
+	if left > 0 && v.machine.Operations[at].Mode == op.Mode {
+		v.soon(left)
+		return nil
+	}
+	r.suspends.Again(v.pod.UID)
+	return running.Forget(ctx, r.Client, v.pod, op.ID)
+}
+
+// unsuspend forgets an attempt that has failed of a machine that is to go on.
+func (r *Reconciler) unsuspend(ctx context.Context, v *view) error {
+	r.suspends.Forget(v.pod.UID)
+	if suspendFailed(v) == "" {
+		return nil
+	}
+	if err := running.Forget(ctx, r.Client, v.pod, suspendID(v)); err != nil {
+		return err
+	}
+	var err error
+	v.machine, err = running.Machine(v.pod)
+	return err
 }
 
 // keepMemory remembers that the memory is saved.

@@ -3,7 +3,6 @@ package virtualmachine
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"strings"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
@@ -16,6 +15,7 @@ import (
 	"atoll.dev/atoll/internal/controllers/condition"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/netinterface"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/netstatus"
 )
 
 const (
@@ -61,7 +61,7 @@ func (r *Reconciler) network(ctx context.Context, v *view) error {
 	var wanted []netinterface.Wanted
 	for _, nic := range v.nics {
 		if network := v.networks[nic.Name]; network != "" {
-			wanted = append(wanted, netinterface.Wanted{NIC: nic, Network: network, Addresses: v.addresses(nic.Name), Connected: v.alive()})
+			wanted = append(wanted, netinterface.Wanted{NIC: nic, Network: network, Addresses: netstatus.Addresses(v.live(), nic.Name), Connected: v.alive()})
 		}
 	}
 	return netinterface.Keep(ctx, r.Client, vm, wanted, r.Clock.Now())
@@ -114,19 +114,11 @@ func (r *Reconciler) nic(ctx context.Context, v *view, n *vmopv1.VirtualMachineN
 	if nic.Pod {
 		return nic, "", nil // the shim knows the address
 	}
-	nic.Addresses, nic.Gateway4, nic.Gateway6 = i.Addresses, gateway(i.Gateway4), gateway(i.Gateway6)
+	nic.Addresses, nic.Gateway4, nic.Gateway6 = i.Addresses, netstatus.Gateway(i.Gateway4), netstatus.Gateway(i.Gateway6)
 	if len(nic.Addresses) == 0 && !nic.DHCP4 && !nic.DHCP6 {
 		nic.DHCP4 = true
 	}
 	return nic, "", nil
-}
-
-// gateway is an address; VM Operator also knows the word None.
-func gateway(text string) string {
-	if addr, err := netip.ParseAddr(text); err == nil {
-		return addr.String()
-	}
-	return ""
 }
 
 func first(a, b []string) []string {

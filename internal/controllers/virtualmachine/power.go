@@ -21,8 +21,12 @@ import (
 	"atoll.dev/atoll/internal/controllers/virtualmachine/running"
 )
 
-// hardGrace is the grace of a machine whose power is cut. With 0 the pod would be gone before its machine is.
-const hardGrace = 1
+const (
+	// hardGrace is the grace of a machine whose power is cut. With 0 the pod would be gone before its machine is.
+	hardGrace = 1
+	// hearEnd is how long a pod that has ended is kept for its host to say how the machine has.
+	hearEnd = 2 * time.Minute
+)
 
 // power does the next step towards the power state that is asked for.
 func (r *Reconciler) power(ctx context.Context, v *view) error {
@@ -40,8 +44,8 @@ func (r *Reconciler) power(ctx context.Context, v *view) error {
 		}
 		return r.start(ctx, v)
 	case power.Change:
-		if v.incomplete {
-			return nil
+		if err := r.unsuspend(ctx, v); err != nil || v.incomplete {
+			return err
 		}
 		return r.change(ctx, v)
 	case power.Stop:
@@ -96,6 +100,15 @@ func (r *Reconciler) situation(ctx context.Context, v *view) (power.Situation, e
 			return s, err
 		}
 		s.Saved = claim != nil && claim.Annotations[memoryAnnotation] == memorySaved
+	}
+	if s.Pod == power.PodEnded && v.state.Revision > 0 && v.state.Phase != machinev1.Ended {
+		// The kubelet was faster than the host. Its memory may be saved.
+		if left := hearEnd - r.restarts.Waited(v.pod.UID, 0, r.Clock.Now()); left > 0 {
+			s.Unheard = true
+			v.soon(left)
+			v.missing = append(v.missing, fmt.Sprintf("it has ended, and node %s has not said yet how", v.pod.Spec.NodeName))
+			return s, nil
+		}
 	}
 	if s.Pod == power.PodEnded && s.End != machinev1.EndSuspended && s.End != machinev1.EndStopped {
 		if left := r.restarts.Pause(vm.UID, v.pod.UID, v.pod.CreationTimestamp.Time, health.EndedAt(v.pod, v.state, r.Clock.Now()), r.Clock.Now()); left > 0 {

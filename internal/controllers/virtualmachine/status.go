@@ -17,6 +17,7 @@ import (
 	"atoll.dev/atoll/internal/controllers/virtualmachine/fields"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/health"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/machine"
+	"atoll.dev/atoll/internal/controllers/virtualmachine/netstatus"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/power"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/size"
 )
@@ -49,7 +50,7 @@ func (r *Reconciler) status(ctx context.Context, v *view) error {
 	if err := r.where(ctx, v); err != nil {
 		return err
 	}
-	v.networkStatus()
+	s.Network = netstatus.Of(v.vm, v.nics, v.live())
 	s.Volumes = v.volumeState
 	if len(s.Volumes) == 0 {
 		s.Volumes = nil
@@ -325,7 +326,7 @@ func (v *view) withoutEffect() {
 		condition.Remove(list, FieldsCondition)
 		return
 	}
-	condition.False(list, FieldsCondition, fields.Reason, "%s", strings.Join(sorted(set), ", "))
+	condition.False(list, FieldsCondition, fields.Reason, "%s", strings.Join(slices.Compact(slices.Sorted(slices.Values(set))), ", "))
 	for i := range *list {
 		if c := &(*list)[i]; c.Type == FieldsCondition {
 			c.Status = "True"

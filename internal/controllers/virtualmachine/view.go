@@ -70,6 +70,14 @@ func (v *view) alive() bool {
 	return v.pod != nil && v.pod.DeletionTimestamp == nil && !running.Ended(v.pod)
 }
 
+// live is how the machine is that runs, the zero State of none.
+func (v *view) live() machinev1.State {
+	if !v.alive() {
+		return machinev1.State{}
+	}
+	return v.state
+}
+
 // look finds the pod.
 func (r *Reconciler) look(ctx context.Context, v *view) error {
 	var err error

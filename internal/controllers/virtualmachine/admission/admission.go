@@ -173,7 +173,12 @@ func (w *Webhook) restartTime(vm, before *vmopv1.VirtualMachine) field.ErrorList
 	case vm.Spec.PowerState != vmopv1.VirtualMachinePowerStateOn:
 		return field.ErrorList{field.Forbidden(path, "only a virtual machine whose spec.powerState is PoweredOn can be restarted")}
 	default:
-		vm.Spec.NextRestartTime = w.Clock.Now().UTC().Format(time.RFC3339Nano)
+		at := w.Clock.Now().UTC()
+		// Restarts are told apart by the second.
+		if was, err := time.Parse(time.RFC3339Nano, last); err == nil && !at.Truncate(time.Second).After(was) {
+			at = was.Truncate(time.Second).Add(time.Second)
+		}
+		vm.Spec.NextRestartTime = at.Format(time.RFC3339Nano)
 	}
 	return nil
 }

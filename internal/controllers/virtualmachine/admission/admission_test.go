@@ -198,6 +198,11 @@ func TestUpdates(t *testing.T) {
 	if after.Spec.NextRestartTime != "2026-11-28T12:00:00.000000005Z" || after.Spec.BiosUUID != before.Spec.BiosUUID || after.Spec.Image == nil {
 		t.Errorf("%+v", after.Spec)
 	}
+	again := after.DeepCopy()
+	again.Spec.NextRestartTime = "now"
+	if err := w.Default(as(t, "u", after), again); err != nil || again.Spec.NextRestartTime != "2026-11-28T12:00:01Z" {
+		t.Errorf("a second restart within the second, which is how they are told apart: %s, %v", again.Spec.NextRestartTime, err)
+	}
 	if v := after.Spec.Volumes; *v[1].UnitNumber != 1 || *v[0].UnitNumber != 2 {
 		t.Errorf("a disk has moved: %d, %d", *v[0].UnitNumber, *v[1].UnitNumber)
 	}

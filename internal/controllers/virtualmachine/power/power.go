@@ -29,6 +29,8 @@ type Situation struct {
 	Blocked bool
 	// Attached: attachments of a machine that is gone are still there.
 	Attached bool
+	// Unheard: the pod has ended, and its host has not said yet how the machine has.
+	Unheard bool
 	// Pausing: the machine has crashed, and is not started again yet.
 	Pausing bool
 	// Saved: the memory of the machine is saved.
@@ -72,6 +74,9 @@ func Next(s Situation) Action {
 	case PodStopping:
 		return Rest
 	case PodEnded:
+		if s.Unheard {
+			return Rest
+		}
 		if s.Want == vmopv1.VirtualMachinePowerStateOn && s.Pausing && s.End != machinev1.EndSuspended {
 			return Rest
 		}

@@ -31,6 +31,7 @@ func TestNext(t *testing.T) {
 		{"has been suspended", Situation{Want: suspended, Pod: PodEnded, End: machinev1.EndSuspended}, Remove},
 		{"is suspended", Situation{Want: suspended, Saved: true}, Rest},
 		{"resume", Situation{Want: on, Saved: true}, Start},
+		{"has ended somehow", Situation{Want: suspended, Pod: PodEnded, Unheard: true}, Rest},
 		{"resume before its pod is gone", Situation{Want: on, Pod: PodEnded, End: machinev1.EndSuspended, Pausing: true}, Remove},
 		{"suspended, to be off", Situation{Want: off, Saved: true}, Discard},
 		{"off, to be suspended", Situation{Want: suspended}, Refuse},

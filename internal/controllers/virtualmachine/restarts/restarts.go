@@ -1,4 +1,5 @@
-// Package restarts decides how long a machine that has ended must wait before it is started again.
+// Package restarts decides how long a machine that has ended must wait before it is started again, and one whose memory
+// could not be saved before that is tried again.
 //
 // The pause grows with each crash that comes soon after a start. It is kept in memory: after a restart of the server a
 // machine is started again at once, once. Called by the controller of VirtualMachines; it cannot fail.

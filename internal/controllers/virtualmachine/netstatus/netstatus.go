@@ -1,4 +1,9 @@
-package virtualmachine
+// Package netstatus is what the status of a VirtualMachine says of its network: which addresses it has, and which it was
+// told to have.
+//
+// The State comes from a host and holds words of the guest: addresses that are none are left out. Called by the controller
+// of VirtualMachines; it cannot fail.
+package netstatus
 
 import (
 	"net/netip"
@@ -15,20 +20,17 @@ import (
 // firstDeviceKey is VMware's number of a machine's first network interface.
 const firstDeviceKey = 4000
 
-// addresses of an interface with their prefix length: what its host gave it, then what its guest has.
-func (v *view) addresses(nic string) []string {
+// Addresses of an interface with their prefix length: what its host gave it, then what its guest has.
+func Addresses(state machinev1.State, nic string) []string {
 	var out []string
-	if !v.alive() {
-		return nil
-	}
 	mac := ""
-	for _, n := range v.state.NICs {
+	for _, n := range state.NICs {
 		if n.Name == nic {
 			mac = n.MAC
 			out = append(out, n.Addresses...)
 		}
 	}
-	if g := v.state.Guest; g != nil && mac != "" {
+	if g := state.Guest; g != nil && mac != "" {
 		for _, i := range g.Interfaces {
 			if strings.EqualFold(i.MAC, mac) {
 				out = append(out, i.Addresses...)
@@ -48,22 +50,21 @@ func (v *view) addresses(nic string) []string {
 	return valid
 }
 
-// networkStatus says which addresses the machine has, and which it was told to have.
-func (v *view) networkStatus() {
-	if len(v.nics) == 0 {
-		v.vm.Status.Network = nil
-		return
+// Of is the status of a machine with interfaces, nil for one without. A machine that does not run has the zero State.
+func Of(vm *vmopv1.VirtualMachine, nics []machinev1.NIC, state machinev1.State) *vmopv1.VirtualMachineNetworkStatus {
+	if len(nics) == 0 {
+		return nil
 	}
-	s := &vmopv1.VirtualMachineNetworkStatus{HostName: machine.Hostname(v.vm)}
-	if g := v.state.Guest; g != nil && g.Hostname != "" && v.alive() {
+	s := &vmopv1.VirtualMachineNetworkStatus{HostName: machine.Hostname(vm)}
+	if g := state.Guest; g != nil && g.Hostname != "" {
 		s.HostName = health.Clean(g.Hostname)
 	}
-	s.Config = &vmopv1.VirtualMachineNetworkConfigStatus{DNS: &vmopv1.VirtualMachineNetworkConfigDNSStatus{HostName: machine.Hostname(v.vm)}}
-	if n := v.vm.Spec.Network; n != nil {
+	s.Config = &vmopv1.VirtualMachineNetworkConfigStatus{DNS: &vmopv1.VirtualMachineNetworkConfigDNSStatus{HostName: machine.Hostname(vm)}}
+	if n := vm.Spec.Network; n != nil {
 		s.Config.DNS.DomainName, s.Config.DNS.Nameservers, s.Config.DNS.SearchDomains = n.DomainName, n.Nameservers, n.SearchDomains
 	}
-	for i, nic := range v.nics {
-		addresses := v.addresses(nic.Name)
+	for i, nic := range nics {
+		addresses := Addresses(state, nic.Name)
 		is := vmopv1.VirtualMachineNetworkInterfaceStatus{
 			Name: nic.Name, DeviceKey: firstDeviceKey + int32(i),
 			IP: &vmopv1.VirtualMachineNetworkInterfaceIPStatus{MACAddr: nic.MAC},
@@ -80,13 +81,13 @@ func (v *view) networkStatus() {
 			}
 		}
 		s.Interfaces = append(s.Interfaces, is)
-		s.Config.Interfaces = append(s.Config.Interfaces, v.nicConfig(nic))
+		s.Config.Interfaces = append(s.Config.Interfaces, config(nic, state))
 	}
-	v.vm.Status.Network = s
+	return s
 }
 
-// nicConfig is what an interface was told to be.
-func (v *view) nicConfig(nic machinev1.NIC) vmopv1.VirtualMachineNetworkConfigInterfaceStatus {
+// config is what an interface was told to be.
+func config(nic machinev1.NIC, state machinev1.State) vmopv1.VirtualMachineNetworkConfigInterfaceStatus {
 	c := vmopv1.VirtualMachineNetworkConfigInterfaceStatus{
 		Name: nic.Name,
 		IP:   &vmopv1.VirtualMachineNetworkConfigInterfaceIPStatus{Addresses: nic.Addresses, Gateway4: nic.Gateway4, Gateway6: nic.Gateway6},
@@ -100,15 +101,18 @@ func (v *view) nicConfig(nic machinev1.NIC) vmopv1.VirtualMachineNetworkConfigIn
 	if len(nic.Nameservers)+len(nic.Search) > 0 {
 		c.DNS = &vmopv1.VirtualMachineNetworkConfigDNSStatus{Nameservers: nic.Nameservers, SearchDomains: nic.Search}
 	}
-	for _, n := range v.state.NICs {
-		if n.Name == nic.Name && nic.Pod && v.alive() {
-			c.IP.Addresses, c.IP.Gateway4 = n.Addresses, gateway(n.Gateway4)
+	for _, n := range state.NICs {
+		if n.Name == nic.Name && nic.Pod {
+			c.IP.Addresses, c.IP.Gateway4 = n.Addresses, Gateway(n.Gateway4)
 		}
 	}
 	return c
 }
 
-func sorted(list []string) []string {
-	slices.Sort(list)
-	return slices.Compact(list)
+// Gateway is an address; VM Operator also knows the word None.
+func Gateway(text string) string {
+	if addr, err := netip.ParseAddr(text); err == nil {
+		return addr.String()
+	}
+	return ""
 }
