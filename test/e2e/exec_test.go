@@ -44,7 +44,7 @@ func TestExecWithTerminal(t *testing.T) {
 	n.ready("box")
 	// script(1) gives kubectl the terminal that it insists on.
 	// The size comes after the command has begun, as with every runtime.
-	inner := strings.Join(append([]string{suite.atoll, "kubectl", "--kubeconfig", suite.dataDir + "/admin.kubeconfig", "-n", n.name}, "exec", "-it", "box", "--", "sh", "-c", "'tty; for i in $(seq 100); do stty size && break; sleep 0.1; done; exit 5'"), " ")
+	inner := strings.Join(append([]string{suite.atoll, "kubectl", "--kubeconfig", suite.dataDir + "/admin.kubeconfig", "-n", n.name}, "exec", "-it", "box", "--", "sh", "-c", "'tty; for i in $(seq 3000); do stty size 2>/dev/null | grep \"33 99\" && break; sleep 0.1; done; exit 5'"), " ")
 	cmd := exec.CommandContext(t.Context(), "script", "-qec", "stty rows 33 cols 99; "+inner, "/dev/null")
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError

@@ -139,14 +139,18 @@ func (n *namespace) exec(pod string, command ...string) string {
 	return out
 }
 
-// delivered is exec for commands that may fail, or end what they run in. What did not get to the guest agent of a machine is
-// sent again.
+// delivered is exec for commands that may fail, or end what they run in. What did not get to the pod, or to the guest agent of
+// a machine, is sent again.
 func (n *namespace) delivered(pod string, command ...string) (out string, err error) {
 	n.t.Helper()
 	eventually(n.t, "a command to get to "+pod, func() error {
 		out, err = n.try(append([]string{"exec", pod, "--"}, command...)...)
-		if strings.Contains(out, "has answered before and does not now") || strings.Contains(out, "no guest agent answers in the machine") {
-			return err
+		for _, undelivered := range []string{
+			"has answered before and does not now", "no guest agent answers in the machine", "error dialing backend", "etcdserver: request timed out",
+		} {
+			if strings.Contains(out, undelivered) {
+				return err
+			}
 		}
 		return nil
 	})

@@ -38,7 +38,7 @@ func TestMachineLife(t *testing.T) {
 		return nil
 	})
 	contains(t, n.exec("box", "uname", "-n"), "box")
-	if out, err := n.try("exec", "box", "--", "sh", "-c", "echo out; exit 3"); err == nil || !strings.Contains(out, "exit code 3") {
+	if out, err := n.delivered("box", "sh", "-c", "echo out; exit 3"); err == nil || !strings.Contains(out, "exit code 3") {
 		t.Errorf("exit code of a command: %v\n%s", err, out)
 	}
 	n.console("echo $((6*7))-typed", "42-typed")
@@ -55,7 +55,7 @@ func TestMachineLife(t *testing.T) {
 		t.Helper()
 		n.agent("box")
 		equal(t, "file after "+after, n.exec("box", "cat", "/data/file"), "kept\n")
-		equal(t, "address after "+after, newest(".status.network.primaryIP4"), address)
+		equal(t, "address after "+after, n.address("box"), address)
 		equal(t, "UUID after "+after, strings.ToLower(n.exec("box", "cat", "/sys/class/dmi/id/product_uuid")), uuid+"\n")
 	}
 	contains(t, n.vm("stop", "box"), "stopped")
@@ -78,7 +78,10 @@ func TestMachineLife(t *testing.T) {
 		before = boot()
 	}
 	again("a restart")
-	n.vm("restart", "box", "--soft")
+	eventually(t, "the guest to be asked for a restart", func() error {
+		_, err := n.tryVM("restart", "box", "--soft") // its agent may be slow
+		return err
+	})
 	again("a restart that only asks")
 	_, _ = n.delivered("box", "reboot") // its agent may be gone before it has answered
 	again("a restart from inside")
@@ -151,40 +154,45 @@ func (n *namespace) crash(name string) {
 // guestHealthy are status and reason of the condition of a machine whose guest is not well.
 const guestHealthy = `.status.conditions[?(@.type=="atoll.dev/GuestHealthy")]['status','reason']`
 
-// console types a line at the serial console of the machine box and waits for some text.
+// console types a line at the serial console of the machine box until some text follows. What the kernel says may be in
+// the middle of that, and the line is typed again then.
 func (n *namespace) console(line, until string) {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(n.t.Context(), patience)
+	eventually(n.t, fmt.Sprintf("%q to be answered at the console", line), func() error { return n.typed(line, until) })
+}
+
+// typed types a line once, and waits for a while.
+func (n *namespace) typed(line, until string) error {
+	ctx, cancel := context.WithTimeout(n.t.Context(), 2*time.Minute)
 	defer cancel()
 	// kubectl wants a terminal for one.
 	attach := kubectlCommand(ctx, "-n", n.name, "attach", "-it", "box")
 	cmd := exec.CommandContext(ctx, "script", "-qec", strings.Join(attach.Args, " "), "/dev/null")
 	in, err := cmd.StdinPipe()
 	if err != nil {
-		n.t.Fatal(err)
+		return err
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		n.t.Fatal(err)
+		return err
 	}
 	if err := cmd.Start(); err != nil {
-		n.t.Fatal(err)
+		return err
 	}
 	defer func() { _ = cmd.Wait() }() // killed by cancel: an attachment has no end of its own
 	defer cancel()
+	if _, err := io.WriteString(in, line+"\n"); err != nil {
+		return err
+	}
 	var got strings.Builder
 	for buf := make([]byte, 4096); !strings.Contains(got.String(), until); {
-		if got.Len() == 0 {
-			if _, err := io.WriteString(in, line+"\n"); err != nil {
-				n.t.Fatal(err)
-			}
-		}
 		k, err := out.Read(buf)
 		got.Write(buf[:k])
-		if err != nil {
-			n.t.Fatalf("console: %v after %q", err, got.String())
+		if err != nil && !strings.Contains(got.String(), until) {
+			return fmt.Errorf("%w after %q", err, got.String())
 		}
 	}
+	return nil
 }
 
 // killMachine kills the QEMU of a machine.
@@ -326,7 +334,7 @@ spec:
 	disk := n.device("box", "data")
 	n.exec("box", "sh", "-c", "echo before | dd of="+disk+" bs=512 count=1 conv=sync,fsync 2>/dev/null")
 	contains(t, n.exec("box", "cat", "/proc/cpuinfo"), "Nehalem")
-	address := n.field("vm/box", ".status.network.primaryIP4")
+	address := n.address("box")
 	contains(t, n.exec("box", "ip", "addr"), address)
 	contains(t, n.exec("box", "cat", "/proc/sys/kernel/osrelease"), "6.1")
 	boot := n.exec("box", "cat", "/proc/sys/kernel/random/boot_id")
@@ -351,7 +359,7 @@ spec:
 	}
 	contains(t, n.field("vm/box", ".status.crypto"), `"hasVTPM":true`)
 	contains(t, n.exec("box", "cat", "/proc/cpuinfo"), "Nehalem")
-	equal(t, "address", n.field("vm/box", ".status.network.primaryIP4"), address)
+	equal(t, "address", n.address("box"), address)
 	eventually(t, "an answer at its address", func() error {
 		out, err := exec.Command("curl", "-fsS", "--max-time", "30", "http://"+address+"/hostname").CombinedOutput()
 		return errors.Join(err, is(string(out), "box\n"))

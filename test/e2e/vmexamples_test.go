@@ -117,7 +117,7 @@ func TestMachineExamplesTogether(t *testing.T) {
 
 	n.agent("vapp")
 	env := n.seedFile("vapp", "ovf-env.xml")
-	for key, value := range map[string]string{"hostname": "vapp", "management_ip": n.field("vm/vapp", ".status.network.primaryIP4")} {
+	for key, value := range map[string]string{"hostname": "vapp", "management_ip": n.address("vapp")} {
 		contains(t, env, fmt.Sprintf("oe:key=%q oe:value=%q", key, value))
 	}
 	n.nobodyWaits()

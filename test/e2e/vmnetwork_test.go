@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os/exec"
@@ -68,7 +69,14 @@ spec:
 	n.apply(machine("box", "lan", ", addresses: [198.18.7.10/24]") + machine("lost", "gone", "") + machine("other", "unknown", ""))
 	n.agent("box")
 	// Who asks by DHCP gets the address of the pod, from the host beside it.
-	n.guest("box", "lease of "+n.field("pod/box", ".status.podIP")+" obtained", "sh", "-c", "udhcpc -i eth0 -n -q -s /etc/udhcpc.sh 2>&1")
+	var ip string
+	eventually(t, "the address of the pod", func() (err error) {
+		if ip, err = n.tryField("pod/box", ".status.podIP"); err == nil && ip == "" {
+			err = errors.New("it has none")
+		}
+		return err
+	})
+	n.guest("box", "lease of "+ip+" obtained", "sh", "-c", "udhcpc -i eth0 -n -q -s /etc/udhcpc.sh 2>&1")
 	eventually(t, "the guest to answer on the bridge", func() error { return get(t, "http://198.18.7.10/", "hello from box") })
 	contains(t, n.exec("box", "ip", "addr", "show", "eth1"), "198.18.7.10/24")
 	eventually(t, "the status to have what the agent says of eth1", func() error {

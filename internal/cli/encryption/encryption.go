@@ -204,6 +204,9 @@ func (c *Client) Wait(ctx context.Context, of string, key Key, told func(done, t
 	err := wait.PollUntilContextCancel(ctx, lookEvery, true, func(ctx context.Context) (bool, error) {
 		class, err := c.class(ctx, of)
 		if err != nil {
+			if cluster.Temporary(err) {
+				state, err = err.Error(), nil
+			}
 			return false, err
 		}
 		ready := meta.FindStatusCondition(class.Status.Conditions, api.ClassReady)

@@ -94,6 +94,9 @@ func (c *Client) Create(ctx context.Context, d *api.Datastore) error {
 	var last *metav1.Condition
 	err = wait.PollUntilContextCancel(ctx, 200*time.Millisecond, true, func(ctx context.Context) (bool, error) {
 		last, err = c.ready(ctx, d.Name)
+		if err != nil && cluster.Temporary(err) {
+			err = nil
+		}
 		return last != nil, err
 	})
 	switch {

@@ -83,6 +83,9 @@ func (c *commands) await(ctx context.Context, name string, w waiting, once look)
 	var failed error
 	err := wait.PollUntilContextCancel(ctx, lookEvery, true, func(ctx context.Context) (bool, error) {
 		done, how, err := once(ctx)
+		if err != nil && cluster.Temporary(err) {
+			how, err = err.Error(), nil
+		}
 		if err != nil || done {
 			return done, err
 		}
@@ -107,9 +110,6 @@ func (c *commands) awaitMachine(ctx context.Context, s *session, name string, w 
 	return c.await(ctx, name, w, func(ctx context.Context) (bool, string, error) {
 		vm, err := s.machine(ctx, name)
 		if err != nil {
-			if cluster.Temporary(err) {
-				return false, err.Error(), nil
-			}
 			return false, "", err
 		}
 		ok, how, err := done(vm)

@@ -220,7 +220,7 @@ func objectName(name string) string {
 	return strings.Trim(name[:min(len(name), 63)], "-")
 }
 
-// await waits until an item is ready or has failed.
+// await waits until an item is ready and its image can be named, or the item has failed.
 func (c Config) await(ctx context.Context, cl *client, item Item) (Item, error) {
 	bar := c.bar("")
 	defer bar.end()
@@ -233,7 +233,9 @@ func (c Config) await(ctx context.Context, cl *client, item Item) (Item, error) 
 		case apierrors.IsNotFound(err):
 			return item, fmt.Errorf("%s was deleted meanwhile", item)
 		case err == nil && got.Status.Ready:
-			return got, nil
+			if known, err := cl.known(ctx, got); known || apierrors.IsForbidden(err) {
+				return got, nil
+			}
 		case err == nil:
 			reason, message := got.State()
 			switch reason {

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -125,6 +126,21 @@ func (c *client) get(ctx context.Context, namespace, name string) (Item, error) 
 		return Item{}, err
 	}
 	return decode(obj)
+}
+
+// known tells whether the image of an item is there under its display name.
+func (c *client) known(ctx context.Context, i Item) (bool, error) {
+	images := c.objects.Resource(vmopv1.GroupVersion.WithResource("clustervirtualmachineimages"))
+	get := images.Get
+	if i.Namespace != "" {
+		get = c.objects.Resource(vmopv1.GroupVersion.WithResource("virtualmachineimages")).Namespace(i.Namespace).Get
+	}
+	obj, err := get(ctx, i.ImageName(), metav1.GetOptions{})
+	if err != nil {
+		return false, err
+	}
+	name, _, err := unstructured.NestedString(obj.Object, "status", "name")
+	return name != "", err
 }
 
 func (c *client) create(ctx context.Context, i Item) (Item, error) {
