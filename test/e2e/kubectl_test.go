@@ -66,8 +66,19 @@ func (n *namespace) account() {
 	})
 }
 
-// kubectl runs one command and returns both outputs together.
-func kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
+// kubectl runs one command and returns both outputs together. What etcd has given up for a host without time, and may be
+// said twice, is said again, as a person would.
+func kubectl(ctx context.Context, stdin string, args ...string) (out string, err error) {
+	for range 5 {
+		if out, err = kubectlOnce(ctx, stdin, args...); err == nil || !strings.Contains(err.Error(), "etcdserver: request timed out") ||
+			!slices.ContainsFunc(args, func(a string) bool { return slices.Contains([]string{"get", "apply", "patch", "label", "annotate", "wait"}, a) }) {
+			break
+		}
+	}
+	return out, err
+}
+
+func kubectlOnce(ctx context.Context, stdin string, args ...string) (string, error) {
 	var out string
 	var err error
 	if isLook(args) && stdin == "" {
