@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"k8s.io/apimachinery/pkg/util/wait"
@@ -79,16 +80,22 @@ func (s *Service) Login(ctx context.Context, typed, secret string, whole bool) (
 	return s.tokens(ctx, id, one, whole)
 }
 
-// seenWithin is how long the directory may take to see a user that the API server has.
+// seenWithin is how long the directory may take to see a user that the API server has, and the groups.
 const seenWithin = 25 * time.Second
 
-// seen waits until the directory, which is asked at each request, has seen a user as the API server has it. The first
-// requests of somebody who was made, enabled or given a password a moment ago would be refused otherwise.
+// seen waits until the directory, which is asked at each request, has seen a user as the API server has it, in the same
+// groups. The first requests of somebody who was made, enabled, given a password or added to a group a moment ago would
+// be refused otherwise.
 func (s *Service) seen(ctx context.Context, user *api.User) error {
-	err := wait.PollUntilContextTimeout(ctx, 20*time.Millisecond, seenWithin, true, func(ctx context.Context) (bool, error) {
+	within, cancel := context.WithTimeout(ctx, seenWithin)
+	defer cancel()
+	err := wait.PollUntilContextCancel(within, 20*time.Millisecond, true, func(ctx context.Context) (bool, error) {
 		known, err := s.directory.User(ctx, user.Name)
 		return known != nil && known.UID == user.UID && known.Generation >= user.Generation, err
 	})
+	if err == nil {
+		err = s.seenGroups(within, user)
+	}
 	if !wait.Interrupted(err) || ctx.Err() != nil {
 		return err
 	}
@@ -100,6 +107,19 @@ func (s *Service) seen(ctx context.Context, user *api.User) error {
 		return ErrRefused
 	}
 	return ErrNotReady
+}
+
+// seenGroups waits for the groups, which another watch brings. They may change meanwhile, so they are read anew each time.
+func (s *Service) seenGroups(ctx context.Context, user *api.User) error {
+	latest := directory.New(s.client)
+	return wait.PollUntilContextCancel(ctx, retryEvery, true, func(ctx context.Context) (bool, error) {
+		want, err := latest.Groups(ctx, user.Name)
+		if err != nil {
+			return false, err
+		}
+		known, err := s.directory.Groups(ctx, user.Name)
+		return slices.Equal(known, want), err
+	})
 }
 
 // tokens makes the tokens of a session.

@@ -105,11 +105,20 @@ func TestForeignTokensOfALockedSource(t *testing.T) {
 	}
 }
 
-// lagging answers a few times with what there was before.
+// lagging answers a few times with what there was before. Groups there were none.
 type lagging struct {
 	client.Reader
 	before *api.User // nil: none
 	looks  int
+	lists  int
+}
+
+func (l *lagging) List(ctx context.Context, list client.ObjectList, opts ...client.ListOption) error {
+	if _, ok := list.(*api.GroupList); !ok || l.lists == 0 {
+		return l.Reader.List(ctx, list, opts...)
+	}
+	l.lists--
+	return nil
 }
 
 func (l *lagging) Get(ctx context.Context, key client.ObjectKey, obj client.Object, opts ...client.GetOption) error {
@@ -154,5 +163,24 @@ func TestLoginOfWhoHasJustChanged(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestLoginOfWhoHasJustJoined: a session is in its groups from the first request on, though the directory lags.
+func TestLoginOfWhoHasJustJoined(t *testing.T) {
+	w := newWorld(t, &api.Group{ObjectMeta: metav1.ObjectMeta{Name: "ops"}, Spec: api.GroupSpec{Members: []string{"anna"}}})
+	anna(t, w)
+	want := []string{"sso:ops@atoll.local"}
+	w.directory = directory.New(&lagging{Reader: w.client, lists: 2})
+	got, err := w.Login(t.Context(), "anna", secret, true)
+	if err != nil || !slices.Equal(got.Person.Groups, want) {
+		t.Fatalf("%+v, %v", got.Person, err)
+	}
+	if p, err := w.Review(t.Context(), got.Access); err != nil || !slices.Equal(p.Groups, want) {
+		t.Errorf("%+v, %v", p, err)
+	}
+	w.directory = directory.New(&lagging{Reader: w.client, lists: 2})
+	if p, err := w.Authenticate(t.Context(), "anna", secret); err != nil || !slices.Equal(p.Groups, want) {
+		t.Errorf("%+v, %v", p, err)
 	}
 }

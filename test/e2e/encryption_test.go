@@ -65,7 +65,7 @@ spec: {keyProvider: %s, keyID: %q}
 	n.ready("one")
 	n.exec("one", "sh", "-c", "echo kept > /data/file && sync")
 	n.classCondition("gold", "KeysCurrent", "True", "1 of 1")
-	contains(t, atollOK(t, "volume", "ls", "-o", "wide"), provider+"/first")
+	contains(t, atollOK(t, "volume", "ls", "--datastore", "default", "-o", "wide"), provider+"/first")
 
 	// Another key, by the object.
 	class("gold", provider, "second")

@@ -112,7 +112,10 @@ func TestKilledServices(t *testing.T) {
 		equal(t, "a new pod after the death of "+service, n.ended("after-"+service), "Succeeded")
 	}
 	equal(t, "restarts", n.field("pod/box", ".status.containerStatuses[0].restartCount"), "0")
-	n.kubectl("patch", "vm", "machine", "--type=merge", "-p", `{"spec":{"volumes":[{"name":"data","persistentVolumeClaim":{"claimName":"data"}}]}}`)
+	eventually(t, "the API to take a change of the machine", func() error { // the webhooks may be away for longer
+		_, err := n.try("patch", "vm", "machine", "--type=merge", "-p", `{"spec":{"volumes":[{"name":"data","persistentVolumeClaim":{"claimName":"data"}}]}}`)
+		return err
+	})
 	eventually(t, "the guest to see another disk", func() error {
 		return n.execIs("machine", fmt.Sprintln(64<<20/512), "sh", "-c", "cat /sys/block/sdb/size 2>/dev/null || true")
 	})

@@ -75,6 +75,10 @@ func TestNamespaceBounds(t *testing.T) {
 		"--image", "docker.io/library/*", "--host", node, "--count", "pods=3")
 	const busybox = "docker.io/library/busybox:latest"
 
+	eventually(t, "the role of anna to count", func() error {
+		_, err := n.as("anna", "", "auth", "can-i", "create", "pods")
+		return err
+	})
 	if out, err := n.as("anna", boundedPod("web", busybox, "", ""), "create", "-f", "-"); err != nil {
 		t.Fatalf("a pod within all limits: %v\n%s", err, out)
 	}

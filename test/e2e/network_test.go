@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -166,7 +167,7 @@ func TestDNSPolicies(t *testing.T) {
 		}
 	}
 	// On the host's network, the cluster's names must be found as well.
-	n.apply(strings.Replace(script("looks", "nslookup kubernetes.default.svc.cluster.local"), "spec:", "spec:\n  hostNetwork: true\n  dnsPolicy: ClusterFirstWithHostNet", 1))
+	n.apply(strings.Replace(script("looks", "until nslookup kubernetes.default.svc.cluster.local; do sleep 1; done"), "spec:", "spec:\n  hostNetwork: true\n  dnsPolicy: ClusterFirstWithHostNet", 1))
 	equal(t, "phase", n.ended("looks"), "Succeeded")
 }
 
@@ -199,35 +200,39 @@ spec:
 	n.ready("slow")
 	n.ready("free")
 	slow, free := n.field("pod/slow", ".status.podIP"), n.field("pod/free", ".status.podIP")
+	shapers := map[string]shaper{}
 	eventually(t, "1 MiB to be held back both ways", func() error { // guests that are slower than the limits meet none
 		for from, to := range map[string]string{"slow": free, "free": slow} {
 			if err := n.execIs(from, "1048576\n", "sh", "-c", "wget -qO- http://"+to+"/file | wc -c"); err != nil {
 				return fmt.Errorf("bytes that %s got: %w", from, err)
 			}
 		}
-		for what, s := range map[string]shaper{"ingress": shaperTowards(t, slow), "egress": shaperFrom(t, slow)} {
-			if s.Kind == "tbf" && s.Overlimits == 0 {
+		for what, look := range map[string]func() (shaper, error){
+			"ingress": func() (shaper, error) { return shaperTowards(t, slow) },
+			"egress":  func() (shaper, error) { return shaperFrom(t, slow) },
+			"free":    func() (shaper, error) { return shaperTowards(t, free) },
+		} {
+			s, err := look()
+			if err != nil {
+				return err
+			}
+			if shapers[what] = s; what != "free" && s.Kind == "tbf" && s.Overlimits == 0 {
 				return fmt.Errorf("%s: %+v", what, s)
 			}
 		}
 		return nil
 	})
-	for what, tc := range map[string]struct {
-		shaper shaper
-		rate   int
-	}{
-		"ingress": {shaperTowards(t, slow), 2e6 / 8},
-		"egress":  {shaperFrom(t, slow), 1e6 / 8},
-	} {
-		t.Logf("%s: %+v", what, tc.shaper)
-		if tc.shaper.Kind != "tbf" || tc.shaper.Options.Rate != tc.rate {
-			t.Errorf("%s: want a token bucket of %d bytes a second, got %+v", what, tc.rate, tc.shaper)
+	for what, rate := range map[string]int{"ingress": 2e6 / 8, "egress": 1e6 / 8} {
+		s := shapers[what]
+		t.Logf("%s: %+v", what, s)
+		if s.Kind != "tbf" || s.Options.Rate != rate {
+			t.Errorf("%s: want a token bucket of %d bytes a second, got %+v", what, rate, s)
 		}
-		if tc.shaper.Bytes < 1<<20 || tc.shaper.Overlimits == 0 {
-			t.Errorf("%s: 1 MiB did not pass through the limit, or were not held back by it: %+v", what, tc.shaper)
+		if s.Bytes < 1<<20 || s.Overlimits == 0 {
+			t.Errorf("%s: 1 MiB did not pass through the limit, or were not held back by it: %+v", what, s)
 		}
 	}
-	if kind := shaperTowards(t, free).Kind; kind == "tbf" {
+	if shapers["free"].Kind == "tbf" {
 		t.Error("the pod without limits has one")
 	}
 }
@@ -241,47 +246,73 @@ type shaper struct {
 }
 
 // shaperFrom is on the pod's end of its link, shaperTowards on the host's end.
-func shaperFrom(t *testing.T, podIP string) shaper {
+func shaperFrom(t *testing.T, podIP string) (shaper, error) {
 	t.Helper()
-	return qdisc(t, "nsenter", "--net="+podNetns(t, podIP), "tc", "-s", "-j", "qdisc", "show", "dev", "eth0", "root")
+	ns, err := podNetns(t, podIP)
+	if err != nil {
+		return shaper{}, err
+	}
+	return qdisc(t, "nsenter", "--net="+ns, "tc", "-s", "-j", "qdisc", "show", "dev", "eth0", "root")
 }
 
-func shaperTowards(t *testing.T, podIP string) shaper {
+func shaperTowards(t *testing.T, podIP string) (shaper, error) {
 	t.Helper()
 	type link struct {
 		Index int    `json:"ifindex"`
 		Peer  int    `json:"link_index"`
 		Name  string `json:"ifname"`
 	}
-	links := func(command ...string) (all []link) {
-		out := output(t, command...)
-		if err := json.Unmarshal([]byte(out), &all); err != nil {
-			t.Fatalf("%s: %v in %q", command, err, out)
-		}
-		return all
+	ns, err := podNetns(t, podIP)
+	if err != nil {
+		return shaper{}, err
 	}
-	peer := links("nsenter", "--net="+podNetns(t, podIP), "ip", "-j", "link", "show", "eth0")[0].Peer
-	for _, l := range links("ip", "-j", "link") {
-		if l.Index == peer {
+	own, err := shown[link](t, "nsenter", "--net="+ns, "ip", "-j", "link", "show", "eth0")
+	if err != nil {
+		return shaper{}, err
+	}
+	all, err := shown[link](t, "ip", "-j", "link")
+	if err != nil {
+		return shaper{}, err
+	}
+	for _, l := range all {
+		if l.Index == own[0].Peer {
 			return qdisc(t, "tc", "-s", "-j", "qdisc", "show", "dev", l.Name, "root")
 		}
 	}
-	t.Fatalf("the host has no link %d", peer)
-	return shaper{}
+	return shaper{}, fmt.Errorf("the host has no link %d", own[0].Peer)
 }
 
-func qdisc(t *testing.T, command ...string) shaper {
+func qdisc(t *testing.T, command ...string) (shaper, error) {
 	t.Helper()
-	var all []shaper
-	out := output(t, command...)
-	if err := json.Unmarshal([]byte(out), &all); err != nil || len(all) == 0 {
-		t.Fatalf("%s: %v in %q", command, err, out)
+	all, err := shown[shaper](t, command...)
+	if err != nil {
+		return shaper{}, err
 	}
-	return all[0]
+	return all[0], nil
+}
+
+// shown is what a command of the host prints as JSON, one at the least. What others change meanwhile it may complain of, or
+// leave out.
+func shown[T any](t *testing.T, command ...string) (all []T, err error) {
+	t.Helper()
+	var stderr strings.Builder
+	cmd := exec.CommandContext(t.Context(), command[0], command[1:]...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err == nil {
+		err = json.Unmarshal(out, &all)
+	}
+	if err == nil && len(all) == 0 {
+		err = errors.New("nothing")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w in %q: %s", command, err, out, stderr.String())
+	}
+	return all, nil
 }
 
 // podNetns finds a pod's network namespace on this host by the pod's address.
-func podNetns(t *testing.T, podIP string) string {
+func podNetns(t *testing.T, podIP string) (string, error) {
 	t.Helper()
 	all, err := filepath.Glob("/run/atoll*/containerd/io.containerd.grpc.v1.cri/netns/*")
 	if err != nil {
@@ -290,11 +321,10 @@ func podNetns(t *testing.T, podIP string) string {
 	for _, ns := range all {
 		out, _ := exec.CommandContext(t.Context(), "nsenter", "--net="+ns, "ip", "-4", "-o", "addr", "show", "dev", "eth0").Output()
 		if strings.Contains(string(out), " "+podIP+"/") {
-			return ns
+			return ns, nil
 		}
 	}
-	t.Fatalf("no network namespace of the host has the address %s: %v", podIP, all)
-	return ""
+	return "", fmt.Errorf("no network namespace of the host has the address %s: %v", podIP, all)
 }
 
 // output runs a command of the host.

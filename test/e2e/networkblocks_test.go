@@ -85,8 +85,8 @@ func (b *beyond) tftp(address string) {
 }
 
 // ask gets a page from one of its addresses.
-func (b *beyond) ask(from, url string) error {
-	out, err := exec.CommandContext(b.t.Context(), "ip", "netns", "exec", b.netns, "curl", "-sS", "-f", "-m", "3", "--interface", from, url).CombinedOutput()
+func (b *beyond) ask(from, url string, limit time.Duration) error {
+	out, err := exec.CommandContext(b.t.Context(), "ip", "netns", "exec", b.netns, "curl", "-sS", "-f", "-m", seconds(limit), "--interface", from, url).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%w: %s", err, out)
 	}
@@ -94,8 +94,8 @@ func (b *beyond) ask(from, url string) error {
 }
 
 // datagram sends one from a pod or machine to an address that answers TFTP, and waits for the answer.
-func (n *namespace) datagram(from, to string) error {
-	out, err := n.try("exec", from, "--", "sh", "-c", "timeout 4 tftp -g -r file -l /tmp/got "+to+" 69 && cat /tmp/got && rm /tmp/got")
+func (n *namespace) datagram(from, to string, limit time.Duration) error {
+	out, err := n.try("exec", from, "--", "sh", "-c", "timeout "+seconds(limit)+" tftp -g -r file -l /tmp/got "+to+" 69 && cat /tmp/got && rm /tmp/got")
 	if err == nil && !strings.Contains(out, "hello from ") {
 		err = fmt.Errorf("the answer is %q", out)
 	}
@@ -103,11 +103,11 @@ func (n *namespace) datagram(from, to string) error {
 }
 
 // shut waits until something does not work, several times in a row: one attempt may fail for other reasons.
-func shut(t *testing.T, what string, attempt func() error) {
+func shut(t *testing.T, what string, attempt func(limit time.Duration) error) {
 	t.Helper()
 	eventually(t, what+" to be impossible", func() error {
 		for range 3 {
-			if attempt() == nil {
+			if attempt(shortAttempt) == nil {
 				return errors.New("it is possible")
 			}
 		}
@@ -116,33 +116,43 @@ func shut(t *testing.T, what string, attempt func() error) {
 }
 
 // open waits until something works.
-func open(t *testing.T, what string, attempt func() error) {
+func open(t *testing.T, what string, attempt func(limit time.Duration) error) {
 	t.Helper()
-	eventually(t, what, attempt)
+	eventually(t, what, func() error { return attempt(longAttempt) })
 }
 
 // each does something for all names at once, and returns the errors that there were.
-func each(names []string, attempt func(name string) error) []error {
+func each(names []string, limit time.Duration, attempt func(name string, limit time.Duration) error) []error {
 	errs := make([]error, len(names))
 	var wait sync.WaitGroup
 	for i, name := range names {
-		wait.Go(func() { errs[i] = attempt(name) })
+		wait.Go(func() { errs[i] = attempt(name, limit) })
 	}
 	wait.Wait()
 	return errs
 }
 
-// allOpen waits until something works for all of them.
-func allOpen(t *testing.T, what string, names []string, attempt func(name string) error) {
+// allOpen waits until something has worked for each of them.
+func allOpen(t *testing.T, what string, names []string, attempt func(name string, limit time.Duration) error) {
 	t.Helper()
-	open(t, what, func() error { return errors.Join(each(names, attempt)...) })
+	open(t, what, func(limit time.Duration) error {
+		errs := each(names, limit, attempt)
+		var left []string
+		for i, err := range errs {
+			if err != nil {
+				left = append(left, names[i])
+			}
+		}
+		names = left
+		return errors.Join(errs...)
+	})
 }
 
 // allShut waits until something works for none of them.
-func allShut(t *testing.T, what string, names []string, attempt func(name string) error) {
+func allShut(t *testing.T, what string, names []string, attempt func(name string, limit time.Duration) error) {
 	t.Helper()
-	shut(t, what, func() error {
-		for _, err := range each(names, attempt) {
+	shut(t, what, func(limit time.Duration) error {
+		for _, err := range each(names, limit, attempt) {
 			if err == nil {
 				return nil
 			}
@@ -170,12 +180,17 @@ func TestPolicyBlocks(t *testing.T) {
 	for _, name := range append(ends, "server") {
 		pages[name] = "http://" + n.field("pod/"+name, ".status.podIP") + "/"
 	}
-	in := func(from string) func(string) error { return func(to string) error { return b.ask(from, pages[to]) } }
-	fromServer := func(to string) error { return n.reach("server", pages[to]) }
-	page := func(to string) func(string) error {
-		return func(from string) error { return n.reach(from, "http://"+to+"/") }
+	type attempt = func(name string, limit time.Duration) error
+	in := func(from string) attempt {
+		return func(to string, limit time.Duration) error { return b.ask(from, pages[to], limit) }
 	}
-	datagram := func(to string) func(string) error { return func(from string) error { return n.datagram(from, to) } }
+	fromServer := func(to string, limit time.Duration) error { return n.reach("server", pages[to], limit) }
+	page := func(to string) attempt {
+		return func(from string, limit time.Duration) error { return n.reach(from, "http://"+to+"/", limit) }
+	}
+	datagram := func(to string) attempt {
+		return func(from string, limit time.Duration) error { return n.datagram(from, to, limit) }
+	}
 	for _, address := range []string{b.one, b.another} {
 		allOpen(t, "from outside "+address, ends, in(address))
 		allOpen(t, "a page outside "+address, ends, page(address))
@@ -271,9 +286,12 @@ func TestTenantIngressCIDRs(t *testing.T) {
 	web := "http://" + n.field("pod/web", ".status.podIP") + "/"
 	check := func(may, mayNot string) {
 		t.Helper()
-		open(t, "from "+may, func() error { return b.ask(may, web) })
-		shut(t, "from "+mayNot, func() error { return b.ask(mayNot, web) })
-		open(t, "from "+may+" still", func() error { return b.ask(may, web) })
+		from := func(address string) func(time.Duration) error {
+			return func(limit time.Duration) error { return b.ask(address, web, limit) }
+		}
+		open(t, "from "+may, from(may))
+		shut(t, "from "+mayNot, from(mayNot))
+		open(t, "from "+may+" still", from(may))
 	}
 	check(b.one, b.another)
 	n.declare(`"network": {"isolation": "Isolated", "ingressCIDRs": ["198.18.78.3/32"]}`)
@@ -282,6 +300,6 @@ func TestTenantIngressCIDRs(t *testing.T) {
 	check(b.another, b.one)
 	n.declare(`"network": {"isolation": "Isolated"}`)
 	for _, address := range []string{b.one, b.another} {
-		open(t, "from "+address+" without a list", func() error { return b.ask(address, web) })
+		open(t, "from "+address+" without a list", func(limit time.Duration) error { return b.ask(address, web, limit) })
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -45,9 +46,18 @@ func policyOf(name, labels, spec string) string {
 	return fmt.Sprintf("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: %s, labels: {%s}}\nspec: %s\n", name, labels, spec)
 }
 
+// How long one attempt may take: where it is to work guests may be slow, and where it is not nobody waits for them.
+const (
+	shortAttempt = 3 * time.Second
+	longAttempt  = 30 * time.Second
+)
+
+// seconds is a limit as programs take it.
+func seconds(limit time.Duration) string { return strconv.Itoa(int(limit.Seconds())) }
+
 // reach asks a page from inside a pod or machine.
-func (n *namespace) reach(from, url string) error {
-	out, err := n.try("exec", from, "--", "timeout", "3", "wget", "-qO-", url)
+func (n *namespace) reach(from, url string, limit time.Duration) error {
+	out, err := n.try("exec", from, "--", "timeout", seconds(limit), "wget", "-qO-", url)
 	if err == nil && !strings.Contains(out, "hello from") {
 		err = fmt.Errorf("%s says %q", url, out)
 	}
@@ -65,7 +75,7 @@ func (n *namespace) traffic(what string, ends []string, possible func(from, to s
 			}
 			url := "http://" + n.field("service/"+to, ".spec.clusterIP") + "/"
 			if possible(from, to) {
-				eventually(n.t, fmt.Sprintf("%s: %s to %s", what, from, to), func() error { return n.reach(from, url) })
+				eventually(n.t, fmt.Sprintf("%s: %s to %s", what, from, to), func() error { return n.reach(from, url, longAttempt) })
 			} else {
 				not = append(not, url)
 			}
@@ -126,7 +136,7 @@ func (n *namespace) datagrams() {
 	n.t.Helper()
 	address := n.field("pod/box", ".status.podIP")
 	for _, from := range []string{"micro", "plain"} {
-		ask := func() error { return n.datagram(from, address) }
+		ask := func(limit time.Duration) error { return n.datagram(from, address, limit) }
 		allow := func(protocol string) {
 			n.t.Helper()
 			n.apply(policyOf("datagrams", "", `{podSelector: {matchLabels: {kind: machine}}, ingress: [{from: [{podSelector: {matchLabels: {app: `+from+`}}}], ports: [{port: 69, protocol: `+protocol+`}]}]}`))
@@ -153,7 +163,7 @@ func (n *namespace) deniedIsTold(from, to string) {
 	n.t.Helper()
 	url := "http://" + n.field("service/"+to, ".spec.clusterIP") + "/"
 	eventually(n.t, "the log of what was denied", func() error {
-		_ = n.reach(from, url)
+		_ = n.reach(from, url, shortAttempt)
 		out := atollOK(n.t, "network", "denied", "-n", n.name)
 		for line := range strings.Lines(out) {
 			if strings.Contains(line, "denied=ingress tier=owner from="+n.name+"/"+from+"(") && strings.Contains(line, " to="+n.name+"/"+to+"(") && strings.Contains(line, "port=80/TCP") {
@@ -190,9 +200,8 @@ func (n *namespace) egress(ends []string) {
 	go func() { _ = page.Serve(listener) }()
 	defer page.Close()
 	url := fmt.Sprintf("http://%s:%d/", n.field("pod/micro", ".status.hostIP"), listener.Addr().(*net.TCPAddr).Port)
-	toHost := func(from string) error { return n.reach(from, url) }
 	for _, from := range []string{"micro", "plain"} {
-		eventually(n.t, "the host's port from "+from, func() error { return toHost(from) })
+		eventually(n.t, "the host's port from "+from, func() error { return n.reach(from, url, longAttempt) })
 	}
 	n.apply(policyOf("egress", "", `
   podSelector: {}
@@ -285,7 +294,7 @@ func TestPoliciesOutliveTheAgent(t *testing.T) {
 	n.apply(policyOf("p", "", `{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}`))
 	check := func(when string) {
 		t.Helper()
-		eventually(t, when+": the client", func() error { return n.reach("client", url) })
+		eventually(t, when+": the client", func() error { return n.reach("client", url, longAttempt) })
 		n.noAnswer(when+": not the stranger", "stranger", []string{n.name}, url)
 	}
 	check("before")
@@ -306,5 +315,5 @@ func TestPoliciesOutliveTheAgent(t *testing.T) {
 	}
 	check("after")
 	n.kubectl("label", "pod", "stranger", "app=client", "--overwrite")
-	eventually(t, "a change after the restart", func() error { return n.reach("stranger", url) })
+	eventually(t, "a change after the restart", func() error { return n.reach("stranger", url, longAttempt) })
 }

@@ -66,7 +66,15 @@ func TestSupervisorNamespaceLife(t *testing.T) {
 		}
 		return nil
 	})
-	contains(t, n.refused(script("second", "sleep infinity")), "limits.memory")
+	second := script("second", "sleep infinity")
+	eventually(t, "the quota to count", func() error { // what admission compares with is written a moment later
+		out, err := kubectl(t.Context(), second, "-n", n.name, "apply", "--dry-run=server", "-f", "-")
+		if err == nil || !strings.Contains(out, "limits.memory") {
+			return fmt.Errorf("%q is not in: %s", "limits.memory", out)
+		}
+		return nil
+	})
+	contains(t, n.refused(second), "limits.memory")
 	n.exec("web", "true")
 
 	// Deletion.

@@ -216,18 +216,21 @@ kind: EncryptionClass
 metadata: {name: corp}
 spec: {keyProvider: default}
 `
-	n.owner.refused(n.name, corp, bounded(n, "spec.encryption.className", "which only administrators make")...)
+	n.owner.refusedSoon(n.name, corp, bounded(n, "spec.encryption.className", "which only administrators make")...)
 	n.apply(corp)
 	n.settled()
 	n.owner.denied([]string{"-n", n.name, "delete", "encryptionclass", "corp"}, "spec.encryption.className")
 
 	const annotation = "csi.vsphere.encryption-class"
-	out, err := n.editor.try(claim("data", "atoll", ""), "-n", n.name, "create", "--dry-run=server", "-o", "yaml", "-f", "-")
-	if err != nil || !strings.Contains(out, annotation+": corp") {
-		t.Errorf("a claim that says nothing: %v\n%s", err, out)
-	}
-	n.editor.refused(n.name, strings.Replace(claim("data", "atoll", ""), "{name: data}", "{name: data, annotations: {"+annotation+": mine}}", 1), bounded(n, "spec.encryption.className", "only corp", `"mine"`)...)
-	n.editor.refused(n.name, claim("data", "atoll", ", volumeAttributesClassName: fast"), bounded(n, "spec.storageClasses[0].volumeAttributesClasses", "only slow", `"fast"`)...)
+	eventually(t, "a claim that says nothing to have the class", func() error {
+		out, err := n.editor.try(claim("data", "atoll", ""), "-n", n.name, "create", "--dry-run=server", "-o", "yaml", "-f", "-")
+		if err != nil || !strings.Contains(out, annotation+": corp") {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	n.editor.refusedSoon(n.name, strings.Replace(claim("data", "atoll", ""), "{name: data}", "{name: data, annotations: {"+annotation+": mine}}", 1), bounded(n, "spec.encryption.className", "only corp", `"mine"`)...)
+	n.editor.refusedSoon(n.name, claim("data", "atoll", ", volumeAttributesClassName: fast"), bounded(n, "spec.storageClasses[0].volumeAttributesClasses", "only slow", `"fast"`)...)
 	if out, err := n.editor.try(claim("data", "atoll", ", volumeAttributesClassName: slow"), "-n", n.name, "create", "--dry-run=server", "-f", "-"); err != nil {
 		t.Errorf("a class that may be used: %v\n%s", err, out)
 	}

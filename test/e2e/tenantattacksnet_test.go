@@ -294,6 +294,7 @@ func TestAttackPulls(t *testing.T) {
 	v.remove()
 	again := &tenant{namespace: &namespace{t: t, name: name}, owner: m.owner, editor: m.editor, viewer: m.viewer}
 	again.declare("")
+	again.account()
 	eventually(t, "the owner to be told that there is no image of the namespace that had the name before", func() error {
 		if resp, text := m.owner.docker().with(name+"/app", "pull", http.MethodGet, "manifests/1", nil, "Accept", ociManifestType); resp.StatusCode/100 == 2 {
 			t.Fatalf("there is: %s %s", resp.Status, text)
@@ -302,7 +303,7 @@ func TestAttackPulls(t *testing.T) {
 		}
 		return nil
 	})
-	m.editor.apply(name, pod("heir", image, "Never"))
+	m.editor.applySoon(name, pod("heir", image, "Never"))
 	again.waiting("heir", "ErrImagePull", "ImagePullBackOff", "ErrImageNeverPull")
 }
 

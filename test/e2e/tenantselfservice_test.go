@@ -38,8 +38,9 @@ spec:
 	mine, class := n.name+"-mine", fmt.Sprintf(`"className": %q`, template)
 	create := func(p *actor, text string) (string, error) { return p.try(text, "create", "-f", "-") }
 	t.Cleanup(func() {
-		_, _ = kubectl(context.Background(), "", "delete", "supervisornamespace", mine, "--ignore-not-found")
+		_, _ = kubectl(context.Background(), "", "delete", "supervisornamespace", mine, mine+"3", "--ignore-not-found")
 	})
+	n.owner.may("create", "supervisornamespaces.atoll.dev")
 	for what, c := range map[string]struct {
 		who  *actor
 		text string
@@ -66,10 +67,7 @@ spec:
 	if out, err := create(n.owner, object(mine, class, `, "resources": {"memoryLimit": "1Gi"}`)); err != nil {
 		t.Fatal(err, out)
 	}
-	eventually(t, "the owner to work in it", func() error {
-		_, err := n.owner.try("", "-n", mine, "create", "configmap", "works")
-		return err
-	})
+	n.owner.applySoon(mine, "{apiVersion: v1, kind: ConfigMap, metadata: {name: works}}")
 	equal(t, "the limit", run(t, "", "get", "resourcequota", mine+"-quota", "-n", mine, "-o", `jsonpath={.spec.hard.limits\.memory}`), "1Gi")
 	equal(t, "isolation from the template", run(t, "", "get", "supervisornamespace", mine, "-o", "jsonpath={.status.effective.network.isolation}"), "Isolated")
 	if out, err := create(n.owner, object(mine+"2", class, "")); err == nil || !strings.Contains(out, "has 1 namespaces of SupervisorNamespaceTemplate "+template+", which allows 1 for each user") {
@@ -85,6 +83,9 @@ spec:
 	text := object(mine, class, "")
 	eventually(t, "who is listed to make one", func() error {
 		_, err := create(guest, text)
+		if err != nil && n.fieldIs("svns/"+mine, `.metadata.annotations.atoll\.dev/creator`, "sso:"+guest.name+"@atoll.local") == nil {
+			return nil // only the answer got lost
+		}
 		return err
 	})
 	eventually(t, "who is listed to work in it", func() error {

@@ -17,6 +17,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -71,10 +72,7 @@ func newDocker(t *testing.T, user, password string) *docker {
 		t.Fatal("no certificate of the authority")
 	}
 	address := portal(t)
-	// Everybody has an address of their own: who sends too many wrong passwords locks it.
-	b := make([]byte, 3)
-	_, _ = rand.Read(b)
-	dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, b[0]|1, b[1], b[2]&0x7f|1)}}
+	dialer := ownDialer()
 	transport := &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12},
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
@@ -85,7 +83,45 @@ func newDocker(t *testing.T, user, password string) *docker {
 	return &docker{t: t, user: user, password: password, client: &http.Client{Transport: transport, Timeout: patience}}
 }
 
-// token asks for rights; what it gives may be less than what was asked for.
+// ownDialer connects to this host from an address that nobody else has: who sends too many wrong passwords locks it.
+func ownDialer() *net.Dialer {
+	b := make([]byte, 3)
+	_, _ = rand.Read(b)
+	return &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, b[0]|1, b[1], b[2]&0x7f|1)}}
+}
+
+// guess tries to log in with a password that is wrong, by a proxy, so that it comes from an address of its own.
+func (p *actor) guess(password string) (string, error) {
+	p.t.Helper()
+	proxy := httptest.NewServer(http.HandlerFunc(tunnel))
+	defer proxy.Close()
+	env := append(p.env(), "HTTPS_PROXY="+proxy.URL, "NO_PROXY=", "no_proxy=")
+	return combined(p.t.Context(), password+"\n", env, p.loginArgs("--ca-file", portalCA(p.t))...)
+}
+
+// tunnel is a proxy of CONNECT.
+func tunnel(w http.ResponseWriter, req *http.Request) {
+	there, err := ownDialer().DialContext(req.Context(), "tcp", req.Host)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadGateway)
+		return
+	}
+	defer there.Close()
+	here, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	defer here.Close()
+	_, _ = io.WriteString(here, "HTTP/1.1 200 OK\r\n\r\n")
+	go func() {
+		_, _ = io.Copy(there, here)
+		_ = there.Close()
+	}()
+	_, _ = io.Copy(here, there)
+}
+
+// token asks for rights; what it gives may be less than what was asked for. It asks again while it is told to.
 func (d *docker) token(scopes ...string) string {
 	d.t.Helper()
 	q := url.Values{"service": {registryHost}, "scope": scopes}
@@ -93,7 +129,14 @@ func (d *docker) token(scopes ...string) string {
 	if d.user != "" {
 		req.SetBasicAuth(d.user, d.password)
 	}
-	_, body := d.do(req)
+	var body []byte
+	eventually(d.t, "the registry to say who has which rights", func() error {
+		resp, text := d.do(req)
+		if body = text; resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable {
+			return fmt.Errorf("%s: %s", resp.Status, text)
+		}
+		return nil
+	})
 	var answer struct {
 		Token       string `json:"token"`
 		AccessToken string `json:"access_token"`

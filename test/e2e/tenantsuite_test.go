@@ -93,12 +93,20 @@ func (p *actor) tryLogin(password string, trust ...string) (string, error) {
 	if len(trust) == 0 {
 		trust = []string{"--ca-file", portalCA(p.t)}
 	}
-	return p.atoll(password+"\n", append([]string{"login", "--server", portal(p.t), "--user", p.name, "--password-stdin"}, trust...)...)
+	return p.atoll(password+"\n", p.loginArgs(trust...)...)
+}
+
+func (p *actor) loginArgs(trust ...string) []string {
+	return append([]string{"login", "--server", portal(p.t), "--user", p.name, "--password-stdin"}, trust...)
 }
 
 // atoll runs a command as this person would at home, where no supervisor is.
 func (p *actor) atoll(stdin string, args ...string) (string, error) {
-	return combined(p.t.Context(), stdin, []string{"HOME=" + p.home, "KUBECONFIG=" + p.kubeconfig, "ATOLL_DATA_DIR=" + filepath.Join(p.home, "none")}, args...)
+	return combined(p.t.Context(), stdin, p.env(), args...)
+}
+
+func (p *actor) env() []string {
+	return []string{"HOME=" + p.home, "KUBECONFIG=" + p.kubeconfig, "ATOLL_DATA_DIR=" + filepath.Join(p.home, "none")}
 }
 
 // try is kubectl as this person.
@@ -201,6 +209,24 @@ func (p *actor) can(verb, resource string, where ...string) bool {
 	return answer.Status.Allowed
 }
 
+// may waits until somebody can do what a controller gives them.
+func (p *actor) may(verb, resource string, where ...string) {
+	p.t.Helper()
+	eventually(p.t, p.name+" to be allowed to "+verb+" "+resource, func() error {
+		return is(fmt.Sprint(p.can(verb, resource, where...)), "true")
+	})
+}
+
+// loggedOut is nil if kubectl was refused because nobody knows any more whose token it has.
+func loggedOut(out string, err error) error {
+	for _, text := range []string{"nauthorized", "must be logged in", " has ended; run: atoll login"} {
+		if err != nil && strings.Contains(out, text) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: %s", err, out)
+}
+
 // token is that of the session, and another one when it is about to expire.
 func (p *actor) token() string {
 	p.t.Helper()
@@ -295,12 +321,7 @@ func (n *tenant) begin(spec string) {
 		n.remove()
 	})
 	n.account()
-	eventually(n.t, "the roles to count", func() error {
-		if !n.editor.can("create", "pods", "-n", n.name) {
-			return fmt.Errorf("%s may not create pods", n.editor.name)
-		}
-		return nil
-	})
+	n.editor.may("create", "pods", "-n", n.name)
 }
 
 // declare makes the SupervisorNamespace what the spec says, and waits until it is in place.

@@ -2,6 +2,7 @@ package people
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -9,9 +10,11 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	api "atoll.dev/atoll/api/atoll/v1alpha1"
 	"atoll.dev/atoll/internal/cli/cluster"
@@ -66,6 +69,39 @@ func TestDeleteUser(t *testing.T) {
 	g := &api.Group{}
 	if err := cl.Get(t.Context(), client.ObjectKey{Name: "g"}, g); err != nil || !slices.Equal(g.Spec.Members, []string{"ben"}) {
 		t.Errorf("%v, %v", g.Spec.Members, err)
+	}
+}
+
+// TestDeleteUserWhileGroupsGo: a group that somebody deletes meanwhile is no reason to keep the user.
+func TestDeleteUserWhileGroupsGo(t *testing.T) {
+	u := &api.User{ObjectMeta: metav1.ObjectMeta{Name: "anna"}}
+	var objects []client.Object
+	for name, members := range map[string][]string{"going": {"anna"}, "others": {"ben"}, "staying": {"anna", "ben"}} {
+		objects = append(objects, &api.Group{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: api.GroupSpec{Members: members}})
+	}
+	var looked []string
+	cl := interceptor.NewClient(fakeClient(t, append(objects, u)...).(client.WithWatch), interceptor.Funcs{
+		Get: func(ctx context.Context, cl client.WithWatch, key client.ObjectKey, object client.Object, opts ...client.GetOption) error {
+			if looked = append(looked, key.Name); key.Name == "going" {
+				if err := cl.Delete(ctx, &api.Group{ObjectMeta: metav1.ObjectMeta{Name: key.Name}}); err != nil {
+					return err
+				}
+			}
+			return cl.Get(ctx, key, object, opts...)
+		},
+	})
+	if err := deleteUser(t.Context(), cl, u); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(looked, []string{"going", "staying"}) {
+		t.Errorf("it has changed %v", looked)
+	}
+	g := &api.Group{}
+	if err := cl.Get(t.Context(), client.ObjectKey{Name: "staying"}, g); err != nil || !slices.Equal(g.Spec.Members, []string{"ben"}) {
+		t.Errorf("%v, %v", g.Spec.Members, err)
+	}
+	if err := cl.Get(t.Context(), client.ObjectKeyFromObject(u), u); !apierrors.IsNotFound(err) {
+		t.Errorf("the user: %v", err)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -92,7 +93,7 @@ password at the first login, unless --must-change=false.`,
 			}
 			for _, g := range groups {
 				if err := changeGroup(ctx, cl, g, func(spec *api.GroupSpec) error { spec.Members = with(spec.Members, name); return nil }); err != nil {
-					return err
+					return explain(err, "group", g)
 				}
 			}
 			c.printPassword(fmt.Sprintf("user %s is made", name), secret, made)
@@ -171,7 +172,11 @@ func deleteUser(ctx context.Context, cl client.Client, u *api.User) error {
 		return err
 	}
 	for _, g := range groups.Items {
-		if err := changeGroup(ctx, cl, g.Name, func(spec *api.GroupSpec) error { spec.Members = without(spec.Members, u.Name); return nil }); err != nil {
+		if !slices.Contains(g.Spec.Members, u.Name) {
+			continue
+		}
+		err := changeGroup(ctx, cl, g.Name, func(spec *api.GroupSpec) error { spec.Members = without(spec.Members, u.Name); return nil })
+		if client.IgnoreNotFound(err) != nil { // a group that is gone by now has no members
 			return err
 		}
 	}
@@ -275,7 +280,7 @@ func changeGroup(ctx context.Context, cl client.Client, name string, change func
 	return retry.RetryOnConflict(retry.DefaultBackoff, func() error {
 		g := &api.Group{}
 		if err := cl.Get(ctx, client.ObjectKey{Name: name}, g); err != nil {
-			return explain(err, "group", name)
+			return err
 		}
 		before := g.DeepCopy()
 		if err := change(&g.Spec); err != nil {

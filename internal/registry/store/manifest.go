@@ -277,6 +277,9 @@ func (s *Store) links(dir string) ([]entry, error) {
 	}
 	for _, a := range algorithms {
 		hexes, err := os.ReadDir(filepath.Join(dir, a.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it went with its repository meanwhile
+		}
 		if err != nil {
 			return nil, err
 		}
