@@ -82,6 +82,12 @@ func TestLock(t *testing.T) {
 	if pid, err := tree.Holder(); pid != os.Getpid() || err != nil {
 		t.Fatalf("Holder = %d, %v, want %d", pid, err, os.Getpid())
 	}
+	if err := os.Truncate(tree.Lock(), 0); err != nil { // as before the pid is written
+		t.Fatal(err)
+	}
+	if pid, err := tree.Holder(); pid != 0 || !errors.Is(err, ErrUnnamed) {
+		t.Fatalf("Holder of a lock without a pid = %d, %v", pid, err)
+	}
 	if err := held.Release(); err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,9 @@ import (
 // ErrLocked says that another process works on the same data directory.
 var ErrLocked = errors.New("the data directory is in use")
 
+// ErrUnnamed says that a lock is held by a process that has not written down yet which one it is.
+var ErrUnnamed = errors.New("its holder is not known yet")
+
 // Held is a lock on a data directory. The kernel drops it when the process
 // ends, however it ends.
 type Held struct {
@@ -29,9 +32,10 @@ func (t Tree) AcquireKeeper() (*Held, error) { return acquire(t.KeeperLock()) }
 
 // Holder returns the pid of the process that holds the lock of the data
 // directory, or 0 when nobody does. A missing directory counts as nobody.
+// ErrUnnamed for a moment after it was taken.
 func (t Tree) Holder() (int, error) { return holder(t.Lock()) }
 
-// KeeperHolder returns the pid of the keeper, or 0.
+// KeeperHolder returns the pid of the keeper, or 0. ErrUnnamed as Holder.
 func (t Tree) KeeperHolder() (int, error) { return holder(t.KeeperLock()) }
 
 func acquire(path string) (*Held, error) {
@@ -79,7 +83,7 @@ func holder(path string) (int, error) {
 	}
 	pid, err := strconv.Atoi(readPID(f))
 	if err != nil {
-		return 0, fmt.Errorf("reading the holder of %s: %w", path, err)
+		return 0, fmt.Errorf("reading the holder of %s: %w", path, ErrUnnamed)
 	}
 	return pid, nil
 }

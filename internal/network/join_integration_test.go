@@ -153,7 +153,7 @@ func (g *guest) arp(who netip.Addr) error {
 // ask sends something, again each second, until what comes is an answer to it.
 func (g *guest) ask(t *testing.T, what string, send func() error, answers func(frame []byte) bool) []byte {
 	t.Helper()
-	for range 10 {
+	for range 60 {
 		if err := send(); err != nil {
 			t.Fatal(err)
 		}
@@ -215,6 +215,8 @@ func TestJoinedGuestHasThePodsIdentityAlone(t *testing.T) {
 	// A guest that lies about its address is not heard.
 	b := lab.Pod(t, "b")
 	g.addr = lab.Add(t, "b", b, cniconf.RuntimeConfig{})
+	// The first packets may be lost while the kernel notices the carrier.
+	networktest.Do(t, b, func() error { return networktest.Ping(netip.MustParseAddr(networktest.WorldAddress)) })
 	before := received(t, lab.World)
 	if err := g.ping(gatewayMAC, netip.MustParseAddr(networktest.WorldAddress)); err != nil {
 		t.Fatal(err)

@@ -209,7 +209,7 @@ func TestCollectBesidePushes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, stop := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer stop()
 	var wg sync.WaitGroup
 	var runs, pushes, retries atomic.Int32
@@ -394,7 +394,7 @@ func killWhilePushing(t *testing.T, dir string, after time.Duration) {
 	select {
 	case <-first:
 		time.Sleep(after)
-	case <-time.After(2 * time.Minute):
+	case <-time.After(10 * time.Minute):
 		t.Error("nothing was pushed")
 	}
 	if err := cmd.Process.Kill(); err != nil {

@@ -112,21 +112,21 @@ func (e *explainer) ReadFrom(src io.Reader) (int64, error) {
 }
 
 const (
-	lingerBytes = 1 << 30
-	lingerTime  = 5 * time.Second
+	lingerBytes  = 1 << 30
+	lingerWithin = 5 * time.Second
 )
 
 // linger reads on for a while after an upload was refused, so that a client that only looks at the answer when it has
 // sent everything sees it, and not a broken connection. HTTP/2 does not need it: an answer ends there without the end of
 // the connection, and a client that has stopped sending waits for that.
-func linger(w http.ResponseWriter, req *http.Request) {
+func (r *Registry) linger(w http.ResponseWriter, req *http.Request) {
 	if req.ProtoMajor >= 2 {
 		return
 	}
 	control := http.NewResponseController(w)
 	_ = control.Flush()
-	_ = control.SetReadDeadline(time.Now().Add(lingerTime)) // not every transport has one
-	done := time.After(lingerTime)
+	_ = control.SetReadDeadline(time.Now().Add(r.lingerWithin)) // not every transport has one
+	done := time.After(r.lingerWithin)
 	buf := make([]byte, 64<<10)
 	for n := 0; n < lingerBytes; {
 		select {

@@ -238,13 +238,13 @@ func (r *Registry) serveUpload(w *explainer, req *http.Request, c *call) {
 	} else if req.Method != http.MethodDelete {
 		if c.route == v2.RouteNameBlobUploadChunk && r.store.Writing(c.name, c.vars["uuid"]) {
 			writeError(w, http.StatusConflict, codeBadUpload, "another request writes this upload; wait until it has ended, or begin another upload")
-			linger(w, req)
+			r.linger(w, req)
 			return
 		}
 		if err := r.store.Check(req.Context(), c.project, max(req.ContentLength, 0)); err != nil {
 			w.WriteHeader(http.StatusInternalServerError) // which the reason replaces
 			r.abandon(c)
-			linger(w, req)
+			r.linger(w, req)
 			return
 		}
 	}
@@ -254,7 +254,7 @@ func (r *Registry) serveUpload(w *explainer, req *http.Request, c *call) {
 	}
 	if w.status >= http.StatusBadRequest {
 		c.request.Done() // who tries again need not wait
-		linger(w, req)
+		r.linger(w, req)
 	}
 }
 

@@ -209,6 +209,7 @@ func open(dir string, changes ...func(*Config)) (*harness, error) {
 	if err != nil {
 		return nil, err
 	}
+	reg.lingerWithin = time.Minute
 	return &harness{cluster: c, reg: reg, dir: cfg.Dir, srv: httptest.NewTLSServer(reg)}, nil
 }
 

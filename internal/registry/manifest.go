@@ -48,7 +48,7 @@ func (r *Registry) serveManifest(w *explainer, req *http.Request, c *call) {
 func (r *Registry) putManifest(w *explainer, req *http.Request, c *call) {
 	body, done := r.readManifest(w, req, c)
 	if done == nil {
-		linger(w, req)
+		r.linger(w, req)
 		return
 	}
 	defer done()

@@ -58,6 +58,7 @@ type Registry struct {
 	reviews, bodies, senders    *budget
 	questions                   *rate.Limiter // about robot accounts
 	manifestWithin, stallWithin time.Duration
+	lingerWithin                time.Duration // how long the rest of an upload that was refused is read
 
 	repositories [64]sync.Mutex // of what changes manifests, by hash of the repository
 }
@@ -76,7 +77,7 @@ func New(cfg Config) (*Registry, error) {
 	if cfg.Changed == nil {
 		cfg.Changed = func(string) {}
 	}
-	r := &Registry{cfg: cfg, now: time.Now, manifestWithin: manifestWithin, stallWithin: stallWithin, router: v2.RouterWithPrefix("")}
+	r := &Registry{cfg: cfg, now: time.Now, manifestWithin: manifestWithin, stallWithin: stallWithin, lingerWithin: lingerWithin, router: v2.RouterWithPrefix("")}
 	r.reviews = newBudget(maxReviews, maxReviewsPerSource)
 	r.questions = rate.NewLimiter(robotQuestions, robotQuestions)
 	r.bodies, r.senders = newBudget(maxBodies, maxBodiesPerProject), newBudget(maxBodies, maxBodiesPerProject)

@@ -15,7 +15,8 @@ import (
 // testClock: a pod whose clock is wrong gets the host's. What the pod does to its clock is the pod's
 // alone; the host's own clock is not set here.
 func testClock(t *testing.T, h *host) {
-	for try := range 10 {
+	begun := time.Now()
+	for try := 0; time.Since(begun) < 10*time.Minute; try++ {
 		if h.clockFollows(fmt.Sprintf("clock-%d", try)) {
 			return
 		}
@@ -68,8 +69,6 @@ func (h *host) clockFollows(id string) bool {
 		t.Fatalf("clock is %v behind after it was set back", d)
 	}
 	eventually(t, "the clock follows the host's", func() bool { return behind() < year })
-	if d := behind(); d.Abs() > 5*time.Second {
-		t.Errorf("clock is %v behind after it was told the time", d)
-	}
+	eventually(t, "the clock is right", func() bool { return behind().Abs() <= 5*time.Second })
 	return true
 }

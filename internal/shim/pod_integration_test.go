@@ -148,7 +148,10 @@ func testVolumes(t *testing.T, p *pod) {
 			t.Fatal("the update did not arrive")
 		}
 	}
-	c.sh("echo done > /cache/end")
+	e := c.newExec("end", false, "/bin/sh", "-c", "echo done > /cache/end")
+	e.start()
+	e.wait() // by itself, or with the container
+	e.delete()
 	if status := c.wait(); status != 0 {
 		t.Errorf("status %d: %s", status, c.stderr.String())
 	}

@@ -221,7 +221,8 @@ type pod struct {
 	closed  chan struct{}
 }
 
-// start executes "shim start" as containerd does and connects to the shim.
+// start executes "shim start" as containerd does and connects to the shim. It is tried again if the pool took too long,
+// as the kubelet does.
 func (h *host) start(id string) *pod {
 	h.t.Helper()
 	bundle := filepath.Join(h.dir, "containerd", id)
@@ -236,12 +237,20 @@ func (h *host) start(id string) *pod {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	cmd := exec.Command(h.shim, "-namespace", "k8s.io", "-id", id, "-address", filepath.Join(h.run, "containerd.sock"), "start")
-	cmd.Dir, cmd.Stdin = bundle, bytes.NewReader(params)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		h.t.Fatalf("shim start: %v: %s", err, out)
-	}
+	var out []byte
+	eventually(h.t, "shim start", func() bool {
+		cmd := exec.Command(h.shim, "-namespace", "k8s.io", "-id", id, "-address", filepath.Join(h.run, "containerd.sock"), "start")
+		cmd.Dir, cmd.Stdin = bundle, bytes.NewReader(params)
+		var err error
+		if out, err = cmd.CombinedOutput(); err == nil {
+			return true
+		}
+		h.t.Logf("shim start: %v: %s", err, out)
+		if !bytes.Contains(out, []byte("asking the warm pool for a micro-VM")) {
+			h.t.Fatal("that is not for want of time")
+		}
+		return false
+	})
 	var result bootapi.BootstrapResult
 	if err := proto.Unmarshal(out, &result); err != nil || result.Version != 3 || result.Protocol != "ttrpc" {
 		h.t.Fatalf("shim start printed %q: %v", out, err)

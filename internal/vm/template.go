@@ -173,7 +173,7 @@ func (c Config) cmdline() (string, error) {
 		"dummy.numdummies=0", // no dummy0 in every pod
 	}
 	if c.Accel == TCG {
-		khz, err := tsc.KHz(50 * time.Millisecond)
+		khz, err := rate()
 		switch {
 		case err == nil:
 			words = append(words, fmt.Sprintf("tsc_early_khz=%d", khz))
@@ -189,6 +189,18 @@ func (c Config) cmdline() (string, error) {
 		words = append(words, c.Cmdline)
 	}
 	return strings.Join(words, " "), nil
+}
+
+// rate measures the host's time stamp counter, in kHz. It seems unsteady whenever a busy host stands still meanwhile, so it
+// is looked at more than once.
+func rate() (khz uint64, err error) {
+	for range 20 {
+		khz, err = tsc.KHz(50 * time.Millisecond)
+		if !errors.Is(err, tsc.ErrUnsteady) {
+			break
+		}
+	}
+	return khz, err
 }
 
 // kernelFile copies a kernel image to a memory file and checks that it is one.
@@ -248,6 +260,9 @@ func (m *Machine) bootWith(ctx context.Context, image *os.File) error {
 		}
 	}
 	if err := m.Resume(ctx); err != nil {
+		if ctx.Err() != nil {
+			return m.bootError(ctx)
+		}
 		return err
 	}
 	if err := m.reach(ctx); err != nil || image == nil {

@@ -160,7 +160,7 @@ func (d *Detacher) Stop(ctx context.Context) error {
 			return systemctl(ctx, "stop", d.unit())
 		}
 	}
-	pid, err := d.tree.KeeperHolder()
+	pid, err := named(ctx, d.tree.KeeperHolder)
 	if err != nil || pid == 0 {
 		return err
 	}
@@ -236,7 +236,11 @@ func systemctl(ctx context.Context, args ...string) error {
 
 // ensureKeeper starts a keeper when none runs.
 func (d *Detacher) ensureKeeper() error {
-	if pid, err := d.tree.KeeperHolder(); err != nil || pid != 0 {
+	pid, err := d.tree.KeeperHolder()
+	if errors.Is(err, datadir.ErrUnnamed) {
+		return nil // it has just begun
+	}
+	if err != nil || pid != 0 {
 		return err
 	}
 	return d.spawn("keeper", "keeper")

@@ -116,7 +116,7 @@ func TestHealing(t *testing.T) {
 // waitHolder waits until another process than old holds a lock.
 func waitHolder(t *testing.T, what string, holder func() (int, error), old int) int {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		pid, err := holder()
 		if err == nil && pid != 0 && pid != old {
 			return pid

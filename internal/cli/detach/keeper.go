@@ -31,7 +31,7 @@ func (d *Detacher) Keep(ctx context.Context) error {
 	defer func() { _ = held.Release() }()
 	var delay time.Duration
 	for d.kept() && ctx.Err() == nil {
-		pid, err := d.tree.Holder()
+		pid, err := named(ctx, d.tree.Holder)
 		if err != nil {
 			return fmt.Errorf("looking for the supervisor: %w", err)
 		}
@@ -60,6 +60,16 @@ func (d *Detacher) Keep(ctx context.Context) error {
 	return nil
 }
 
+// named looks who holds a lock, again while the one that has taken it has not written its pid yet.
+func named(ctx context.Context, holder func() (int, error)) (int, error) {
+	for {
+		pid, err := holder()
+		if !errors.Is(err, datadir.ErrUnnamed) || !pause(ctx, 20*time.Millisecond) {
+			return pid, err
+		}
+	}
+}
+
 // pause waits and returns false when ctx ends first.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
@@ -75,7 +85,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 // Watch is run by a kept supervisor: it starts the keeper again when that ends.
 func (d *Detacher) Watch(ctx context.Context) error {
 	for ctx.Err() == nil {
-		pid, err := d.tree.KeeperHolder()
+		pid, err := named(ctx, d.tree.KeeperHolder)
 		if err != nil {
 			return fmt.Errorf("looking for the keeper: %w", err)
 		}

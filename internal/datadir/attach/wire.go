@@ -27,7 +27,7 @@ const (
 	// maxMessage bounds a request and an answer: a chain of many layers with their keys.
 	maxMessage = 1 << 20
 	// readTimeout bounds how long a connection may take to send its request.
-	readTimeout = 10 * time.Second
+	readTimeout = time.Minute
 )
 
 type request struct {

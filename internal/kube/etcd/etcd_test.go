@@ -144,10 +144,13 @@ func TestDataSurvivesRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := l.while(t, func(c *clientv3.Client) {
-		got, err := c.Get(t.Context(), "key", clientv3.WithPrefix(), clientv3.WithCountOnly())
-		if err != nil || got.Count != 50 {
-			t.Errorf("%+v, %v", got, err)
-		}
+		persist(t, func(ctx context.Context) error {
+			got, err := c.Get(ctx, "key", clientv3.WithPrefix(), clientv3.WithCountOnly())
+			if err == nil && got.Count != 50 {
+				t.Errorf("%+v", got)
+			}
+			return err
+		})
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -187,6 +187,9 @@ func (i Info) Wait(ctx context.Context) error {
 		return n > 0 || (err != nil && !errors.Is(err, unix.EINTR))
 	})
 	if ctx.Err() != nil {
+		if !i.Alive() { // it ended meanwhile
+			return nil
+		}
 		return ctx.Err()
 	}
 	if err != nil {
@@ -196,13 +199,13 @@ func (i Info) Wait(ctx context.Context) error {
 }
 
 // End makes processes end: SIGTERM, and after the grace time SIGKILL. It
-// returns when all have ended or five seconds after SIGKILL.
+// returns when all have ended or a minute after SIGKILL.
 func End(ctx context.Context, grace time.Duration, infos ...Info) error {
 	var errs []error
 	for _, step := range []struct {
 		signal unix.Signal
 		wait   time.Duration
-	}{{unix.SIGTERM, grace}, {unix.SIGKILL, 5 * time.Second}} {
+	}{{unix.SIGTERM, grace}, {unix.SIGKILL, time.Minute}} {
 		errs = nil
 		for _, i := range infos {
 			errs = append(errs, i.Signal(step.signal))

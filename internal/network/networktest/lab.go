@@ -332,7 +332,7 @@ func Unanswered(path, to string) error {
 func who(path, network, to string, limit time.Duration) (seen string, err error) {
 	err = netns.Do(path, func() error {
 		end := time.Now().Add(limit)
-		c, err := net.DialTimeout(network, to, limit)
+		c, err := dial(network, to, end)
 		if err != nil {
 			return err
 		}
@@ -362,6 +362,19 @@ func who(path, network, to string, limit time.Duration) (seen string, err error)
 		}
 	})
 	return seen, err
+}
+
+// dial connects, again after a second if that is refused, until end.
+func dial(network, to string, end time.Time) (net.Conn, error) {
+	d := net.Dialer{Deadline: end}
+	for {
+		begun := time.Now()
+		c, err := d.Dial(network, to)
+		if err == nil || begun.Add(again).After(end) {
+			return c, err
+		}
+		time.Sleep(time.Until(begun.Add(again)))
+	}
 }
 
 // Run runs a command in the namespace of the calling thread.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -58,10 +59,22 @@ func newHost(t testing.TB, pods ...string) *host {
 	}
 	networktest.Do(t, lab.Host, n.Setup)
 	networktest.Do(t, lab.Host, func() error { return h.engine.Prepare(context.Background()) })
+	networktest.Do(t, lab.Host, remember)
 	for _, name := range pods {
 		h.add(t, name)
 	}
 	return h
+}
+
+// remember has the kernel not forget a conversation that nobody answers while a test is slow.
+func remember() error {
+	for _, name := range []string{"udp_timeout", "sctp_timeout_cookie_wait"} {
+		err := os.WriteFile("/proc/sys/net/netfilter/nf_conntrack_"+name, []byte("600"), 0)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // a kernel may know no SCTP
+			return err
+		}
+	}
+	return nil
 }
 
 func newEngine(t testing.TB, lab *networktest.Lab) *policy.Engine {

@@ -54,9 +54,13 @@ const (
 	statusKilled  = 137 // QEMU ended by itself or was killed
 )
 
-// killTimeout bounds how long QEMU may take to be gone after SIGKILL. With what volumes and cgroups take that is within
-// the two minutes that the kubelet gives a sandbox to stop.
-const killTimeout = 20 * time.Second
+const (
+	// stopTimeout bounds how long a sandbox may take to stop. With what cgroups take that is within the two minutes that
+	// the kubelet gives it.
+	stopTimeout = 100 * time.Second
+	// killTimeout is what QEMU has of that at least, to be gone after SIGKILL; the rest is for volumes.
+	killTimeout = 20 * time.Second
+)
 
 // Machine is the part of a virtual machine that a sandbox needs.
 type Machine interface {
@@ -279,10 +283,11 @@ func (s *Service) Stop(ctx context.Context) error {
 	m := s.vm
 	s.mu.Unlock()
 	s.cancel()
-	ctx, cancel := context.WithTimeout(ctx, killTimeout)
-	defer cancel()
+	begun := time.Now()
 	if m == nil {
 		// The start, if there is one, ends with its context; then there may be a machine after all.
+		ctx, cancel := context.WithTimeout(ctx, stopTimeout-killTimeout)
+		defer cancel()
 		if err := s.settle(ctx); err != nil {
 			return err
 		}
@@ -292,19 +297,32 @@ func (s *Service) Stop(ctx context.Context) error {
 	}
 	if m != nil {
 		s.releaseDisks(ctx)
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTimeout)
-		defer cancel()
 		if err := m.Machine.Kill(); err != nil {
 			return err
 		}
-		select {
-		case <-m.Machine.Done():
-		case <-ctx.Done():
-			return fmt.Errorf("waiting for qemu to end: %w", ctx.Err())
+		if err := awaitEnd(m.Machine, max(killTimeout, stopTimeout-time.Since(begun))); err != nil {
+			return err
 		}
 	}
 	s.end(statusStopped, time.Now())
 	return s.cfg.Cgroups.Leave()
+}
+
+// awaitEnd waits until QEMU, which was killed, has ended.
+func awaitEnd(m Machine, within time.Duration) error {
+	timer := time.NewTimer(within)
+	defer timer.Stop()
+	select {
+	case <-m.Done():
+		return nil
+	case <-timer.C:
+	}
+	select {
+	case <-m.Done(): // both
+		return nil
+	default:
+		return fmt.Errorf("waiting for qemu to end: %w", context.DeadlineExceeded)
+	}
 }
 
 // releaseDisks has the guest write out its persistent volumes and closes them. One that does not let go is

@@ -22,8 +22,9 @@ import (
 	"atoll.dev/atoll/internal/shim/machine/config"
 )
 
-// daemonTimeout bounds how long the daemon of a virtual machine may take until it listens.
-const daemonTimeout = 30 * time.Second
+// daemonTimeout bounds how long the daemon of a virtual machine may take until it listens, which is a moment unless the
+// host stands still. It is within the four minutes that the kubelet waits.
+const daemonTimeout = 2 * time.Minute
 
 // startMachine starts the daemon of a virtual machine and returns its address. The daemon's user id is chosen under
 // a lock that is held until the daemon is on record with it.

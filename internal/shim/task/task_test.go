@@ -136,11 +136,12 @@ func TestKillWhilePreparing(t *testing.T) {
 		defer process.mu.Unlock()
 		return process.starting
 	}
-	for range 5000 {
-		if waits() {
-			break
+	for !waits() {
+		select {
+		case err := <-started:
+			t.Fatalf("the start does not wait: %v", err)
+		case <-time.After(time.Millisecond):
 		}
-		time.Sleep(time.Millisecond)
 	}
 	// Statistics do not wait.
 	if _, err := p.Pids(t.Context(), &api.PidsRequest{ID: "waited"}); err != nil {

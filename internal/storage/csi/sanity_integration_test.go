@@ -31,7 +31,7 @@ func TestSanity(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	exports := export.New(export.Config{Dir: filepath.Join(dir, "run", "exports")})
+	exports := export.New(export.Config{Dir: filepath.Join(dir, "run", "exports"), Patience: 5 * time.Minute})
 	t.Cleanup(func() { tidyUp(t, dir, exports) })
 	if _, err := engine.Init(t.Context()); err != nil {
 		t.Fatal(err)

@@ -156,6 +156,20 @@ func TestImport(t *testing.T) {
 	}
 }
 
+// empty waits until a store has no volume.
+func empty(t *testing.T, s stores.Store) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		all, err := s.List(t.Context())
+		if err == nil && len(all.Volumes) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%+v, %v", all, err)
+		}
+	}
+}
+
 // TestImportEnds: an import that is given up, or of something that is not sound, leaves nothing; another one works.
 func TestImportEnds(t *testing.T) {
 	s := store(t)
@@ -164,7 +178,8 @@ func TestImportEnds(t *testing.T) {
 	d := Disk{Item: "x", Name: "x"}
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 	defer cancel()
-	if _, err := i.Ensure(ctx, s, d); !errors.Is(err, context.DeadlineExceeded) {
+	// A store that is slow just then lets go of whom it works for, and ends what it does later.
+	if _, err := i.Ensure(ctx, s, d); !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, datastore.ErrUnavailable) {
 		t.Error(err)
 	}
 	bad := filepath.Join(t.TempDir(), "bad")
@@ -186,15 +201,19 @@ func TestImportEnds(t *testing.T) {
 	if _, err := New(files{err: library.ErrNotFound}, slog.New(slog.DiscardHandler)).Ensure(t.Context(), s, d); !errors.Is(err, library.ErrNotFound) {
 		t.Error(err)
 	}
-	if all, err := s.List(t.Context()); err != nil || len(all.Volumes) != 0 {
-		t.Errorf("%+v, %v", all, err)
-	}
+	empty(t, s)
 	if _, err := i.Ensure(t.Context(), s, d); err != nil {
 		t.Error(err)
 	}
 	holds(t, s, d.VolumeID(), 1024)
-	if out, err := exec.Command("pgrep", "-u", "789998").Output(); err == nil {
-		t.Errorf("readers are left: %s", out)
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		out, err := exec.Command("pgrep", "-u", "789998").Output()
+		if err != nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("readers are left: %s", out)
+		}
 	}
 }
 
@@ -219,9 +238,7 @@ func TestFullDatastore(t *testing.T) {
 	if !errors.Is(err, datastore.ErrFull) {
 		t.Error(err)
 	}
-	if all, err := s.List(t.Context()); err != nil || len(all.Volumes) != 0 {
-		t.Errorf("%+v, %v", all, err)
-	}
+	empty(t, s)
 	if st := s.Status(t.Context()); st.Full || st.Used > 0 {
 		t.Errorf("%+v", st)
 	}

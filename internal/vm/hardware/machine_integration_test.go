@@ -132,7 +132,7 @@ func hotDisks(t *testing.T, m *running) {
 		must(t, m.LimitDisk(ctx, d.Name, vm.Limits{IOPS: 1000}))
 		must(t, m.ResizeDisk(ctx, d.Name, 2<<20))
 		m.want(t, "4096", "cat /sys/block/"+filepath.Base(dev)+"/size")
-		must(t, m.RemoveDisk(ctx, d.Name))
+		removed(t, m.RemoveDisk, d.Name)
 		m.want(t, "gone", "test -e "+dev+" || echo gone")
 		buf := make([]byte, 7)
 		if _, err := v.Layers[0].File.ReadAt(buf, 0); err != nil || string(buf) != "written" {

@@ -62,7 +62,11 @@ func (q *migrating) run() {
 		case "migrate_cancel":
 			q.cancelled = true
 		case "query-migrate":
-			answer = `{"return": {"status": "active", "ram": {"transferred": 1000000000, "remaining": 700000000, "total": 1073741824}}}`
+			transferred := 100_000_000
+			if q.busy {
+				transferred *= 10
+			}
+			answer = fmt.Sprintf(`{"return": {"status": "active", "ram": {"transferred": %d, "remaining": 700000000, "total": 1073741824}}}`, transferred)
 			if q.cancelled {
 				answer = `{"return": {"status": "cancelled"}}`
 			}

@@ -114,7 +114,11 @@ func (c *Client) Run(ctx context.Context, commands ...Command) error {
 		select {
 		case r = <-call.reply:
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for qmp %s: %w", call.name, ctx.Err())
+			select {
+			case r = <-call.reply: // both
+			default:
+				return fmt.Errorf("waiting for qmp %s: %w", call.name, ctx.Err())
+			}
 		}
 		if r.err == nil && commands[i].Result != nil {
 			if err := json.Unmarshal(r.data, commands[i].Result); err != nil {

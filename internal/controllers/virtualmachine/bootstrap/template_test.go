@@ -64,7 +64,7 @@ func TestHostileTemplates(t *testing.T) {
 		if _, err := r.render("test", template); err == nil {
 			t.Errorf("%s was executed", template)
 		}
-		if took := time.Since(started); took > 10*time.Second {
+		if took := time.Since(started); took > time.Minute {
 			t.Errorf("%s took %s", template, took)
 		}
 	}

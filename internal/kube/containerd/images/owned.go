@@ -59,7 +59,7 @@ func (c *Client) waitRecord(ctx context.Context, id string) error {
 
 // wait looks until something is there.
 func wait(ctx context.Context, what string, look func() (bool, error)) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

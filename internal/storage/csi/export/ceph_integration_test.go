@@ -46,7 +46,7 @@ func exportCeph(t *testing.T, c *cephtest.Cluster) {
 	must(t, err)
 	_, err = store.Create(ctx, datastore.Spec{ID: "v", Size: bytesOf})
 	must(t, err)
-	s := export.New(export.Config{Dir: dir})
+	s := newSet(dir)
 	t.Cleanup(func() { _ = s.RemoveAll() })
 	if s.Exported("v") {
 		t.Error("it is exported")

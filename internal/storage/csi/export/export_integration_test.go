@@ -40,10 +40,15 @@ func layer(t testing.TB, dir, id string) handover.Layer {
 	return handover.Layer{ID: id, File: file, Format: handover.FormatQCOW2, Size: bytesOf}
 }
 
+// newSet waits for its daemons however slow the host is.
+func newSet(dir string) *export.Set {
+	return export.New(export.Config{Dir: dir, Patience: 5 * time.Minute})
+}
+
 // TestExport: a chain as a file, a snapshot and growth while it is written, another set takes over, the end.
 func TestExport(t *testing.T) {
 	ctx, dir, images := t.Context(), t.TempDir(), t.TempDir()
-	s := export.New(export.Config{Dir: dir})
+	s := newSet(dir)
 	t.Cleanup(func() { _ = s.RemoveAll() })
 	o := attach.Opened{Disk: handover.Disk{Volume: "v", Size: bytesOf, Layers: []handover.Layer{layer(t, images, "a"), layer(t, images, "b")}}}
 	file, err := s.Export(ctx, "v", o)
@@ -74,7 +79,7 @@ func TestExport(t *testing.T) {
 	}
 
 	// Another process takes over.
-	s = export.New(export.Config{Dir: dir})
+	s = newSet(dir)
 	overlay := layer(t, images, "c")
 	for range 2 {
 		must(t, s.Snapshot(ctx, "v", overlay, nil))
@@ -86,7 +91,7 @@ func TestExport(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 	must(t, s.Resize(ctx, "v", 2*bytesOf))
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		st, err := os.Stat(file) // the kernel keeps what it knows for a second
 		if err == nil && st.Size() == 2*bytesOf {
 			break
@@ -171,9 +176,22 @@ func TestStuckDaemon(t *testing.T) {
 	case <-time.After(5 * time.Minute):
 		t.Error("another volume waits for the stuck daemon")
 	}
-	waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-	defer cancel()
-	if err := s.Remove(waiting, "v"); !errors.Is(err, context.DeadlineExceeded) {
+	// Limit may not have begun yet. A resize that finds the volume free waits for the daemon, too, and leaves it alone.
+	probe := func(f func(context.Context) error) error {
+		waiting, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		return f(waiting)
+	}
+	held := func() bool {
+		err := probe(func(ctx context.Context) error { return s.Resize(ctx, "v", bytesOf) })
+		return err != nil && strings.Contains(err.Error(), "waiting for another change")
+	}
+	for deadline := time.Now().Add(5 * time.Minute); !held(); {
+		if time.Now().After(deadline) {
+			t.Fatal("the change of the stuck daemon does not begin")
+		}
+	}
+	if err := probe(func(ctx context.Context) error { return s.Remove(ctx, "v") }); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("removing while a change is under way: %v", err)
 	}
 	giveUp()
@@ -186,7 +204,7 @@ func TestStuckDaemon(t *testing.T) {
 // TestSweep: whatever whoever started a daemon died in the middle of.
 func TestSweep(t *testing.T) {
 	ctx, dir, images := t.Context(), t.TempDir(), t.TempDir()
-	s := export.New(export.Config{Dir: dir})
+	s := newSet(dir)
 	t.Cleanup(func() { _ = s.RemoveAll() })
 	pids := map[string]int{}
 	for _, name := range []string{"needed", "noted", "not-noted", "no-directory", "unmounted"} {
@@ -203,7 +221,7 @@ func TestSweep(t *testing.T) {
 	}
 	must(t, os.RemoveAll(filepath.Join(dir, "no-directory")))
 	must(t, os.Mkdir(filepath.Join(dir, "no-daemon"), 0o700))
-	s = export.New(export.Config{Dir: dir})
+	s = newSet(dir)
 	other := export.New(export.Config{Dir: t.TempDir()}) // has nothing to do with them
 	must(t, other.RemoveAll())
 	must(t, s.Sweep(ctx, func(name string, mounted bool) bool { return mounted && (name == "needed" || name == "unmounted") }))

@@ -70,11 +70,16 @@ func newHostIn(t *testing.T, dir string) *host {
 	h.set.Put(h.store)
 	h.restart()
 	t.Cleanup(func() {
-		if n, err := node.CleanUp(h.kubelet, export.New(export.Config{Dir: filepath.Join(h.run, "exports")})); n != 0 || err != nil {
+		if n, err := node.CleanUp(h.kubelet, h.exports()); n != 0 || err != nil {
 			t.Errorf("%d left on the host, %v", n, err)
 		}
 	})
 	return h
+}
+
+// exports waits for storage daemons however slow the host is.
+func (h *host) exports() *export.Set {
+	return export.New(export.Config{Dir: filepath.Join(h.run, "exports"), Patience: 5 * time.Minute})
 }
 
 // restart makes a new service, as after the end of the agent.
@@ -84,7 +89,7 @@ func (h *host) restart() {
 	h.Service, err = node.New(node.Config{
 		Node: "host-1", Stores: h.set, Kubelet: h.kubelet, RunDir: h.run,
 		MicroVM: func(_ context.Context, _, name, _ string) (bool, error) { return strings.HasPrefix(name, "vm"), nil },
-		Export:  export.New(export.Config{Dir: filepath.Join(h.run, "exports")}),
+		Export:  h.exports(),
 		MayUse:  func(context.Context, attach.OpenRequest) error { return h.refuse },
 	})
 	must(h.t, err)
@@ -437,7 +442,7 @@ func TestCleanUp(t *testing.T) {
 		h.publish(r)
 	}
 	must(t, os.WriteFile(filepath.Join(mounted.TargetPath, "file"), []byte("kept"), 0o600))
-	exports := export.New(export.Config{Dir: filepath.Join(h.run, "exports")})
+	exports := h.exports()
 	if n, err := node.CleanUp(h.kubelet, exports); n != 3 || err != nil {
 		t.Errorf("%d cleaned up, %v", n, err)
 	}

@@ -61,6 +61,12 @@ type op struct {
 	locks Locker
 	// beat is when the last step on the place began, in nanoseconds; 0 while the operation is elsewhere.
 	beat atomic.Int64
+
+	// The rest belongs to who watches the operation: the beat at the last look, how often it was seen since it came,
+	// and how often looks are.
+	seen  int64
+	looks int
+	every time.Duration
 }
 
 // run runs an operation. If the place hangs, or the context ends while it does, run returns and the operation
@@ -74,21 +80,27 @@ func (s *Store) watch(ctx context.Context, fn func(o *op) error) error {
 	if n := s.stuck.Load(); n > 0 {
 		return fmt.Errorf("%w: %d earlier operations still hang", datastore.ErrUnavailable, n)
 	}
-	o := &op{Store: s, ctx: ctx}
+	o := &op{Store: s, ctx: ctx, every: min(s.timeout/20, look)}
 	o.tick()
+	o.seen = o.beat.Load()
 	over := make(chan struct{})
 	var err error
 	go func() { // ends with the operation; not tied to a Run, since it must survive its caller
 		defer close(over)
 		err = fn(o)
 	}()
-	watch := time.NewTicker(min(s.timeout/20, look))
+	watch := time.NewTicker(o.every)
 	for {
 		select {
 		case <-over:
 			watch.Stop()
 			return err
 		case <-watch.C:
+		}
+		select {
+		case <-over: // both, if the host stood still
+			continue
+		default:
 		}
 		lag := o.lag()
 		stuck := lag >= s.timeout
@@ -138,13 +150,16 @@ func (o *op) enter(fn func(o *op) error) error {
 func (o *op) tick() { o.beat.Store(time.Now().UnixNano()) }
 func (o *op) away() { o.beat.Store(0) }
 
-// lag is for how long the last step has taken.
+// lag is called for each look, and returns for how long the last step has taken. It counts looks: while the host stands
+// still there are none, and the place could not answer either.
 func (o *op) lag() time.Duration {
 	beat := o.beat.Load()
-	if beat == 0 {
+	if beat == 0 || beat != o.seen {
+		o.seen, o.looks = beat, 0
 		return 0
 	}
-	return time.Since(time.Unix(0, beat))
+	o.looks++
+	return time.Duration(o.looks) * o.every
 }
 
 // step is called before every step: it ends an operation that nobody wants any more.

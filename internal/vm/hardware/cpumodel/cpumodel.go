@@ -22,7 +22,7 @@ import (
 )
 
 // askTimeout bounds how long QEMU may take to list its models. It takes a tenth of a second.
-const askTimeout = 20 * time.Second
+const askTimeout = 2 * time.Minute
 
 // baselines are what machines get, by maker of the host's processor, the best first. These versions of QEMU's models never
 // change, have what guests need against the first variants of Spectre (spec-ctrl or ibpb), and no TSX. For the rest, see guards.
