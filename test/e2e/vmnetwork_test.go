@@ -173,7 +173,7 @@ spec: {groupName: app, className: tiny, imageName: tiny, storageClass: atoll, po
 		return n.fieldIs("vm/secret", ".status.crypto.encrypted", `["Disks"]`)
 	})
 	claim := strings.TrimSpace(n.kubectl("get", "pvc", "-l", "vmoperator.vmware.com/vm-name=secret", "-o", "jsonpath={.items[0].metadata.name}"))
-	contains(t, atollOK(t, "volume", "ls", "-o", "wide"), provider+"/first")
+	contains(t, atollOK(t, "volume", "ls", "--datastore", "default", "-o", "wide"), provider+"/first")
 	equal(t, "key of the claim", n.field("pvc/"+claim, `.metadata.annotations.csi\.vsphere\.encryption-class`), "gold")
 	n.agent("plain")
 	n.apply(`
