@@ -7,8 +7,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+
+	libcgroups "github.com/opencontainers/cgroups"
 
 	"atoll.dev/atoll/internal/linux/cgroup"
 )
@@ -49,7 +53,27 @@ func makeGroup(root, path string, unified bool, record string) error {
 				return err
 			}
 		}
+		if err := weigh(group, runtime.NumCPU()); err != nil {
+			return err
+		}
 		parent = group
+	}
+	return nil
+}
+
+// weigh gives a group as much weight as the kubelet gives that of all pods below it: its share of the processors would be
+// that of a single one beside the host's other processes otherwise.
+func weigh(group string, processors int) error {
+	const perProcessor = 1024
+	shares := uint64(processors) * perProcessor
+	for file, value := range map[string]uint64{"cpu.shares": shares, "cpu.weight": libcgroups.ConvertCPUSharesToCgroupV2Value(shares)} {
+		path := filepath.Join(group, file)
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := os.WriteFile(path, strconv.AppendUint(nil, value, 10), 0o644); err != nil {
+			return err
+		}
 	}
 	return nil
 }

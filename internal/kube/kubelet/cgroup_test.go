@@ -37,6 +37,24 @@ func TestMakeGroup(t *testing.T) {
 	}
 }
 
+func TestWeigh(t *testing.T) {
+	for file, want := range map[string]string{"cpu.shares": "4096", "cpu.weight": "303"} {
+		group := t.TempDir()
+		if err := os.WriteFile(filepath.Join(group, file), []byte("1"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := weigh(group, 4); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(filepath.Join(group, file)); err != nil || string(got) != want {
+			t.Errorf("%s: %q, %v", file, got, err)
+		}
+		if all, err := os.ReadDir(group); err != nil || len(all) != 1 {
+			t.Errorf("%s: %v, %v", file, all, err)
+		}
+	}
+}
+
 func TestInherit(t *testing.T) {
 	parent, group := t.TempDir(), t.TempDir()
 	for path, text := range map[string]string{
