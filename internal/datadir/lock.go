@@ -32,7 +32,7 @@ func (t Tree) AcquireKeeper() (*Held, error) { return acquire(t.KeeperLock()) }
 
 // Holder returns the pid of the process that holds the lock of the data
 // directory, or 0 when nobody does. A missing directory counts as nobody.
-// ErrUnnamed for a moment after it was taken.
+// ErrUnnamed for a moment after it was taken, or the pid of who had it before.
 func (t Tree) Holder() (int, error) { return holder(t.Lock()) }
 
 // KeeperHolder returns the pid of the keeper, or 0. ErrUnnamed as Holder.

@@ -173,15 +173,16 @@ func (c Config) cmdline() (string, error) {
 		"dummy.numdummies=0", // no dummy0 in every pod
 	}
 	if c.Accel == TCG {
-		khz, err := rate()
+		source, _ := os.ReadFile("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+		trusted := strings.TrimSpace(string(source)) == "tsc"
+		khz, err := rate(trusted)
 		switch {
 		case err == nil:
 			words = append(words, fmt.Sprintf("tsc_early_khz=%d", khz))
 		case !errors.Is(err, tsc.ErrUnsteady):
 			return "", err
 		}
-		source, _ := os.ReadFile("/sys/devices/system/clocksource/clocksource0/current_clocksource")
-		if err == nil && strings.TrimSpace(string(source)) == "tsc" {
+		if err == nil && trusted {
 			words = append(words, "tsc=reliable")
 		}
 	}
@@ -191,12 +192,12 @@ func (c Config) cmdline() (string, error) {
 	return strings.Join(words, " "), nil
 }
 
-// rate measures the host's time stamp counter, in kHz. It seems unsteady whenever a busy host stands still meanwhile, so it
-// is looked at more than once.
-func rate() (khz uint64, err error) {
+// rate measures the host's time stamp counter, in kHz. One that the host trusts seems unsteady only if a busy host stands
+// still meanwhile, and is looked at again.
+func rate(trusted bool) (khz uint64, err error) {
 	for range 20 {
 		khz, err = tsc.KHz(50 * time.Millisecond)
-		if !errors.Is(err, tsc.ErrUnsteady) {
+		if !trusted || !errors.Is(err, tsc.ErrUnsteady) {
 			break
 		}
 	}
@@ -261,7 +262,7 @@ func (m *Machine) bootWith(ctx context.Context, image *os.File) error {
 	}
 	if err := m.Resume(ctx); err != nil {
 		if ctx.Err() != nil {
-			return m.bootError(ctx)
+			return errors.Join(err, m.bootError(ctx))
 		}
 		return err
 	}

@@ -71,7 +71,9 @@ func (n *namespace) account() {
 func kubectl(ctx context.Context, stdin string, args ...string) (out string, err error) {
 	for range 5 {
 		if out, err = kubectlOnce(ctx, stdin, args...); err == nil || !strings.Contains(err.Error(), "etcdserver: request timed out") ||
-			!slices.ContainsFunc(args, func(a string) bool { return slices.Contains([]string{"get", "apply", "patch", "label", "annotate", "wait"}, a) }) {
+			!slices.ContainsFunc(args, func(a string) bool {
+				return slices.Contains([]string{"get", "apply", "patch", "label", "annotate", "wait"}, a)
+			}) {
 			break
 		}
 	}

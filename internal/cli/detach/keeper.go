@@ -32,6 +32,9 @@ func (d *Detacher) Keep(ctx context.Context) error {
 	var delay time.Duration
 	for d.kept() && ctx.Err() == nil {
 		pid, err := named(ctx, d.tree.Holder)
+		if ctx.Err() != nil {
+			break
+		}
 		if err != nil {
 			return fmt.Errorf("looking for the supervisor: %w", err)
 		}
@@ -60,8 +63,13 @@ func (d *Detacher) Keep(ctx context.Context) error {
 	return nil
 }
 
+// namedWithin is how long who has taken a lock may take to write its pid.
+const namedWithin = time.Minute
+
 // named looks who holds a lock, again while the one that has taken it has not written its pid yet.
 func named(ctx context.Context, holder func() (int, error)) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, namedWithin)
+	defer cancel()
 	for {
 		pid, err := holder()
 		if !errors.Is(err, datadir.ErrUnnamed) || !pause(ctx, 20*time.Millisecond) {
@@ -86,6 +94,9 @@ func pause(ctx context.Context, d time.Duration) bool {
 func (d *Detacher) Watch(ctx context.Context) error {
 	for ctx.Err() == nil {
 		pid, err := named(ctx, d.tree.KeeperHolder)
+		if ctx.Err() != nil {
+			break
+		}
 		if err != nil {
 			return fmt.Errorf("looking for the keeper: %w", err)
 		}

@@ -233,8 +233,13 @@ func (c Config) await(ctx context.Context, cl *client, item Item) (Item, error) 
 		case apierrors.IsNotFound(err):
 			return item, fmt.Errorf("%s was deleted meanwhile", item)
 		case err == nil && got.Status.Ready:
-			if known, err := cl.known(ctx, got); known || apierrors.IsForbidden(err) {
+			known, err := cl.known(ctx, got)
+			if known || apierrors.IsForbidden(err) {
 				return got, nil
+			}
+			bar.say("its image is being made")
+			if err != nil && !apierrors.IsNotFound(err) {
+				bar.say(err.Error())
 			}
 		case err == nil:
 			reason, message := got.State()

@@ -9,6 +9,7 @@
 package vmimage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -128,7 +129,7 @@ func (c *client) get(ctx context.Context, namespace, name string) (Item, error) 
 	return decode(obj)
 }
 
-// known tells whether the image of an item is there under its display name.
+// known tells whether the image of an item that is ready is there under its name.
 func (c *client) known(ctx context.Context, i Item) (bool, error) {
 	images := c.objects.Resource(vmopv1.GroupVersion.WithResource("clustervirtualmachineimages"))
 	get := images.Get
@@ -140,7 +141,7 @@ func (c *client) known(ctx context.Context, i Item) (bool, error) {
 		return false, err
 	}
 	name, _, err := unstructured.NestedString(obj.Object, "status", "name")
-	return name != "", err
+	return name == cmp.Or(i.Status.Name, i.Name), err
 }
 
 func (c *client) create(ctx context.Context, i Item) (Item, error) {

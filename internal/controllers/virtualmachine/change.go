@@ -152,7 +152,7 @@ func (r *Reconciler) restart(ctx context.Context, v *view) error {
 	id := fmt.Sprintf("%s%d", restartPrefix, asked.Unix())
 	if due {
 		if started := v.pod.CreationTimestamp.Time; started.After(asked) {
-			vm.Status.LastRestartTime = &metav1.Time{Time: started} // it has begun anew since
+			vm.Status.LastRestartTime = &metav1.Time{Time: asked} // it has begun anew since
 			due = false
 		}
 	}

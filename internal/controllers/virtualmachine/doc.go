@@ -12,8 +12,9 @@
 //	status                                                         what the host says about the machine
 //
 // The subpackages are pure or have one concern: size (classes), placement (disks on controllers), machine and pod
-// (what is written), running (reading and writing a pod's Machine), attachment (volumes), fields (what has an effect),
-// admission (webhooks), bootstrap (seed disks).
+// (what is written), running (reading and writing a pod's Machine), attachment (volumes), netinterface and netstatus (the
+// network), power and restarts (what comes next, and when), health (what is wrong with a guest), fields (what has an
+// effect), admission (webhooks), bootstrap (seed disks).
 //
 // A disk is never run twice: a pod is made only when the pod before it is gone and all its attachments are, however
 // long that takes. If a host is lost for good, its administrator says so by deleting the Node or the pod by force.

@@ -285,20 +285,21 @@ func TestRestart(t *testing.T) {
 	if len(w.machine().Operations) != 0 {
 		t.Fatal("it is restarted again")
 	}
-	ask := func() {
-		update(w, vm, func(vm *vmopv1.VirtualMachine) { vm.Spec.NextRestartTime = w.clock.Now().Format(time.RFC3339Nano) })
-		w.clock.SetTime(w.clock.Now().Add(time.Minute))
+	// One that is asked for after the end of another, which is noticed late.
+	ask := func(at time.Time) []machinev1.Operation {
+		update(w, vm, func(vm *vmopv1.VirtualMachine) { vm.Spec.NextRestartTime = at.Format(time.RFC3339Nano) })
+		w.settle()
+		return w.machine().Operations
 	}
-	w.clock.SetTime(w.clock.Now().Add(time.Minute))
-	ask()
-	w.settle()
-	first := w.machine().Operations
+	begin := w.clock.Now().Add(time.Minute)
+	w.clock.SetTime(begin)
+	first := ask(begin)
 	w.run(func(_ *corev1.Pod, s *machinev1.State) {
 		s.Operations = []machinev1.OperationState{{ID: first[0].ID, Done: true}}
 	})
-	ask() // before the end of the first is noticed
+	w.clock.SetTime(begin.Add(time.Hour))
 	w.settle()
-	if ops := w.machine().Operations; len(ops) != 1 || ops[0].ID == first[0].ID {
+	if ops := ask(begin.Add(time.Minute)); len(ops) != 1 || ops[0].ID == first[0].ID {
 		t.Errorf("a restart that was asked for in the meantime: %+v", ops)
 	}
 }

@@ -119,8 +119,11 @@ func (r *Reconciler) suspendAgain(ctx context.Context, v *view, op machinev1.Ope
 		v.soon(left)
 		return nil
 	}
+	if err := running.Forget(ctx, r.Client, v.pod, op.ID); err != nil {
+		return err
+	}
 	r.suspends.Again(v.pod.UID)
-	return running.Forget(ctx, r.Client, v.pod, op.ID)
+	return nil
 }
 
 // unsuspend forgets an attempt that has failed of a machine that is to go on.

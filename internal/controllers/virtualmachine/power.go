@@ -34,6 +34,9 @@ func (r *Reconciler) power(ctx context.Context, v *view) error {
 	if err != nil {
 		return err
 	}
+	if v.unheard = s.Unheard; s.Unheard {
+		return nil // nor is anything done about memory that it was to go on from
+	}
 	if err := r.memory(ctx, v); err != nil {
 		return err
 	}
@@ -101,8 +104,8 @@ func (r *Reconciler) situation(ctx context.Context, v *view) (power.Situation, e
 		}
 		s.Saved = claim != nil && claim.Annotations[memoryAnnotation] == memorySaved
 	}
-	if s.Pod == power.PodEnded && v.state.Revision > 0 && v.state.Phase != machinev1.Ended {
-		// The kubelet was faster than the host. Its memory may be saved.
+	if s.Pod == power.PodEnded && v.begun() && v.state.Phase != machinev1.Ended {
+		// The kubelet was faster than the host. Memory may be saved.
 		if left := hearEnd - r.restarts.Waited(v.pod.UID, 0, r.Clock.Now()); left > 0 {
 			s.Unheard = true
 			v.soon(left)

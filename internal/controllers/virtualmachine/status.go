@@ -46,7 +46,9 @@ func (r *Reconciler) status(ctx context.Context, v *view) error {
 		return err
 	}
 	suspended := saved != nil && saved.Annotations[memoryAnnotation] == memorySaved
-	s.PowerState = v.powerState(suspended)
+	if !v.unheard {
+		s.PowerState = v.powerState(suspended)
+	}
 	if err := r.where(ctx, v); err != nil {
 		return err
 	}

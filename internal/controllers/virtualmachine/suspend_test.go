@@ -1,12 +1,18 @@
 package virtualmachine
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
 
 	vmopv1 "github.com/vmware-tanzu/vm-operator/api/v1alpha5"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	machinev1 "atoll.dev/atoll/api/machine/v1"
 	"atoll.dev/atoll/internal/controllers/virtualmachine/restarts"
@@ -112,6 +118,78 @@ func TestSuspendHeardLate(t *testing.T) {
 	})
 	if got := w.settle(); got.Status.PowerState != vmopv1.VirtualMachinePowerStateSuspended || w.pod() != nil {
 		t.Fatalf("%s, pod %v", got.Status.PowerState, w.pod())
+	}
+}
+
+// TestResumeHeardLate: memory that a machine was to go on from, and has not begun to, is not given up before its host says so.
+func TestResumeHeardLate(t *testing.T) {
+	for name, end := range map[string]func(*corev1.Pod){
+		"when the host has said something": func(*corev1.Pod) {},
+		"when it has said nothing at all": func(p *corev1.Pod) {
+			delete(p.Annotations, machinev1.StateAnnotation)
+			p.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, _ := suspending(t, vmopv1.VirtualMachinePowerOpModeHard)
+			w.run(func(p *corev1.Pod, s *machinev1.State) {
+				p.Status.Phase = corev1.PodSucceeded
+				s.Phase, s.End = machinev1.Ended, machinev1.End{Reason: machinev1.EndSuspended}
+			})
+			w.settle()
+			update(w, newVM(), func(vm *vmopv1.VirtualMachine) { vm.Spec.PowerState = vmopv1.VirtualMachinePowerStateOn })
+			w.settle()
+			w.run(func(_ *corev1.Pod, s *machinev1.State) { *s = machinev1.State{Revision: 1, Phase: machinev1.Starting} })
+			w.settle()
+			memory := func() string {
+				c := &corev1.PersistentVolumeClaim{}
+				if err := w.Get(t.Context(), client.ObjectKey{Namespace: ns, Name: MemoryClaim(newVM())}, c); err != nil {
+					t.Fatal(err)
+				}
+				return c.Annotations[memoryAnnotation]
+			}
+			update(w, w.pod(), func(p *corev1.Pod) {
+				p.Status.Phase = corev1.PodFailed
+				end(p)
+			})
+			if got := w.settle(); memory() != memoryUsed || got.Status.PowerState != vmopv1.VirtualMachinePowerStateSuspended {
+				t.Errorf("memory is %s, the machine %s", memory(), got.Status.PowerState)
+			}
+			w.run(func(p *corev1.Pod, s *machinev1.State) {
+				p.Status.Phase = corev1.PodFailed
+				*s = machinev1.State{Revision: 2, Phase: machinev1.Ended, End: machinev1.End{Reason: machinev1.EndFailed}}
+			})
+			if w.settle(); memory() != memorySaved {
+				t.Errorf("of a machine that was not begun memory is %s", memory())
+			}
+		})
+	}
+}
+
+// TestSuspendConflict: an attempt that has failed is not told twice when it could not be forgotten at first.
+func TestSuspendConflict(t *testing.T) {
+	w, op := suspending(t, vmopv1.VirtualMachinePowerOpModeSoft)
+	w.host("no agent answers")
+	w.settle()
+	w.clock.SetTime(w.clock.Now().Add(restarts.PauseSuspend))
+	plain := w.r.Client
+	w.r.Client = interceptor.NewClient(w.Client.(client.WithWatch), interceptor.Funcs{
+		Patch: func(ctx context.Context, c client.WithWatch, obj client.Object, patch client.Patch, opts ...client.PatchOption) error {
+			if _, pod := obj.(*corev1.Pod); pod {
+				return apierrors.NewConflict(corev1.Resource("pods"), obj.GetName(), errors.New("somebody else has written"))
+			}
+			return c.Patch(ctx, obj, patch, opts...)
+		},
+	})
+	if _, err := w.r.Reconcile(t.Context(), ctrl.Request{NamespacedName: client.ObjectKeyFromObject(newVM())}); err != nil && !apierrors.IsConflict(err) {
+		t.Fatal(err)
+	}
+	if w.suspend().ID != op.ID {
+		t.Fatal("it is forgotten in spite of the conflict")
+	}
+	w.r.Client = plain
+	if w.settle(); w.suspend().ID != "" {
+		t.Error("the pause has begun anew")
 	}
 }
 

@@ -54,7 +54,9 @@ type view struct {
 	// incomplete: a step has failed, so that it is not known what the machine should be. Then it is neither started nor
 	// changed, and nothing of it is detached.
 	incomplete bool
-	again      time.Duration
+	// unheard: how the machine has ended is not known yet, so that what was known last stays.
+	unheard bool
+	again   time.Duration
 }
 
 // node is where the machine runs, empty when that is not decided.
@@ -68,6 +70,11 @@ func (v *view) node() string {
 // alive tells that there is a machine that runs, or may.
 func (v *view) alive() bool {
 	return v.pod != nil && v.pod.DeletionTimestamp == nil && !running.Ended(v.pod)
+}
+
+// begun tells that the machine was begun on its host, whatever came of it.
+func (v *view) begun() bool {
+	return v.state.Revision > 0 || slices.ContainsFunc(v.pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return s.State.Terminated != nil })
 }
 
 // live is how the machine is that runs, the zero State of none.

@@ -26,7 +26,7 @@ func (e *Error) Error() string { return e.Text }
 const (
 	// maxMessage bounds a request and an answer: a chain of many layers with their keys.
 	maxMessage = 1 << 20
-	// readTimeout bounds how long a connection may take to send its request.
+	// readTimeout bounds how long a connection may take to send its request, and to take its answer.
 	readTimeout = time.Minute
 )
 

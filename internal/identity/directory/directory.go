@@ -1,7 +1,7 @@
 // Package directory looks up local users and the groups they are in.
 //
 // It reads from a cache that a watch keeps up to date, so that an answer costs no request and a change counts within
-// a moment. It knows nothing about passwords or sessions. internal/identity is the caller.
+// a moment; or from the API server, where somebody logs in. It knows nothing about passwords or sessions. internal/identity is the caller.
 package directory
 
 import (
@@ -20,7 +20,7 @@ import (
 // Directory reads Users and Groups.
 type Directory struct{ reader client.Reader }
 
-// New makes a directory on a cache.
+// New makes a directory on a cache or a client.
 func New(reader client.Reader) *Directory { return &Directory{reader: reader} }
 
 // User returns a user, nil when there is none of the name.

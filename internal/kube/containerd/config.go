@@ -166,7 +166,7 @@ func (c *Config) runtime() table {
 		"enable_cdi":                   false,
 		"enable_criu":                  false,
 		"enable_selinux":               false,
-		"drain_exec_sync_io_timeout":   "1m", // of an exec that has ended: what nobody has read by then is lost, and what its children hold open is closed
+		"drain_exec_sync_io_timeout":   "30s", // of an exec that has ended: what nobody has read by then is lost, and what its children hold open is closed
 		"stats_collect_period":         "10s",
 		"containerd": table{
 			"default_runtime_name": RuntimeAtoll,

@@ -72,7 +72,7 @@ func weigh(group string, processors int) error {
 			continue
 		}
 		if err := os.WriteFile(path, strconv.AppendUint(nil, value, 10), 0o644); err != nil {
-			return err
+			return fmt.Errorf("weighing pods: %w", err)
 		}
 	}
 	return nil

@@ -58,7 +58,8 @@ const (
 	// stopTimeout bounds how long a sandbox may take to stop. With what cgroups take that is within the two minutes that
 	// the kubelet gives it.
 	stopTimeout = 100 * time.Second
-	// killTimeout is what QEMU has of that at least, to be gone after SIGKILL; the rest is for volumes.
+	// killTimeout is what QEMU has of that at least, to be gone after SIGKILL. The rest is for volumes, or for a start to
+	// be given up, which has none.
 	killTimeout = 20 * time.Second
 )
 

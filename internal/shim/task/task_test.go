@@ -136,10 +136,13 @@ func TestKillWhilePreparing(t *testing.T) {
 		defer process.mu.Unlock()
 		return process.starting
 	}
+	late := time.After(5 * time.Minute)
 	for !waits() {
 		select {
 		case err := <-started:
 			t.Fatalf("the start does not wait: %v", err)
+		case <-late:
+			t.Fatal("it is not started")
 		case <-time.After(time.Millisecond):
 		}
 	}

@@ -29,7 +29,7 @@ type Situation struct {
 	Blocked bool
 	// Attached: attachments of a machine that is gone are still there.
 	Attached bool
-	// Unheard: the pod has ended, and its host has not said yet how the machine has.
+	// Unheard: the pod has ended, and its host has not said yet how the machine has. Then nothing is done.
 	Unheard bool
 	// Pausing: the machine has crashed, and is not started again yet.
 	Pausing bool

@@ -75,7 +75,7 @@ func (g *Guest) Freeze(ctx context.Context, within time.Duration) (thaw func(), 
 	if err := g.take(ctx); err != nil {
 		return func() {}, err
 	}
-	asked, err := g.freeze(ctx, max(within, guest.Busy), within)
+	asked, err := g.freeze(ctx, within)
 	if !asked {
 		<-g.turn
 		return func() {}, err
@@ -92,7 +92,7 @@ func (g *Guest) TryFreeze(ctx context.Context) (thaw func()) {
 		return func() {}
 	}
 	g.forget()
-	asked, err := g.freeze(ctx, guest.Busy, oneDisk)
+	asked, err := g.freeze(ctx, oneDisk)
 	if err != nil {
 		g.Log.Warn("freezing the file systems of a guest for a snapshot", "error", err)
 	}
@@ -113,7 +113,7 @@ func (g *Guest) Flush(ctx context.Context, mode machinev1.StopMode) error {
 	if err := g.take(ctx); err != nil {
 		return err
 	}
-	asked, err := g.freeze(ctx, guest.Busy, flushTimeout)
+	asked, err := g.freeze(ctx, flushTimeout)
 	if !asked {
 		<-g.turn
 	} else if frozen := g.thaw(flushTimeout); frozen != nil {
@@ -153,10 +153,9 @@ func (g *Guest) forget() {
 	}
 }
 
-// freeze is not asked of an agent that does not answer: nothing is frozen then. One that has answered before may be busy
-// for a while.
-func (g *Guest) freeze(ctx context.Context, busy, within time.Duration) (asked bool, err error) {
-	if err := guest.Ping(ctx, g.Agent, busy); err != nil {
+// freeze is not asked of an agent that does not answer: nothing is frozen then.
+func (g *Guest) freeze(ctx context.Context, within time.Duration) (asked bool, err error) {
+	if err := guest.Ping(ctx, g.Agent); err != nil {
 		return false, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, within)

@@ -52,12 +52,9 @@ func Within(agent *guestagent.Client, otherwise time.Duration) time.Duration {
 	return otherwise
 }
 
-// Ping returns nil when the agent answers. One that has answered before may be busy for so long.
-func Ping(ctx context.Context, agent *guestagent.Client, busy time.Duration) error {
-	if agent.Answered() {
-		return ping(ctx, agent, busy)
-	}
-	return ping(ctx, agent, Timeout)
+// Ping returns nil when the agent answers.
+func Ping(ctx context.Context, agent *guestagent.Client) error {
+	return ping(ctx, agent, Within(agent, Timeout))
 }
 
 func ping(ctx context.Context, agent *guestagent.Client, within time.Duration) error {
