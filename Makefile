@@ -178,7 +178,7 @@ test-e2e: build images build/tools/gotest ## a supervisor on this host, used the
 		dir=$(DATA_DIR); $(ROOT) $(ATOLL) up --detach --data-dir $$dir; \
 	fi; \
 	$(ROOT) env ATOLL_E2E_DATA_DIR=$$dir ATOLL_CRASH_ROUNDS='$(CRASH_ROUNDS)' ATOLL_CRASH_SEED='$(CRASH_SEED)' \
-		$(GOTEST) -stage $(E2E_STAGE) -log build/test-$(E2E_STAGE).log -- -count=1 -parallel 4 -timeout 120m -tags $(E2E_TAGS) $(E2E_FLAGS) ./test/e2e
+		$(GOTEST) -stage $(E2E_STAGE) -log build/test-$(E2E_STAGE).log -- -count=1 -parallel 3 -timeout 120m -tags $(E2E_TAGS) $(E2E_FLAGS) ./test/e2e
 
 .PHONY: test-crash
 test-crash: E2E_STAGE := crash

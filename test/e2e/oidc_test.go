@@ -260,7 +260,7 @@ func TestPeopleOfAnIssuer(t *testing.T) {
 	if out, err := fred.atoll("", "whoami", "-o", "json"); err != nil || !strings.Contains(out, `"sso:fred@corp.example"`) {
 		t.Errorf("%s, %v", out, err)
 	}
-	dora.may("create", "supervisornamespaces.atoll.dev")
+	dora.mayCreate("supervisornamespaces.atoll.dev")
 	if emil.can("create", "supervisornamespaces.atoll.dev") {
 		t.Error("only the owner may make namespaces")
 	}

@@ -24,7 +24,7 @@ func TestTenantRoles(t *testing.T) {
 			t.Errorf("%s %s %s %s: got %t, want %t", p.name, verb, resource, strings.Join(where, " "), got, want)
 		}
 	}
-	n.owner.may("create", "supervisornamespaces.atoll.dev") // by a binding of all owners, which comes by itself
+	n.owner.mayCreate("supervisornamespaces.atoll.dev") // by a binding of all owners, which comes by itself
 	// The list of VM Operator's tests, in the words of kubectl once.
 	eventually(t, "the role to count", func() error {
 		_, err := n.editor.try("", "auth", "can-i", "create", "virtualmachine", "-n", n.name)

@@ -40,7 +40,7 @@ spec:
 	t.Cleanup(func() {
 		_, _ = kubectl(context.Background(), "", "delete", "supervisornamespace", mine, mine+"3", "--ignore-not-found")
 	})
-	n.owner.may("create", "supervisornamespaces.atoll.dev")
+	n.owner.mayCreate("supervisornamespaces.atoll.dev")
 	for what, c := range map[string]struct {
 		who  *actor
 		text string

@@ -209,11 +209,11 @@ func (p *actor) can(verb, resource string, where ...string) bool {
 	return answer.Status.Allowed
 }
 
-// may waits until somebody can do what a controller gives them.
-func (p *actor) may(verb, resource string, where ...string) {
+// mayCreate waits until somebody can make what a controller lets them make.
+func (p *actor) mayCreate(resource string, where ...string) {
 	p.t.Helper()
-	eventually(p.t, p.name+" to be allowed to "+verb+" "+resource, func() error {
-		return is(fmt.Sprint(p.can(verb, resource, where...)), "true")
+	eventually(p.t, p.name+" to be allowed to create "+resource, func() error {
+		return is(fmt.Sprint(p.can("create", resource, where...)), "true")
 	})
 }
 
@@ -321,7 +321,7 @@ func (n *tenant) begin(spec string) {
 		n.remove()
 	})
 	n.account()
-	n.editor.may("create", "pods", "-n", n.name)
+	n.editor.mayCreate("pods", "-n", n.name)
 }
 
 // declare makes the SupervisorNamespace what the spec says, and waits until it is in place.
