@@ -57,12 +57,13 @@ func TestSmallCPULimit(t *testing.T) {
 	n.apply(strings.Replace(sleeper, "command:", "resources: {requests: {cpu: 2m}, limits: {cpu: 10m}}, command:", 1))
 	n.ready("box")
 	equal(t, "cpu.max", n.exec("box", "cat", "/sys/fs/cgroup/cpu.max"), "1000 100000")
+	restarts := n.field("pod/box", ".status.containerStatuses[0].restartCount") // of starts for which a busy host had no time
 	n.kubectl("patch", "pod", "box", "--subresource", "resize", "--type", "strategic", "-p",
 		`{"spec":{"containers":[{"name":"box","resources":{"limits":{"cpu":"20m"}}}]}}`)
 	eventually(t, "the new limit", func() error {
 		return n.execIs("box", "2000 100000\n", "cat", "/sys/fs/cgroup/cpu.max")
 	})
-	equal(t, "restarts", n.field("pod/box", ".status.containerStatuses[0].restartCount"), "0")
+	equal(t, "restarts", n.field("pod/box", ".status.containerStatuses[0].restartCount"), restarts)
 }
 
 func TestTop(t *testing.T) {
