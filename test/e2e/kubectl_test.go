@@ -158,16 +158,19 @@ func (n *namespace) delivered(pod string, command ...string) (out string, err er
 	n.t.Helper()
 	eventually(n.t, "a command to get to "+pod, func() error {
 		out, err = n.try(append([]string{"exec", pod, "--"}, command...)...)
-		for _, undelivered := range []string{
-			"has answered before and does not now", "no guest agent answers in the machine", "error dialing backend", "etcdserver: request timed out",
-		} {
-			if strings.Contains(out, undelivered) {
-				return err
-			}
+		if undelivered(out) {
+			return err
 		}
 		return nil
 	})
 	return out, err
+}
+
+// undelivered tells by what an exec has said that its command did not get to where it was to run.
+func undelivered(out string) bool {
+	return slices.ContainsFunc([]string{
+		"has answered before and does not now", "no guest agent answers in the machine", "error dialing backend", "etcdserver: request timed out",
+	}, func(text string) bool { return strings.Contains(out, text) })
 }
 
 // field reads one JSONPath of an object.

@@ -55,7 +55,7 @@ func (p *actor) exec(namespace, machine string, command ...string) (out string) 
 	p.t.Helper()
 	eventually(p.t, "a command of "+p.name+" to get to "+machine, func() (err error) {
 		out, err = p.try("", append([]string{"-n", namespace, "exec", machine, "--"}, command...)...)
-		if strings.Contains(out, "has answered before and does not now") || strings.Contains(out, "no guest agent answers in the machine") {
+		if undelivered(out) {
 			return err
 		}
 		if err != nil {
